@@ -1,0 +1,167 @@
+"""A checkpoint becomes an engine: the stages of a build, each timed and shown."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from penstock.compiler import pipeline
+from penstock.compiler.backend import Planned, Progress, Unplanned, plan_engine
+from penstock.compiler.lower import lower
+from penstock.compiler.options import BuildOptions
+from penstock.compiler.phases import prepare_graph, sample_graph
+from penstock.compiler.timing_cache import cache_root
+from penstock.compiler.weights import write_weights
+from penstock.compiler.work import work_of
+from penstock.engine import store
+from penstock.engine.device import Device
+from penstock.engine.manifest import Engine
+from penstock.ir.graph import Graph
+from penstock.kernels.device import detect, software
+from penstock.models.binding import random_binding
+from penstock.models.checkpoint import Checkpoint
+from penstock.models.config import load_config
+from penstock.models.decoder import build_forward
+from penstock.models.registry import ignored_tensors, read_spec, weights
+from penstock.text.files import text_files
+from penstock.text.generation import generation_facts
+
+
+@dataclass(frozen=True)
+class Frontend:
+    """The device-independent half of a build, with what people want to see of it."""
+
+    draft: Unplanned
+    before: Graph
+    after: Graph
+    checkpoint: Checkpoint | None
+
+
+def silent(stage: str, done: int, total: int) -> None:
+    """Shows nothing."""
+
+
+def build(model: Path, options: BuildOptions, output: Path | None = None, progress: Progress = silent) -> Path:
+    """The engine directory of a model, built unless the cache has it. Returns its path.
+
+    model: a Hugging Face directory. Raises ModelError, CheckpointError, OptionError before any work; SelectionError
+    where no tactic runs an op; ResourceError when the disk is full. Nothing half-written is left.
+    """
+    device = detect(options.device)
+    root = cache_root(options.cache_dir)
+    seconds: dict[str, float] = {}
+    with _stage("read", seconds, progress):
+        front = read_model(model, options, device)
+        key = build_key(front, options, device)
+    front = replace(front, draft=replace(front.draft, source={**front.draft.source, "key": key}))
+    target = output or root / "engines" / f"{model.resolve().name}-{key}"
+    if store.is_engine(target) and store.load(target).source.get("key") == key:
+        progress("cached", 1, 1)
+        return target
+    with _stage("select", seconds, progress):
+        planned = plan_engine(front.draft, device, root, options.pins, progress)
+    write_engine(replace(planned, seconds=seconds), front, model, target, progress)
+    return target
+
+
+def read_model(model: Path, options: BuildOptions, device: Device) -> Frontend:
+    """Config, tensor headers and graph work; nothing of the weights is read."""
+    config = load_config(model)
+    spec = read_spec(config)
+    format = options.format(config, device)
+    profile = options.profile(spec, device)
+    binding = weights(spec, config, format)
+    checkpoint = None
+    if options.weights == "random":
+        binding = random_binding(binding)
+    else:
+        checkpoint = Checkpoint.open(model)
+        checkpoint.check(binding, ignored_tensors(spec, config))
+    before = build_forward(spec, binding, format, profile.block_size)
+    after, results = pipeline.run(before)
+    lowered = lower(after)
+    graphs = {
+        "prepare": prepare_graph(profile),
+        "forward": lowered.graph,
+        "sample": sample_graph(profile, spec.vocab_size),
+    }
+    report = tuple({"pass": r.name, "fired": dict(r.fired), "nodes": [r.nodes_before, r.nodes_after]} for r in results)
+    source = {"model": str(model.resolve()), "weights": options.weights, "config": config}
+    draft = Unplanned(
+        spec.to_json(), profile, format, graphs, lowered.weights, source,
+        generation_facts(model), work_of(lowered.graph, profile), report,
+    )  # fmt: skip
+    return Frontend(draft, before, after, checkpoint)
+
+
+def build_key(front: Frontend, options: BuildOptions, device: Device) -> str:
+    """Identity of a build: config, tensor headers with sizes and times, profile, device, software, options.
+
+    Left out: where the engine is put, and the weights' bytes (`--verify` compares those).
+    """
+    files = sorted({i.file for i in front.checkpoint.tensors.values()}) if front.checkpoint else ()
+    facts = {
+        "config": front.draft.source["config"],
+        "model": front.draft.source["model"],
+        "files": [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files],
+        "profile": front.draft.profile.to_json(),
+        "graph": front.draft.graphs["forward"].key(),
+        "device": asdict(device),
+        "software": dict(software(device)),
+        "pins": dict(options.pins),
+        "weights": options.weights,
+        "tokens": dict(front.draft.tokens),
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def write_engine(planned: Planned, front: Frontend, model: Path, target: Path, progress: Progress) -> None:
+    """Everything into a fresh directory that takes the target's name at the end."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    seconds = dict(planned.seconds)
+    with store.writing(target) as part:
+        with _stage("weights", seconds, progress):
+            engine, path = planned.engine, part / store.weights_file()
+            write_weights(engine.weights, front.checkpoint, path, engine.device.kind, _counting(engine, progress))
+        copy_kernels(planned, part / store.KERNELS)
+        (part / store.TIMING).write_text(json.dumps(planned.timing, indent=1))
+        (part / store.GRAPH).write_text(f"# as built\n{front.before}\n# after the passes\n{front.after}")
+        for file in text_files(model):
+            shutil.copyfile(file, part / file.name)
+        store.save(replace(planned.engine, build_seconds=seconds), part)
+
+
+def _counting(engine: Engine, progress: Progress) -> Callable[[int], None]:
+    """Adds up the bytes written, for the progress bar."""
+    done = 0
+
+    def written(count: int) -> None:
+        nonlocal done
+        done += count
+        progress("weights", done, engine.weight_bytes)
+
+    return written
+
+
+def copy_kernels(planned: Planned, folder: Path) -> None:
+    """The binaries that the engine's plans name."""
+    folder.mkdir()
+    for key in planned.engine.kernels:
+        shutil.copyfile(planned.kernels / f"{key}.cubin", folder / f"{key}.cubin")
+
+
+@contextmanager
+def _stage(name: str, seconds: dict[str, float], progress: Progress) -> Iterator[None]:
+    progress(name, 0, 0)
+    start = time.perf_counter()
+    yield
+    seconds[name] = round(time.perf_counter() - start, 3)
+    progress(name, 1, 1)
+
+

@@ -1,0 +1,91 @@
+"""What may run a site: every tactic that supports it, each configuration drafted at the sizes asked for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+from penstock.engine.device import Device
+from penstock.engine.program import Site, Sizes
+from penstock.errors import SelectionError
+from penstock.kernels.reference import PARTS, REFERENCE, Reference, has_parts, plan_parts
+from penstock.kernels.registry import tactics
+from penstock.kernels.tactic import NO_CONFIG, PLAIN, Config, Draft, Tactic
+
+Pins = Mapping[str, str]  # op -> the one tactic that may run it
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A tactic with one configuration. `name` is how timings, plans and people call it."""
+
+    tactic: Tactic | None  # None: parts
+    config: Config
+
+    @property
+    def tactic_name(self) -> str:
+        return self.tactic.name if self.tactic else PARTS
+
+    @property
+    def version(self) -> int:
+        return self.tactic.version if self.tactic else 1
+
+    @property
+    def name(self) -> str:
+        return f"{self.tactic_name}{json.dumps(dict(self.config))}" if self.config else self.tactic_name
+
+    def layouts(self, site: Site) -> tuple[tuple[int, str], ...]:
+        """The layout of each weight input; parts read plain weights."""
+        wanted = self.tactic.layouts(site, self.config) if self.tactic else {}
+        return tuple((i, wanted.get(i, PLAIN)) for i in site.weights)
+
+    def supports(self, site: Site, sizes: Sizes, device: Device) -> str | None:
+        return self.tactic.supports(site, sizes, device) if self.tactic else None
+
+    def draft(self, site: Site, sizes: Sizes, device: Device, choose: Callable[[Site], Draft]) -> Draft:
+        """`choose` drafts the parts of a fused site."""
+        if self.tactic is None:
+            return plan_parts(site, sizes, choose)
+        return self.tactic.plan(site, sizes, device, self.config)
+
+
+def candidates(site: Site, sizes: Sizes, device: Device, pins: Pins) -> tuple[tuple[Candidate, ...], dict[str, str]]:
+    """Those that can run the site at these sizes, and why the others cannot.
+
+    The reference competes on a CPU; on a GPU it is kept for sites that nothing else can run. Raises SelectionError
+    where a pinned tactic does not exist.
+    """
+    refused: dict[str, str] = {}
+    found: list[Candidate] = []
+    for tactic in _allowed(site.op, pins):
+        if reason := tactic.supports(site, sizes, device):
+            refused[tactic.name] = reason
+        else:
+            found.extend(Candidate(tactic, c) for c in tactic.tunables(site, sizes, device) or (NO_CONFIG,))
+    if has_parts(site.op) and pins.get(site.op, PARTS) == PARTS:
+        found.append(Candidate(None, NO_CONFIG))
+    if device.kind == "cpu" or not found or pins.get(site.op) == REFERENCE:
+        found.extend(_reference(site, sizes, device, pins, refused))
+    return tuple(found), refused
+
+
+def _reference(site: Site, sizes: Sizes, device: Device, pins: Pins, refused: dict[str, str]) -> Iterator[Candidate]:
+    if pins.get(site.op, REFERENCE) != REFERENCE:
+        return
+    reference = Reference(site.op)
+    if reason := reference.supports(site, sizes, device):
+        refused[REFERENCE] = reason
+    else:
+        yield Candidate(reference, NO_CONFIG)
+
+
+def _allowed(op: str, pins: Pins) -> tuple[Tactic, ...]:
+    every = tactics(op)
+    if op not in pins:
+        return every
+    named = tuple(t for t in every if t.name == pins[op])
+    if not named and pins[op] not in (REFERENCE, PARTS):
+        known = ", ".join(sorted({t.name for t in every} | {REFERENCE, PARTS}))
+        raise SelectionError(f"no tactic {pins[op]!r} for op {op!r}; it has {known}")
+    return named

@@ -1,0 +1,60 @@
+"""What a build is asked for, checked before any work."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from penstock.engine.device import Device
+from penstock.engine.profile import Profile
+from penstock.errors import OptionError
+from penstock.spec.model import ModelSpec
+
+FORMATS = {
+    "float32": "f32", "f32": "f32", "fp32": "f32", "float": "f32",
+    "float16": "f16", "f16": "f16", "fp16": "f16", "half": "f16",
+    "bfloat16": "bf16", "bf16": "bf16",
+}  # fmt: skip
+DEFAULT_SEQ_LEN = 8192  # tokens; longer on request, since every slot keeps its history and block table
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """Limits left at None take a default that fits the model and the device."""
+
+    dtype: str = "auto"
+    weights: str = "checkpoint"  # or "random"
+    device: str = "auto"
+    max_batch_size: int | None = None
+    max_num_tokens: int | None = None
+    max_seq_len: int | None = None
+    block_size: int = 64
+    pins: Mapping[str, str] = field(default_factory=dict)  # op -> tactic
+    cache_dir: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.dtype != "auto" and self.dtype not in FORMATS:
+            raise OptionError(f"dtype={self.dtype!r} is not one of auto, {', '.join(FORMATS)}")
+        if self.weights not in ("checkpoint", "random"):
+            raise OptionError(f"weights={self.weights!r} is neither 'checkpoint' nor 'random'")
+
+    def format(self, config: Mapping[str, Any], device: Device) -> str:
+        """The number format of weights, activations and KV: float32 on a CPU, the checkpoint's own on a GPU."""
+        if self.dtype != "auto":
+            return FORMATS[self.dtype]
+        if device.kind == "cpu":
+            return "f32"
+        stated = str(config.get("dtype") or config.get("torch_dtype") or "bfloat16")
+        return FORMATS.get(stated, "bf16")
+
+    def profile(self, spec: ModelSpec, device: Device) -> Profile:
+        """Raises OptionError where a limit exceeds the model's or contradicts another."""
+        seq_len = self.max_seq_len or min(spec.max_position, DEFAULT_SEQ_LEN)
+        if seq_len > spec.max_position:
+            raise OptionError(f"max_seq_len={seq_len} exceeds the {spec.max_position} positions the model was made for; lower it")
+        batch = self.max_batch_size or (64 if device.kind == "cuda" else 16)
+        tokens = self.max_num_tokens or max(batch, 8192 if device.kind == "cuda" else 512)
+        rope = spec.request_rope
+        return Profile(batch, tokens, seq_len, self.block_size, rope.dim // 2 if rope else 0)

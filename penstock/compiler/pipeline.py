@@ -1,0 +1,88 @@
+"""The ordered list of passes: the only statement of order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from penstock.compiler.passes import align, fold, fuse_glu, fuse_norm, fuse_qkv, fuse_rope
+from penstock.compiler.passes.share import share
+from penstock.errors import PassError
+from penstock.ir.dialect import Dialect, built, optimised, verify
+from penstock.ir.graph import Graph
+from penstock.ir.rewrite import Rewritten, Rule, rewrite
+
+
+def _never(graph: Graph) -> int:
+    return 0
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """One step of the pipeline: rules to fixpoint, or a function over the whole graph.
+
+    `dialect` is what the result is verified against. `must` says how often, in all, the pass has to fire on the graph
+    handed to it: a fusion that silently stopped matching would cost speed and nobody would know.
+    """
+
+    name: str
+    body: tuple[Rule, ...] | Callable[[Graph], Rewritten]
+    dialect: Callable[[], Dialect] = optimised
+    must: Callable[[Graph], int] = _never
+
+    def __call__(self, graph: Graph) -> Rewritten:
+        return rewrite(graph, self.body) if isinstance(self.body, tuple) else self.body(graph)
+
+
+@dataclass(frozen=True, slots=True)
+class PassResult:
+    """What one pass did."""
+
+    name: str
+    fired: Mapping[str, int]  # by rule
+    nodes_before: int
+    nodes_after: int
+    graph: Graph
+
+
+PASSES: tuple[Pass, ...] = (
+    Pass("share", share),  # first, so that "of one value" is a comparison of values
+    Pass("fold", fold.RULES),
+    Pass("fuse_qkv", fuse_qkv.RULES, must=fuse_qkv.must),
+    Pass("fuse_glu", fuse_glu.RULES, must=fuse_glu.must),
+    Pass("fuse_norm", fuse_norm.RULES, must=fuse_norm.must),
+    Pass("fuse_rope", fuse_rope.RULES, must=fuse_rope.must),
+    Pass("align", align.RULES, must=align.must),
+    Pass("fold_fused", fold.RULES),  # what fusing and padding left over in weight expressions
+    Pass("share_fused", share),
+)
+
+
+def run(graph: Graph, passes: Sequence[Pass] = PASSES) -> tuple[Graph, tuple[PassResult, ...]]:
+    """The optimised graph, and what each pass did.
+
+    Raises GraphError where the graph handed in is not a builder's or a pass broke it, PassError where a pass that must
+    fire did not.
+    """
+    verify(graph, built())
+    results = []
+    for step in passes:
+        results.append(_apply(step, graph))
+        graph = results[-1].graph
+    return graph, tuple(results)
+
+
+def _apply(step: Pass, graph: Graph) -> PassResult:
+    after = step(graph)
+    _check_fired(step, graph, after)
+    verify(after.graph, step.dialect())
+    return PassResult(step.name, after.fired, len(graph.nodes), len(after.graph.nodes), after.graph)
+
+
+def _check_fired(step: Pass, graph: Graph, after: Rewritten) -> None:
+    need, did = step.must(graph), sum(after.fired.values())
+    if did < need:
+        raise PassError(
+            f"pass {step.name!r} must fire {need} times on this graph and fired {did} times ({dict(after.fired)}); "
+            f"the graph handed to it has the pattern, so a rule no longer matches it"
+        )

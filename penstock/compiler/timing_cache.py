@@ -1,0 +1,56 @@
+"""Timings kept between builds, in the user's cache directory: a later build of a like model times nothing twice."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+from penstock.compiler.timing import Timing
+from penstock.engine.device import Device
+
+
+def cache_root(chosen: str | Path | None = None) -> Path:
+    """Where builds and timings are kept: the directory chosen, or `penstock` in the user's cache directory."""
+    if chosen is not None:
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "penstock"
+
+
+class TimingCache:
+    """Timings by readable key, for one device and one set of software versions."""
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        self._known: dict[str, Timing] = {}
+        self.hits = 0
+        if path is not None and path.exists():
+            self._known = {key: Timing(**t) for key, t in json.loads(path.read_text()).items()}
+
+    @staticmethod
+    def of(root: Path, device: Device, software: Mapping[str, str]) -> TimingCache:
+        """The cache file of this device and software."""
+        identity = json.dumps([asdict(device), dict(software)], sort_keys=True)
+        name = f"{device.name.replace(' ', '-')}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}.json"
+        return TimingCache(root / "timings" / name)
+
+    def get(self, key: str) -> Timing | None:
+        timing = self._known.get(key)
+        self.hits += timing is not None
+        return timing
+
+    def put(self, key: str, timing: Timing) -> None:
+        """Refusals are kept for this build only: a crash or a full memory may not happen again."""
+        self._known[key] = timing
+
+    def save(self) -> None:
+        """Write what was measured; another build's file is replaced whole, never half."""
+        if self.path is None:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        part = self.path.with_suffix(f".{os.getpid()}.part")
+        part.write_text(json.dumps({k: asdict(t) for k, t in self._known.items() if t.ok}))
+        part.replace(self.path)

@@ -1,0 +1,81 @@
+"""A worker process: compiles kernels and times plans, one JSON line in, one out. A crash here costs one tactic.
+
+Run as `python -m penstock.compiler.worker FOLDER`; FOLDER holds compiled kernels.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from penstock.compiler.timing import CudaTimer, Timing
+from penstock.engine.device import Device
+from penstock.engine.program import plan_from_json, site_from_json
+from penstock.errors import PenstockError
+from penstock.kernels.compile import compile_triton, store, stored
+from penstock.kernels.driver import Kernel, load
+from penstock.kernels.tactic import TritonKernel
+
+Job = Mapping[str, Any]
+
+
+def kernel_from_json(data: Mapping[str, Any]) -> TritonKernel:
+    pairs = {name: tuple(tuple(pair) for pair in data[name]) for name in ("signature", "constants")}
+    return TritonKernel(**{**data, **pairs, "aligned": tuple(data["aligned"])})
+
+
+def compile_job(folder: Path, job: Job) -> dict[str, Any]:
+    """Compile one kernel into the folder unless it is there already."""
+    kernel, capability = kernel_from_json(job["kernel"]), int(job["capability"])
+    key = kernel.key(capability)
+    if stored(folder, key) is None:
+        store(compile_triton(kernel, capability), folder, key)
+    return {"key": key}
+
+
+@lru_cache(maxsize=512)
+def _kernel(folder: Path, key: str) -> Kernel:
+    binary = stored(folder, key)
+    if binary is None:
+        raise PenstockError(f"kernel {key} was not compiled")
+    return load(binary.cubin, binary.facts())
+
+
+@lru_cache(maxsize=1)
+def _timer(folder: Path, device: Device) -> CudaTimer:
+    return CudaTimer(device, lambda key: _kernel(folder, key))
+
+
+def time_job(folder: Path, job: Job) -> dict[str, Any]:
+    """Gate and time one plan on this machine's GPU."""
+    import torch
+
+    torch.backends.cuda.matmul.allow_tf32 = False
+    with torch.no_grad():
+        timer = _timer(folder, Device(**job["device"]))
+        return asdict(timer(site_from_json(job["site"]), job["sizes"], plan_from_json(job["plan"])))
+
+
+JOBS: Mapping[str, Callable[[Path, Job], dict[str, Any]]] = {"compile": compile_job, "time": time_job}
+
+
+def main() -> None:
+    """Answer jobs until the input ends."""
+    folder = Path(sys.argv[1])
+    answers, sys.stdout = sys.stdout, sys.stderr  # whatever libraries print must not mix with the answers
+    for line in sys.stdin:
+        job = json.loads(line)
+        try:
+            answer = JOBS[job["do"]](folder, job)
+        except Exception as error:  # a process boundary: the parent re-reports it as the tactic's refusal
+            answer = asdict(Timing(refused=f"{type(error).__name__}: {str(error)[:300]}"))
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,137 @@
+"""The engine: what `build` writes and the runtime reads. A person can read engine.json; another runtime can run it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from typing import Any
+
+from penstock.engine.device import Device
+from penstock.engine.profile import Profile
+from penstock.engine.program import Program, program_from_json, program_to_json
+from penstock.errors import EngineCorruptError, EngineSchemaError
+from penstock.ir.graph import Graph, Node, Type
+from penstock.ir.text import graph_from_json, graph_to_json, parse_type
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Weight:
+    """One weight: its type as the graph sees it, how it is laid out, and the expression it comes from."""
+
+    type: Type
+    layout: str
+    expression: Graph
+
+
+@dataclass(frozen=True)
+class Engine:
+    """The manifest.
+
+    `spec`: the model, as ModelSpec prints itself. `source`: where the weights came from. `device`, `software`: what the
+    engine was compiled for. `buffers[bucket]`: byte offsets in the arena of every value of every phase, in graph order
+    (-1: aliases an input); `arena`: its bytes. `tokens`: eos ids and sampling defaults of the model. `work`: bytes and
+    operations of one token, for the roof. `report`: what the passes did.
+    """
+
+    spec: Mapping[str, Any]
+    profile: Profile
+    format: str
+    device: Device
+    software: Mapping[str, str]
+    source: Mapping[str, Any]
+    programs: Mapping[str, Program]
+    weights: Mapping[str, Weight]
+    buffers: Mapping[str, Mapping[str, tuple[int, ...]]] = field(default_factory=dict)
+    arena: int = 0
+    kernels: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    tokens: Mapping[str, Any] = field(default_factory=dict)
+    work: Mapping[str, float] = field(default_factory=dict)
+    report: tuple[Mapping[str, Any], ...] = ()
+    build_seconds: Mapping[str, float] = field(default_factory=dict)
+
+    @cached_property
+    def states(self) -> tuple[Node, ...]:
+        """The KV states of the decode program, in layer order."""
+        graph = self.programs["decode"].phases["forward"].graph
+        return graph.leaves("state")
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes that one block takes over all layers."""
+        return sum(n.types[0].nbytes({"N": 1}) for n in self.states)
+
+    @property
+    def weight_bytes(self) -> int:
+        return sum(w.type.nbytes() for w in self.weights.values())
+
+    @property
+    def vocab_size(self) -> int:
+        return int(self.spec["vocab_size"])
+
+
+def to_json(engine: Engine) -> dict[str, Any]:
+    """The manifest as stored; `checksum` is over everything else."""
+    data = {
+        "schema": SCHEMA,
+        "spec": dict(engine.spec),
+        "profile": engine.profile.to_json(),
+        "format": engine.format,
+        "device": asdict(engine.device),
+        "software": dict(engine.software),
+        "source": dict(engine.source),
+        "programs": {name: program_to_json(p) for name, p in engine.programs.items()},
+        "weights": {name: _weight_to_json(w) for name, w in engine.weights.items()},
+        "buffers": {b: {p: list(o) for p, o in phases.items()} for b, phases in engine.buffers.items()},
+        "arena": engine.arena,
+        "kernels": {key: dict(facts) for key, facts in engine.kernels.items()},
+        "tokens": dict(engine.tokens),
+        "work": dict(engine.work),
+        "report": [dict(r) for r in engine.report],
+        "build_seconds": dict(engine.build_seconds),
+    }
+    return {**data, "checksum": checksum(data)}
+
+
+def from_json(data: Mapping[str, Any]) -> Engine:
+    """Raises EngineSchemaError for another schema, EngineCorruptError where the checksum does not match."""
+    if data.get("schema") != SCHEMA:
+        raise EngineSchemaError(
+            f"the engine has schema {data.get('schema')!r}, this version reads {SCHEMA}; build it again from its checkpoint"
+        )
+    rest = {k: v for k, v in data.items() if k != "checksum"}
+    if data.get("checksum") != checksum(rest):
+        raise EngineCorruptError("engine.json was changed after it was written (checksum differs); build the engine again")
+    return Engine(
+        spec=data["spec"],
+        profile=Profile(**data["profile"]),
+        format=data["format"],
+        device=Device(**data["device"]),
+        software=data["software"],
+        source=data["source"],
+        programs={name: program_from_json(p) for name, p in data["programs"].items()},
+        weights={name: _weight_from_json(w) for name, w in data["weights"].items()},
+        buffers={b: {p: tuple(o) for p, o in phases.items()} for b, phases in data["buffers"].items()},
+        arena=data["arena"],
+        kernels=data["kernels"],
+        tokens=data["tokens"],
+        work=data["work"],
+        report=tuple(data["report"]),
+        build_seconds=data["build_seconds"],
+    )
+
+
+def checksum(data: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _weight_to_json(weight: Weight) -> dict[str, Any]:
+    return {"type": str(weight.type), "layout": weight.layout, "expression": graph_to_json(weight.expression)}
+
+
+def _weight_from_json(data: Mapping[str, Any]) -> Weight:
+    return Weight(parse_type(data["type"]), data["layout"], graph_from_json(data["expression"]))

@@ -1,0 +1,98 @@
+"""The profile: the limits an engine is built for, and the buckets its steps are padded to."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+from penstock.engine.program import Sizes, bucket_name
+from penstock.errors import OptionError
+from penstock.ir.ops.state import FIELDS, HEADER, ROW, SlotLayout
+
+# Above the last one products only scale, so a larger bucket uses its tactics.
+_TUNED = (*(1 << i for i in range(10)), 2048, 8192)
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Limits. Raises OptionError where one contradicts another.
+
+    max_batch_size: requests in a step; max_num_tokens: tokens in a step; max_seq_len: prompt and output of one request;
+    block_size: tokens in a block of KV; freqs: rope frequencies kept by request (0 where the model's are fixed).
+    """
+
+    max_batch_size: int
+    max_num_tokens: int
+    max_seq_len: int
+    block_size: int = 64
+    freqs: int = 0
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if value < (0 if name == "freqs" else 1):
+                raise OptionError(f"{name}={value} must be at least 1")
+        if self.max_num_tokens < self.max_batch_size:
+            raise OptionError(
+                f"max_num_tokens={self.max_num_tokens} is below max_batch_size={self.max_batch_size}: "
+                "a step must hold one token of every running request; raise the first or lower the second"
+            )
+        if self.block_size & (self.block_size - 1) or self.block_size < 16:
+            raise OptionError(f"block_size={self.block_size} must be a power of two, at least 16")
+
+    @property
+    def table_width(self) -> int:
+        """M: blocks of the longest sequence."""
+        return -(-self.max_seq_len // self.block_size)
+
+    @property
+    def slots(self) -> SlotLayout:
+        """The device's memory of running requests."""
+        return SlotLayout(self.max_batch_size, self.max_seq_len + 1, self.table_width, self.freqs)
+
+    @property
+    def upload_size(self) -> int:
+        """U: numbers of the largest upload, in which every slot is filled anew and every token is a prompt's."""
+        per_slot = len(FIELDS) + self.table_width + self.freqs
+        return HEADER + ROW * self.max_batch_size + 2 * (self.max_num_tokens + self.max_batch_size * per_slot)
+
+    @cached_property
+    def token_buckets(self) -> tuple[int, ...]:
+        """Capture buckets: steps of at most 32 up to 512, at most 12 % waste above."""
+        sizes = [1, 2, 4, 8, 16, 24, *range(32, 513, 32)]
+        while sizes[-1] < self.max_num_tokens:
+            sizes.append(int(sizes[-1] / 0.88) // 32 * 32)
+        return tuple(s for s in sizes if s < self.max_num_tokens) + (self.max_num_tokens,)
+
+    @cached_property
+    def tuned_buckets(self) -> tuple[int, ...]:
+        """Sizes at which tactics are timed: powers of two up to 512, then of four; at most twelve."""
+        below = tuple(size for size in _TUNED if size < self.max_num_tokens)
+        return (*below, min(self.max_num_tokens, _TUNED[-1]))
+
+    def logit_buckets(self, tokens: int) -> tuple[int, ...]:
+        """Logit rows that a step of so many tokens is captured for."""
+        most = min(tokens, self.max_batch_size)
+        return tuple(sorted({size for size in (1, 8, 64) if size < most} | {most}))
+
+    def bucket(self, tokens: int, logits: int) -> tuple[int, int]:
+        """The capture bucket (T, L) of a step. The one function that names it."""
+        size = next(t for t in self.token_buckets if t >= tokens)
+        return size, next(n for n in self.logit_buckets(size) if n >= logits)
+
+    def tuned(self, size: int) -> int:
+        """The tuned bucket whose tactics a size uses: the next one up, or the largest."""
+        return next((t for t in self.tuned_buckets if t >= size), self.tuned_buckets[-1])
+
+    def sizes(self, tokens: int, logits: int) -> Sizes:
+        """The run-time dimensions of bucket (T, L)."""
+        sequences = min(tokens, self.max_batch_size)
+        return {"T": tokens, "S": sequences, "L": logits, "M": self.table_width, "U": self.upload_size}
+
+    def buckets(self) -> dict[str, Sizes]:
+        """Every capture bucket by name."""
+        pairs = ((t, n) for t in self.token_buckets for n in self.logit_buckets(t))
+        return {bucket_name(t, n): self.sizes(t, n) for t, n in pairs}
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)

@@ -1,0 +1,197 @@
+"""Programs: graphs with the launches chosen for them. Plain data, so that another runtime could run them.
+
+A program has phases, run one after another in every step, each with its own graph. Every node has a *site* (op, types,
+attributes); equal sites share one plan per bucket.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from penstock.ir.graph import Attr, Graph, Node, Type, freeze
+from penstock.ir.text import graph_from_json, graph_to_json, parse_type
+
+Sizes = Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Site:
+    """What a tactic is chosen for: an op on types with attributes. Left out of identity: where in the graph it stands.
+
+    `weights` are the indices of inputs that are weights, whose layout the tactic may choose.
+    """
+
+    op: str
+    inputs: tuple[Type, ...]
+    outputs: tuple[Type, ...]
+    attrs: tuple[tuple[str, Attr], ...] = ()
+    weights: tuple[int, ...] = ()
+
+    @staticmethod
+    def of(node: Node) -> Site:
+        weights = tuple(i for i, v in enumerate(node.inputs) if v.node.op == "weight")
+        return Site(node.op, tuple(v.type for v in node.inputs), node.types, node.attrs, weights)
+
+    def attr(self, name: str, default: Any = None) -> Any:
+        return dict(self.attrs).get(name, default)
+
+    @cached_property
+    def key(self) -> str:
+        """Readable and unique: the name under which plans and timings are stored."""
+        operands = ", ".join(f"{t}{'!' if i in self.weights else ''}" for i, t in enumerate(self.inputs))
+        attrs = f" {json.dumps(dict(self.attrs))}" if self.attrs else ""
+        return f"{self.op}({operands}){attrs} : {', '.join(map(str, self.outputs))}"
+
+
+@dataclass(frozen=True, slots=True)
+class Arg:
+    """One kernel argument: input i, output i, byte offset into the workspace, or an integer."""
+
+    kind: str  # "in" | "out" | "workspace" | "int"
+    value: int
+
+
+@dataclass(frozen=True, slots=True)
+class KernelLaunch:
+    """A stored kernel, its grid and its arguments."""
+
+    kernel: str  # key into the engine's kernels
+    grid: tuple[int, int, int]
+    args: tuple[Arg, ...]
+    dependent: bool = True  # programmatic dependent launch: the kernel waits by itself for what it reads
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A named function of the runtime on tensors: a library's product, or an op's reference."""
+
+    name: str
+    op: str
+    attrs: tuple[tuple[str, Attr], ...]
+    inputs: tuple[tuple[Arg, Type], ...]
+    outputs: tuple[tuple[Arg, Type], ...]
+
+
+Launch = KernelLaunch | Call
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How one site runs in one bucket."""
+
+    tactic: str
+    launches: tuple[Launch, ...]
+    workspace: int = 0  # bytes
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One graph of a program and, by site key and bucket, its plans.
+
+    `buckets` maps a bucket's name to its sizes; `plans[site key][bucket]` says how the site runs there.
+    """
+
+    graph: Graph
+    plans: Mapping[str, Mapping[str, Plan]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Program:
+    """Named phases in the order a step runs them, and the buckets they are planned for."""
+
+    phases: Mapping[str, Phase]
+    buckets: Mapping[str, Sizes]
+
+
+def site_to_json(site: Site) -> dict[str, Any]:
+    return {
+        "op": site.op,
+        "inputs": [str(t) for t in site.inputs],
+        "outputs": [str(t) for t in site.outputs],
+        "attrs": dict(site.attrs),
+        "weights": list(site.weights),
+    }
+
+
+def site_from_json(data: Mapping[str, Any]) -> Site:
+    attrs = tuple(sorted((k, freeze(v)) for k, v in data["attrs"].items()))
+    types = [tuple(parse_type(t) for t in data[side]) for side in ("inputs", "outputs")]
+    return Site(data["op"], types[0], types[1], attrs, tuple(data["weights"]))
+
+
+def bucket_name(tokens: int, logits: int) -> str:
+    """The name of the bucket of T tokens and L logit rows."""
+    return f"T{tokens}.L{logits}"
+
+
+def program_to_json(program: Program) -> dict[str, Any]:
+    return {
+        "buckets": {name: dict(sizes) for name, sizes in program.buckets.items()},
+        "phases": {name: _phase_to_json(phase) for name, phase in program.phases.items()},
+    }
+
+
+def program_from_json(data: Mapping[str, Any]) -> Program:
+    return Program(
+        {name: _phase_from_json(phase) for name, phase in data["phases"].items()},
+        {name: dict(sizes) for name, sizes in data["buckets"].items()},
+    )
+
+
+def _phase_to_json(phase: Phase) -> dict[str, Any]:
+    """Plans that several buckets share are stored once."""
+    store: dict[str, Any] = {}
+    sites: dict[str, dict[str, str]] = {}
+    for site, by_bucket in phase.plans.items():
+        for bucket, plan in by_bucket.items():
+            data = plan_to_json(plan)
+            key = hashlib.sha256(json.dumps(data).encode()).hexdigest()[:12]
+            store[key] = data
+            sites.setdefault(site, {})[bucket] = key
+    return {"graph": graph_to_json(phase.graph), "sites": sites, "plans": store}
+
+
+def _phase_from_json(data: Mapping[str, Any]) -> Phase:
+    plans = {key: plan_from_json(plan) for key, plan in data["plans"].items()}
+    sites = {site: {b: plans[key] for b, key in by_bucket.items()} for site, by_bucket in data["sites"].items()}
+    return Phase(graph_from_json(data["graph"]), sites)
+
+
+def plan_to_json(plan: Plan) -> dict[str, Any]:
+    launches = [_launch_to_json(launch) for launch in plan.launches]
+    return {"tactic": plan.tactic, "workspace": plan.workspace, "launches": launches}
+
+
+def plan_from_json(data: Mapping[str, Any]) -> Plan:
+    return Plan(data["tactic"], tuple(_launch_from_json(x) for x in data["launches"]), data["workspace"])
+
+
+def _launch_to_json(launch: Launch) -> dict[str, Any]:
+    if isinstance(launch, KernelLaunch):
+        args = [[a.kind, a.value] for a in launch.args]
+        return {"kernel": launch.kernel, "grid": list(launch.grid), "args": args, "dependent": launch.dependent}
+    return {
+        "call": launch.name,
+        "op": launch.op,
+        "attrs": dict(launch.attrs),
+        "inputs": [[a.kind, a.value, str(t)] for a, t in launch.inputs],
+        "outputs": [[a.kind, a.value, str(t)] for a, t in launch.outputs],
+    }
+
+
+def _launch_from_json(data: Mapping[str, Any]) -> Launch:
+    if "kernel" in data:
+        args = tuple(Arg(kind, value) for kind, value in data["args"])
+        grid = data["grid"]
+        return KernelLaunch(data["kernel"], (grid[0], grid[1], grid[2]), args, data["dependent"])
+    attrs = tuple(sorted((k, freeze(v)) for k, v in data["attrs"].items()))
+    return Call(data["call"], data["op"], attrs, _typed(data["inputs"]), _typed(data["outputs"]))
+
+
+def _typed(items: list[list[Any]]) -> tuple[tuple[Arg, Type], ...]:
+    return tuple((Arg(kind, value), parse_type(text)) for kind, value, text in items)

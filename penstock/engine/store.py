@@ -1,0 +1,109 @@
+"""The engine directory: written under a temporary name and renamed, read with every file checked for its size."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import struct
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from penstock.engine.manifest import Engine, from_json, to_json
+from penstock.errors import EngineCorruptError, EngineError, ResourceError
+
+MANIFEST, TIMING, GRAPH, KERNELS, FILES = "engine.json", "timing.json", "graph.txt", "kernels", "files.json"
+
+
+def is_engine(path: Path) -> bool:
+    return (path / MANIFEST).is_file()
+
+
+def weights_file(rank: int = 0) -> str:
+    return f"rank{rank}.safetensors"
+
+
+@contextmanager
+def writing(target: Path) -> Iterator[Path]:
+    """A fresh directory beside `target` that takes its name when the block ends well, and vanishes otherwise.
+
+    Raises ResourceError when the disk is full, EngineError when `target` exists and is no engine.
+    """
+    if target.exists() and not is_engine(target) and any(target.iterdir()):
+        raise EngineError(f"{target} exists and is no engine; name an empty or a new directory")
+    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        part.mkdir(parents=True)
+        yield part
+        (part / FILES).write_text(json.dumps(_inventory(part), indent=1))
+        if target.exists():
+            shutil.rmtree(target)
+        part.rename(target)
+    except OSError as error:
+        if error.errno in (28, 122):  # no space, quota
+            raise ResourceError(f"no space left under {target.parent} while writing the engine; free some, or name another place") from None
+        raise
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def save(engine: Engine, directory: Path) -> None:
+    """Write engine.json."""
+    (directory / MANIFEST).write_text(json.dumps(to_json(engine)))
+
+
+def load(directory: Path) -> Engine:
+    """The manifest, after checking that every file is there in full. Weights and kernels are not read."""
+    if not is_engine(directory):
+        raise EngineError(f"{directory} is no engine directory (it has no {MANIFEST}); make one with `penstock build`")
+    check(directory)
+    return from_json(_json(directory / MANIFEST))
+
+
+def check(directory: Path, full: bool = False) -> None:
+    """Every file has the size that was written, and small ones and headers the content; `full` hashes all of it."""
+    inventory = _json(directory / FILES)
+    for name, facts in inventory.items():
+        path = directory / name
+        size = path.stat().st_size if path.is_file() else -1
+        if size != facts["size"]:
+            found = "missing" if size < 0 else f"{size} bytes"
+            raise EngineCorruptError(f"{path} is {found}, {facts['size']} bytes were written; build the engine again")
+        if fingerprint(path) != facts["fingerprint"]:
+            raise EngineCorruptError(f"{path} was changed after it was written; build the engine again")
+        if full and "sha256" in facts and _sha256(path) != facts["sha256"]:
+            raise EngineCorruptError(f"{path} was changed after it was written; build the engine again")
+
+
+def fingerprint(path: Path) -> str:
+    """A hash that is quick on files of any size: all of a small file, header and size of safetensors."""
+    if path.suffix != ".safetensors":
+        return _sha256(path)
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        return hashlib.sha256(file.read(length)).hexdigest()
+
+
+def _inventory(directory: Path) -> dict[str, dict[str, Any]]:
+    files = sorted(p for p in directory.rglob("*") if p.is_file() and p.name != FILES)
+    return {
+        str(p.relative_to(directory)): {"size": p.stat().st_size, "fingerprint": fingerprint(p)} for p in files
+    }
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _json(path: Path) -> Mapping[str, Any]:
+    try:
+        data = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise EngineCorruptError(f"{path} cannot be read ({error}); build the engine again") from None
+    if not isinstance(data, dict):
+        raise EngineCorruptError(f"{path} holds no JSON object; build the engine again")
+    return data

@@ -1,0 +1,93 @@
+"""Run a graph by its ops' references: the meaning that every pass and every kernel is tested against."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from penstock.ir.graph import Graph, Node, Type
+from penstock.ir.lazy import torch
+from penstock.ir.op import get, parts_graph
+
+Feed = Mapping[str, Any]  # leaf name -> torch tensor
+
+
+def run_node(node: Node, inputs: Sequence[Any], sizes: Mapping[str, int] | None = None) -> tuple[Any, ...]:
+    """One node by its reference. The results are born, and so rounded, in the formats their types name."""
+    op = get(node.op)
+    extra = {"sizes": sizes} if op.sized else {}
+    out = op.reference(*inputs, **dict(node.attrs), **extra)
+    return tuple(born(t, y) for t, y in zip(node.types, out if isinstance(out, tuple) else (out,), strict=True))
+
+
+def born(type: Type, tensor: Any) -> Any:
+    """Round a reference's float32 result to the format of the value it becomes."""
+    return tensor.to(getattr(torch, type.format.torch_dtype))
+
+
+def values(graph: Graph, feed: Feed) -> dict[Node, tuple[Any, ...]]:
+    """Every node's results. State tensors in `feed` are updated in place, as a step does."""
+    env: dict[Node, tuple[Any, ...]] = {}
+    for node in graph.nodes:
+        if node.is_leaf:
+            env[node] = (feed[node.name],)
+        else:
+            env[node] = run_node(node, [env[v.node][v.index] for v in node.inputs])
+    return env
+
+
+def interpret(graph: Graph, feed: Feed) -> dict[str, Any]:
+    """The graph's named results."""
+    env = values(graph, feed)
+    return {name: env[v.node][v.index] for name, v in zip(graph.names, graph.outputs, strict=True)}
+
+
+def run_parts(name: str, tensors: Sequence[Any], attrs: Mapping[str, Any]) -> tuple[Any, ...]:
+    """A fused op's reference: the ops it stands for, one after another on the same tensors."""
+    types = tuple(type_of(t) for t in tensors)
+    graph = parts_graph(name, types, tuple(sorted(attrs.items())))
+    out = interpret(graph, {str(i): t for i, t in enumerate(tensors)})
+    return tuple(out[name] for name in graph.names)
+
+
+def type_of(tensor: Any) -> Type:
+    """The concrete type of a torch tensor."""
+    return Type(tuple(tensor.shape), _FORMATS[str(tensor.dtype).removeprefix("torch.")])
+
+
+def _dense_formats() -> dict[str, Any]:
+    from penstock import formats
+
+    return {f.torch_dtype: f for f in (formats.parse(n) for n in formats.known())}
+
+
+_FORMATS = _dense_formats()
+
+
+def bisect(a: Graph, b: Graph, feed: Feed, relative: float) -> Node | None:
+    """The first node of `b` whose results no node of `a` reproduces within `relative`; None where all agree.
+
+    Nodes are matched by value, not by name: a pass may rename and reorder as it likes, but what it computes must
+    have been computed before. Fused intermediates that `a` never had are skipped when their users agree.
+    """
+    seen = [y for results in values(a, _clone(feed)).values() for y in results]
+    suspect = None
+    for node, results in values(b, _clone(feed)).items():
+        matched = all(any(close(y, x, relative) for x in seen) for y in results)
+        if matched:
+            suspect = None
+        elif suspect is None:
+            suspect = node
+    return suspect
+
+
+def close(y: Any, x: Any, relative: float) -> bool:
+    """Same shape, and max|y - x| <= relative * max|x|."""
+    if y.shape != x.shape or y.is_floating_point() != x.is_floating_point():
+        return False
+    difference = (y.double() - x.double()).abs().max() if y.numel() else torch.zeros(())
+    return bool(difference <= relative * x.double().abs().max().clamp_min(1e-30)) if y.numel() else True
+
+
+def _clone(feed: Feed) -> dict[str, Any]:
+    return {name: t.clone() for name, t in feed.items()}

@@ -1,0 +1,57 @@
+"""Realistic inputs for timing and for kernel tests: what a step would really hand to an op, from a seeded generator."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from penstock.ir.graph import Type
+from penstock.ir.lazy import torch
+
+
+def example(types: Sequence[Type], attrs: Mapping[str, Any], sizes: Mapping[str, int], generator: Any, device: str) -> list[Any]:
+    """Normal floats scaled so that sums stay near one; zeros for integers."""
+    return [fill(t, sizes, generator, device) for t in types]
+
+
+def fill(type: Type, sizes: Mapping[str, int], generator: Any, device: str) -> Any:
+    """One tensor: weights (no run-time size in the shape) are scaled by 1/sqrt(last dimension)."""
+    shape = type.concrete(sizes)
+    dtype = getattr(torch, type.format.torch_dtype)
+    if not type.format.is_float:
+        return torch.zeros(shape, dtype=dtype, device=device)
+    scale = 1.0 if type.symbols or len(shape) == 1 else shape[-1] ** -0.5
+    return (torch.randn(shape, generator=generator, device=device) * scale).to(dtype)
+
+
+def integers(low: int, high: int, shape: Sequence[int], generator: Any, device: str) -> Any:
+    """Uniform int32 in [low, high)."""
+    return torch.randint(low, max(high, low + 1), tuple(shape), generator=generator, device=device, dtype=torch.int32)
+
+
+def ragged(sizes: Mapping[str, int], context: int, device: str) -> tuple[Any, Any, Any, Any, Any]:
+    """A plausible step of T tokens over S sequences, each with about `context` tokens before it.
+
+    Returns rows i32[T], positions i32[T], query_start i32[S], query_len i32[S], context_len i32[S].
+    """
+    tokens, sequences = sizes["T"], sizes["S"]
+    base, extra = divmod(tokens, sequences)
+    query_len = torch.tensor([base + (i < extra) for i in range(sequences)], dtype=torch.int32, device=device)
+    query_start = (query_len.cumsum(0) - query_len).to(torch.int32)
+    rows = torch.repeat_interleave(torch.arange(sequences, device=device), query_len.long()).to(torch.int32)
+    before = torch.arange(sequences, device=device, dtype=torch.int32) % 7 + max(context - 7, 0)
+    offset = torch.arange(tokens, device=device, dtype=torch.int32) - query_start[rows.long()]
+    return rows, before[rows.long()] + offset, query_start, query_len, before + query_len
+
+
+def table(sizes: Mapping[str, int], block_size: int, generator: Any, device: str) -> Any:
+    """Distinct blocks in random order for every sequence where the pool has enough of them: i32[S,M]."""
+    need, have = sizes["S"] * sizes["M"], sizes["N"] - 1
+    order = torch.randperm(max(have, 1), generator=generator, device=device)
+    return (order[torch.arange(need, device=device) % max(have, 1)] + 1).to(torch.int32).view(sizes["S"], sizes["M"])
+
+
+def context_of(sizes: Mapping[str, int], block_size: int) -> int:
+    """The context that an example may assume: what block tables hold, less the step's own tokens, at most 1024."""
+    room = sizes["M"] * block_size - -(-sizes["T"] // sizes["S"]) - 8
+    return max(0, min(1024, room))

@@ -1,0 +1,61 @@
+"""Fused ops, each declared by the ops it replaces. Whether fused or not is faster is for timing to say."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from penstock.ir.graph import Type, Value
+from penstock.ir.op import emit, fused
+from penstock.ir.ops.examples import context_of, example, fill, ragged, table
+from penstock.ir.ops.position import example_freqs
+
+
+@fused(example=example)
+def add_rms_norm(x: Value, residual: Value, w: Value, *, eps: float, offset: float = 0.0) -> tuple[Value, ...]:
+    """(rms_norm(x + residual), x + residual). x, residual: [T,E]; w: [E]."""
+    total = emit("add", x, residual)[0]
+    return emit("rms_norm", total, w, eps=eps, offset=offset)[0], total
+
+
+@fused(example=example)
+def packed_glu(x: Value, *, act: str) -> tuple[Value, ...]:
+    """glu of the left and the right half of each row. x: [T,2F] -> [T,F]."""
+    half = int(x.type.shape[-1]) // 2
+    gate, up = emit("split", x, sizes=(half, half)).outputs
+    return (emit("glu", gate, up, act=act)[0],)
+
+
+@fused(example=example)
+def linear_glu(x: Value, w: Value, *, act: str) -> tuple[Value, ...]:
+    """packed_glu(linear(x, w)): the gated half of a feed-forward. x: [T,E]; w: [2F,E], gate rows first -> [T,F]."""
+    return (emit("packed_glu", emit("linear", x, w)[0], act=act)[0],)
+
+
+def _rope_example(types: Sequence[Type], attrs: Mapping[str, Any], sizes: Mapping[str, int], generator: Any, device: str) -> list[Any]:
+    block = int(types[1].shape[3])
+    rows, positions, *_ = ragged(sizes, context_of(sizes, block), device)
+    head = [fill(t, sizes, generator, device) for t in types[:2]]
+    norms = [fill(t, sizes, generator, device) for t in types[6:]]
+    freqs = example_freqs(types[3], sizes, device)
+    return [*head, positions, freqs, rows, table(sizes, block, generator, device), *norms]
+
+
+@fused(writes={1: 1}, example=_rope_example)
+def rope_append(
+    qkv: Value, kv: Value, positions: Value, freqs: Value, rows: Value, block_table: Value, *norms: Value,
+    heads: int, scale: float = 1.0, eps: float = 0.0, offset: float = 0.0,
+) -> tuple[Value, ...]:  # fmt: skip
+    """Split [q|k|v], normalise q and k by head where `norms` has their two weights, rotate both, append k and v.
+
+    qkv: [T,(H+2K)*D]; kv: [N,2,K,B,D], replaced in place; the rest as in `rope` and `kv_append`; norms: none, or two [D].
+    Returns (q [T,H*D], kv).
+    """
+    kv_heads, size = int(kv.type.shape[2]), int(kv.type.shape[4])
+    q, k, v = emit("split", qkv, sizes=(heads * size, kv_heads * size, kv_heads * size)).outputs
+    if norms:
+        q = emit("head_rms_norm", q, norms[0], heads=heads, eps=eps, offset=offset)[0]
+        k = emit("head_rms_norm", k, norms[1], heads=kv_heads, eps=eps, offset=offset)[0]
+    q = emit("rope", q, positions, freqs, rows, heads=heads, scale=scale)[0]
+    k = emit("rope", k, positions, freqs, rows, heads=kv_heads, scale=scale)[0]
+    return q, emit("kv_append", kv, k, v, positions, rows, block_table)[0]

@@ -1,0 +1,186 @@
+"""State: the KV cache, and the slots in which the device keeps every running request.
+
+The slot arena is one flat i32 tensor, so that a step uploads its changes as (index, value) pairs in a single copy;
+`SlotLayout` says where each field lies. Floats travel as their bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from penstock.ir.graph import Type, tensor
+from penstock.ir.lazy import torch
+from penstock.ir.op import op
+from penstock.ir.ops.examples import context_of, fill, integers, ragged, table
+
+HEADER = 4  # upload[0:4]: rows, tokens, logit rows, writes
+ROW = 3  # then S rows of: slot, tokens in this step, 1 if the row samples
+FIELDS = ("length", "temperature", "top_k", "top_p", "seed")
+
+
+@dataclass(frozen=True, slots=True)
+class SlotLayout:
+    """Where each field of each slot lies in the arena: field after field, slots consecutive within a field."""
+
+    num_slots: int
+    history: int  # token ids kept for each slot: the longest sequence, and one for the token just sampled
+    table: int  # M: entries of a block-table row
+    freqs: int = 0  # rope frequencies kept by request; 0 where the model's are fixed
+
+    def field(self, name: str) -> int:
+        """Index of slot 0's value of a one-number field."""
+        return FIELDS.index(name) * self.num_slots
+
+    @property
+    def freqs_at(self) -> int:
+        return len(FIELDS) * self.num_slots
+
+    @property
+    def table_at(self) -> int:
+        return self.freqs_at + self.num_slots * self.freqs
+
+    @property
+    def history_at(self) -> int:
+        return self.table_at + self.num_slots * self.table
+
+    @property
+    def size(self) -> int:
+        """Numbers in the arena."""
+        return self.history_at + self.num_slots * self.history
+
+    def attrs(self) -> dict[str, int]:
+        return asdict(self)
+
+
+def _append(kv: Type, k: Type, v: Type, positions: Type, rows: Type, block_table: Type) -> Type:
+    width = int(kv.shape[2]) * int(kv.shape[4])
+    if k.shape[-1] != width or v.shape[-1] != width:
+        raise ValueError(f"keys and values of {k.shape[-1]} and {v.shape[-1]} do not fit a cache of {kv}")
+    return kv
+
+
+def append_example(types: Sequence[Type], attrs: Mapping[str, Any], sizes: Mapping[str, int], generator: Any, device: str) -> list[Any]:
+    """Keys and values of a plausible ragged step."""
+    block = int(types[0].shape[3])
+    rows, positions, *_ = ragged(sizes, context_of(sizes, block), device)
+    tensors = [fill(t, sizes, generator, device) for t in types[:3]]
+    return [*tensors, positions, rows, table(sizes, block, generator, device)]
+
+
+@op(_append, writes={0: 0}, example=append_example)
+def kv_append(kv: Any, k: Any, v: Any, positions: Any, rows: Any, block_table: Any) -> Any:
+    """Write each token's key and value at its position of its sequence; tokens of row -1 are padding.
+
+    kv: [N,2,K,B,D], replaced in place; k, v: [T,K*D]; positions, rows: i32[T]; block_table: i32[S,M].
+    """
+    live = (rows >= 0).nonzero()[:, 0]
+    at, block = positions[live].long(), kv.shape[3]
+    blocks = block_table[rows[live].long(), at // block].long()
+    for part, x in enumerate((k, v)):
+        kv[blocks, part, :, at % block] = x[live].unflatten(-1, (kv.shape[2], -1)).to(kv.dtype)
+    return kv
+
+
+def _prepare(
+    slots: Type, upload: Type, *, num_slots: int, history: int, table: int, freqs: int = 0
+) -> tuple[Type, ...]:
+    by_token = (tensor("i32", "T"),) * 3
+    by_row = (tensor("i32", "S"),) * 3
+    by_logit = (tensor("f32", "L"), tensor("i32", "L"), tensor("f32", "L"), tensor("i32", "L"), tensor("i32", "L"))
+    extra = (tensor("f32", "S", freqs),) if freqs else ()
+    return (slots, *by_token, *by_row, tensor("i32", "S", table), tensor("i32", "L"), *by_logit, *extra)
+
+
+PREPARED = (
+    "slots", "tokens", "positions", "rows", "query_start", "query_len", "context_len", "block_table", "logit_rows",
+    "temperature", "top_k", "top_p", "seed", "sample_position", "freqs",
+)  # fmt: skip
+
+
+def prepare_example(types: Sequence[Type], attrs: Mapping[str, Any], sizes: Mapping[str, int], generator: Any, device: str) -> list[Any]:
+    """An upload of S rows that share T tokens, with a few writes."""
+    layout = SlotLayout(**attrs)
+    slots = torch.zeros(layout.size, dtype=torch.int32, device=device)
+    slots[layout.history_at :] = integers(0, 100, (slots.numel() - layout.history_at,), generator, device)
+    upload = torch.zeros(sizes["U"], dtype=torch.int32, device=device)
+    rows = sizes["S"]
+    base, extra = divmod(sizes["T"], rows)
+    counts = [min(base + (i < extra), layout.history - 1) for i in range(rows)]
+    sampling = min(sizes["L"], rows)
+    header = [rows, sum(counts), sampling, 1]
+    body = [x for i, c in enumerate(counts) for x in (i, c, int(i < sampling))]
+    numbers = [*header, *body, layout.field("top_k"), 5]
+    upload[: len(numbers)] = torch.tensor(numbers, dtype=torch.int32, device=device)
+    return [slots, upload]
+
+
+@op(_prepare, writes={0: 0}, sized=True, example=prepare_example)
+def prepare(slots: Any, upload: Any, *, num_slots: int, history: int, table: int, freqs: int = 0, sizes: Any = None) -> Any:
+    """Apply the step's writes to the slots, then expand its rows into everything the forward pass reads.
+
+    slots: i32[A]; upload: i32[U] = HEADER numbers, then ROW numbers for each of the step's rows, then (index, value)
+    pairs. Returns the values that PREPARED names. `sizes`, handed in by whoever runs the step, are the bucket's T, S, L;
+    left out, the exact sizes of the step are used. Padding tokens have row -1, padding rows no tokens and block 0.
+    """
+    layout = SlotLayout(num_slots, history, table, freqs)
+    num_rows, num_tokens, num_logits, num_writes = upload[:HEADER].tolist()
+    sizes = sizes or {"T": num_tokens, "S": num_rows, "L": num_logits}
+    _write(slots, upload[HEADER + ROW * num_rows :][: 2 * num_writes])
+    slot, count, samples = upload[HEADER:][: ROW * num_rows].view(-1, ROW).long().unbind(1)
+    length = slots[layout.field("length") + slot]
+    start = count.cumsum(0) - count
+    rows = torch.repeat_interleave(torch.arange(num_rows, device=slots.device), count)
+    positions = length[rows] + torch.arange(num_tokens, device=slots.device) - start[rows]
+    tokens = slots[layout.history_at + slot[rows] * history + positions]
+    blocks = slots[layout.table_at :][: num_slots * table].view(num_slots, table)[slot]
+    chosen = samples.nonzero()[:, 0]
+    field = {name: slots[layout.field(name) + slot[chosen]] for name in FIELDS}
+    out = (
+        _padded(tokens, sizes["T"]), _padded(positions, sizes["T"]), _padded(rows, sizes["T"], -1),
+        _padded(start, sizes["S"]), _padded(count, sizes["S"]), _padded(length + count, sizes["S"]),
+        _padded(blocks, sizes["S"]), _padded((start + count - 1)[chosen], sizes["L"]),
+        _bits(_padded(field["temperature"], sizes["L"])), _padded(field["top_k"], sizes["L"]),
+        _bits(_padded(field["top_p"], sizes["L"])), _padded(field["seed"], sizes["L"]),
+        _padded((length + count)[chosen], sizes["L"]),
+    )  # fmt: skip
+    if freqs:
+        own = slots[layout.freqs_at :][: num_slots * freqs].view(num_slots, freqs)[slot]
+        out = (*out, _bits(_padded(own, sizes["S"])))
+    return (slots, *out)
+
+
+def _write(slots: Any, pairs: Any) -> None:
+    slots[pairs[0::2].long()] = pairs[1::2]
+
+
+def _padded(x: Any, size: int, value: int = 0) -> Any:
+    out = torch.full((size, *x.shape[1:]), value, dtype=torch.int32, device=x.device)
+    out[: x.shape[0]] = x
+    return out
+
+
+def _bits(x: Any) -> Any:
+    return x.view(torch.float32)
+
+
+def commit_example(types: Sequence[Type], attrs: Mapping[str, Any], sizes: Mapping[str, int], generator: Any, device: str) -> list[Any]:
+    slots, upload = prepare_example(types, attrs, sizes, generator, device)
+    return [slots, upload, integers(0, 100, (sizes["L"],), generator, device)]
+
+
+@op(lambda slots, upload, sampled, **_: slots, writes={0: 0}, example=commit_example)
+def commit(slots: Any, upload: Any, sampled: Any, *, num_slots: int, history: int, table: int, freqs: int = 0) -> Any:
+    """Lengthen each of the step's slots by its tokens, and store each sampled token behind them.
+
+    slots: i32[A], replaced in place; upload: as `prepare` read it; sampled: i32[L], one for each row that samples.
+    """
+    layout = SlotLayout(num_slots, history, table, freqs)
+    num_rows = int(upload[0])
+    slot, count, samples = upload[HEADER:][: ROW * num_rows].view(-1, ROW).long().unbind(1)
+    length = slots[layout.field("length") + slot] + count
+    slots[layout.field("length") + slot] = length.to(torch.int32)
+    chosen = samples.nonzero()[:, 0]
+    slots[layout.history_at + slot[chosen] * history + length[chosen]] = sampled[: chosen.numel()]
+    return slots

@@ -1,0 +1,109 @@
+"""Weight expressions: how an engine's weights come from a checkpoint's tensors. Build and refit run them, steps never.
+
+A fused weight is a `concat`, a rank's share a `slice`, an aligned one a `pad`; random and tied weights are expressions
+like any other, so the manifest states every weight's origin and refit can compute it again.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from penstock import formats
+from penstock.ir.graph import Type
+from penstock.ir.lazy import torch
+from penstock.ir.op import op
+from penstock.ir.ops.sample import GOLDEN, MASK, mix
+
+
+def _concat(*parts: Type, dim: int) -> Type:
+    head = parts[0]
+    for part in parts:
+        if part.format != head.format or _without(part.shape, dim) != _without(head.shape, dim):
+            raise ValueError(f"cannot concatenate {part} and {head} along {dim}")
+    shape = list(head.shape)
+    shape[dim] = sum(int(p.shape[dim]) for p in parts)
+    return Type(tuple(shape), head.format)
+
+
+def _without(shape: tuple[Any, ...], dim: int) -> tuple[Any, ...]:
+    return shape[:dim] + shape[dim + 1 :]
+
+
+@op(_concat, weight=True)
+def concat(*parts: Any, dim: int) -> Any:
+    """The parts one after another along `dim`."""
+    return torch.cat(parts, dim)
+
+
+def _slice(x: Type, *, dim: int, start: int, stop: int) -> Type:
+    if not 0 <= start < stop <= int(x.shape[dim]):
+        raise ValueError(f"rows {start}:{stop} of {x.shape[dim]}")
+    return Type((*x.shape[:dim], stop - start, *x.shape[dim + 1 :]), x.format)
+
+
+@op(_slice, weight=True)
+def slice_(x: Any, *, dim: int, start: int, stop: int) -> Any:
+    """Rows start to stop along `dim`."""
+    return x.narrow(dim, start, stop - start)
+
+
+def _pad(x: Type, *, dim: int, size: int) -> Type:
+    if size < int(x.shape[dim]):
+        raise ValueError(f"cannot pad {x.shape[dim]} to {size}")
+    return Type((*x.shape[:dim], size, *x.shape[dim + 1 :]), x.format)
+
+
+@op(_pad, weight=True)
+def pad(x: Any, *, dim: int, size: int) -> Any:
+    """Zeros behind along `dim`, up to `size`."""
+    behind = [0, 0] * (x.dim() - 1 - dim) + [0, size - x.shape[dim]]
+    return torch.nn.functional.pad(x, behind)
+
+
+@op(lambda x: Type(x.shape[::-1], x.format), weight=True)
+def transpose(x: Any) -> Any:
+    """Rows become columns."""
+    return x.t()
+
+
+def _reshape(x: Type, *, shape: tuple[int, ...]) -> Type:
+    result = Type(shape, x.format)
+    if result.nbytes() != x.nbytes():
+        raise ValueError(f"{x} cannot become {result}")
+    return result
+
+
+@op(_reshape, weight=True)
+def reshape(x: Any, *, shape: tuple[int, ...]) -> Any:
+    """The same numbers in another shape."""
+    return x.reshape(shape)
+
+
+@op(lambda x, *, value: x, weight=True)
+def shift(x: Any, *, value: float) -> Any:
+    """x + value: norms that are stored as w - 1, or as w + 1."""
+    return x.float() + value
+
+
+@op(lambda *, shape, values: Type(shape, formats.F32), weight=True)
+def literal(*, shape: tuple[int, ...], values: tuple[float, ...]) -> Any:
+    """Numbers that follow from the spec, such as rope frequencies."""
+    return torch.tensor(values, dtype=torch.float32).reshape(shape)
+
+
+@op(lambda *, shape, format, **_: Type(shape, formats.parse(format)), weight=True)
+def random(*, shape: tuple[int, ...], format: str, seed: int, std: float, mean: float = 0.0) -> Any:
+    """Uniform numbers of the given mean and standard deviation; the same on every device for the same seed.
+
+    For shapes without a checkpoint: benchmarks of a config alone. Made on torch's default device.
+    """
+    count = 1
+    for size in shape:
+        count *= size
+    out = torch.empty(count, dtype=getattr(torch, formats.parse(format).torch_dtype))
+    for start in range(0, count, 1 << 26):
+        counter = torch.arange(start, min(count, start + (1 << 26)))
+        bits = mix(mix((counter + seed * GOLDEN) & MASK))
+        unit = (bits >> 8).float() * 2.0**-23 - 1.0  # uniform in [-1, 1): standard deviation 1/sqrt(3)
+        out[start : start + counter.numel()] = unit * (std * 3.0**0.5) + mean
+    return out.reshape(shape)

@@ -1,0 +1,101 @@
+"""Rules to fixpoint. A rule looks at one node and says which values replace which; the engine does the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from penstock.ir.graph import Graph, Node, Value
+
+Swap = Mapping[Value, Value]
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """What a rule may look at: a node in its graph."""
+
+    node: Node
+    graph: Graph
+
+    def users(self, value: Value) -> tuple[Node, ...]:
+        return self.graph.users.get(value, ())
+
+    def only_user(self, value: Value) -> Node | None:
+        """The single reader of a value that is not itself a result of the graph."""
+        users = self.users(value)
+        return users[0] if len(users) == 1 and value not in self.graph.results else None
+
+
+Rule = Callable[[Match], Swap | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Rewritten:
+    """A graph and how often each rule fired."""
+
+    graph: Graph
+    fired: Mapping[str, int]
+
+
+def rewrite(graph: Graph, rules: Sequence[Rule]) -> Rewritten:
+    """Apply each rule wherever it fires, until none does. A rule must not change the type of what it replaces."""
+    fired: dict[str, int] = {rule.__name__: 0 for rule in rules}
+    while swaps := dict(_sweep(graph, rules, fired)):
+        graph = substitute(graph, swaps)
+    return Rewritten(graph, fired)
+
+
+def _sweep(graph: Graph, rules: Sequence[Rule], fired: dict[str, int]) -> Iterator[tuple[Value, Value]]:
+    """The replacements of one pass over the graph; values already touched in it wait for the next."""
+    stale: set[Node] = set()
+    for node in graph.nodes:
+        if node.is_leaf or node in stale or (stale and not stale.isdisjoint([v.node for v in node.inputs])):
+            continue
+        match = Match(node, graph)
+        for rule in rules:
+            swap = rule(match)
+            if swap and not any(old.node in stale for old in swap):
+                for old, new in swap.items():
+                    assert old.type == new.type, f"{rule.__name__} changed {old.type} to {new.type} at {node.op}"
+                    stale.add(old.node)
+                    stale.update(graph.users.get(old, ()))
+                fired[rule.__name__] += 1
+                yield from swap.items()
+                break
+
+
+def substitute(graph: Graph, swaps: Swap) -> Graph:
+    """The graph with every use of a replaced value redirected. Replacements may use old values."""
+    goals = {value: _goal(value, swaps) for value in swaps}
+    touched = {value.node for value in swaps}  # nodes hash by identity: most values need no look-up of their own
+    memo: dict[Node, Node] = {}
+
+    def redirect(values: Sequence[Value]) -> list[Value]:
+        return [goals.get(v, v) if v.node in touched else v for v in values]
+
+    def rebuilt(values: Sequence[Value]) -> tuple[Value, ...]:
+        return tuple([v if (new := memo[v.node]) is v.node else Value(new, v.index) for v in values])
+
+    outputs = redirect(graph.outputs)
+    stack = [v.node for v in outputs]
+    while stack:
+        node = stack[-1]
+        inputs = redirect(node.inputs)
+        if node in memo:
+            stack.pop()
+        elif missing := [v.node for v in inputs if v.node not in memo]:
+            stack.extend(missing)
+        else:
+            new = rebuilt(inputs)
+            memo[node] = node if new == node.inputs else Node(node.op, new, node.attrs, node.types)
+            stack.pop()
+    return Graph(rebuilt(outputs), graph.names)
+
+
+def _goal(value: Value, swaps: Swap) -> Value:
+    """What a value is replaced by in the end, where replacements are themselves replaced."""
+    seen: set[Value] = set()
+    while value in swaps and value not in seen:
+        seen.add(value)
+        value = swaps[value]
+    return value

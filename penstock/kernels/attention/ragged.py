@@ -1,0 +1,230 @@
+"""Attention for any ragged mixture: short rows split over their keys, long rows in tiles of queries."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from penstock.engine.device import Device
+from penstock.engine.program import Arg, Site, Sizes
+from penstock.kernels.tactic import Config, Draft, KernelUse, Tactic, TritonKernel, cdiv, inputs, next_power_of_2, outputs
+
+SOURCE = "penstock.kernels.attention.ragged_triton"
+FLOATS = ("f32", "f16", "bf16")
+MAX_GROUP = 128  # query heads of a KV head; they share a tile
+MAX_SHORT = 4  # queries of a row that is still split over its keys
+MAX_SEQUENCES = 4096  # every program scans them
+COMBINE_PROGRAMS = 8  # for each multiprocessor
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What of a site shapes its kernels."""
+
+    heads: int
+    kv_heads: int
+    head_size: int
+    block_size: int
+    format: str
+    bytes: int
+
+    @staticmethod
+    def of(site: Site) -> Shape:
+        kv = site.inputs[1]
+        _, _, kv_heads, block, size = (0, *map(_int, kv.shape[1:]))
+        return Shape(int(site.attr("heads")), kv_heads, size, block, kv.format.triton_dtype, kv.format.bytes)
+
+    @property
+    def group(self) -> int:
+        """Query heads of one KV head."""
+        return self.heads // self.kv_heads
+
+    @property
+    def decode_rows(self) -> int:
+        """Rows of a decode tile: the smallest that tensor cores take."""
+        return max(16, next_power_of_2(self.group))
+
+    @property
+    def short(self) -> int:
+        """A row of at most so many queries is split over its keys; its queries fill rows that one would leave empty."""
+        return min(MAX_SHORT, self.decode_rows // self.group)
+
+    @property
+    def padded_size(self) -> int:
+        return max(16, next_power_of_2(self.head_size))
+
+
+def _int(dim: int | str) -> int:
+    assert isinstance(dim, int), dim
+    return dim
+
+
+class Ragged(Tactic):
+    """Two families of kernels under one fixed grid, right for whatever rows a step of the bucket holds.
+
+    Rows of at most `Shape.short` queries: `decode` splits the keys of all such rows into tasks of near equal size, sized on
+    the device from the contexts; `combine` joins a row's tasks in order. Longer rows: `prefill`, a tile of queries
+    a program. Programs without work end at once. Sequences must stand in the step in order and without gaps, as
+    `prepare` puts them. Tokens of no sequence, behind the last, become zero.
+    """
+
+    op, name = "attention", "ragged"
+
+    def supports(self, site: Site, sizes: Sizes, device: Device) -> str | None:
+        if device.kind != "cuda" or device.capability < 80:
+            return "needs a CUDA device of compute capability 8.0 or above"
+        formats = {str(t.format) for t in (*site.inputs[:2], *site.outputs)}
+        if len(formats) > 1 or not formats <= set(FLOATS):
+            return f"queries, cache and result must share one format of {', '.join(FLOATS)}, not {sorted(formats)}"
+        shape = Shape.of(site)
+        if shape.block_size < 16 or shape.block_size & (shape.block_size - 1):
+            return f"blocks of {shape.block_size} tokens; a power of two from 16 is needed"
+        if shape.head_size > 256:
+            return f"heads of {shape.head_size} numbers; at most 256"
+        if shape.group > MAX_GROUP:
+            return f"{shape.group} query heads for each KV head; at most {MAX_GROUP}"
+        if sizes["S"] > MAX_SEQUENCES:
+            return f"{sizes['S']} sequences; at most {MAX_SEQUENCES}"
+        return None
+
+    def tunables(self, site: Site, sizes: Sizes, device: Device) -> tuple[Config, ...]:
+        """BN: keys of a decode tile; TASKS: decode tasks aimed at for each multiprocessor; PM, PN: rows and keys of a
+        prefill tile."""
+        shape = Shape.of(site)
+        if shape.bytes == 4:
+            return _plain_configs(shape)
+        decode = _decode_configs(shape)
+        if sizes["T"] <= shape.short:
+            return tuple({**d, **_prefill_configs(shape)[0]} for d in decode)
+        prefill = _prefill_configs(shape)
+        few = max(len(decode), len(prefill))
+        return tuple({**decode[i % len(decode)], **prefill[i % len(prefill)]} for i in range(few))
+
+    def plan(self, site: Site, sizes: Sizes, device: Device, config: Config) -> Draft:
+        shape = Shape.of(site)
+        programs = max(1, cdiv(max(device.multiprocessors, 1) * config["TASKS"], shape.kv_heads))
+        tasks = programs + min(sizes["S"], sizes["T"])
+        rows = tasks * shape.kv_heads * shape.decode_rows
+        partial = cdiv(rows * shape.head_size * 4, 256) * 256
+        steps = [_decode(site, sizes, config, programs, tasks, partial)]
+        if sizes["T"] > shape.short:
+            steps.append(_prefill(site, sizes, config))
+        steps.append(_combine(site, sizes, device, config, programs, partial))
+        return Draft(tuple(steps), partial + rows * 2 * 4)
+
+
+def _decode_configs(shape: Shape) -> tuple[dict[str, int], ...]:
+    """A program holds about 64 KiB in flight (three stages of keys and values), so that two or three share an SM."""
+    wide = {"BN": 128 if shape.padded_size <= 64 else 64 if shape.padded_size <= 128 else 32, "STAGES": 3, "WARPS": 4}
+    narrow = {**wide, "BN": wide["BN"] // 2, "STAGES": 4}
+    return ({**wide, "TASKS": 4}, {**wide, "TASKS": 2}, {**narrow, "TASKS": 4}, {**wide, "STAGES": 4, "TASKS": 3})
+
+
+def _prefill_configs(shape: Shape) -> tuple[dict[str, int], ...]:
+    if shape.padded_size > 128:
+        big = {"PM": 128, "PN": 32, "PSTAGES": 2, "PWARPS": 8}
+        return (big, {**big, "PN": 64})
+    big = {"PM": 128, "PN": 64, "PSTAGES": 3, "PWARPS": 8}
+    if shape.group > 64:
+        return (big, {**big, "PN": 128})
+    return (big, {**big, "PN": 128, "PSTAGES": 2}, {"PM": 64, "PN": 64, "PSTAGES": 3, "PWARPS": 4}, {**big, "PSTAGES": 2})
+
+
+def _plain_configs(shape: Shape) -> tuple[Config, ...]:
+    """float32 has no tensor cores here: small tiles, or registers spill."""
+    rows = max(16, next_power_of_2(shape.group))
+    keys = 32 if shape.padded_size <= 128 and rows <= 32 else 16
+    warps = 8 if shape.padded_size * rows > 2048 else 4
+    decode = {"BN": keys, "STAGES": 2, "WARPS": warps, "TASKS": 4}
+    return ({**decode, "PM": rows, "PN": keys, "PSTAGES": 2, "PWARPS": warps},)
+
+
+def _constants(site: Site, sizes: Sizes) -> dict[str, Any]:
+    shape = Shape.of(site)
+    return {
+        "H": shape.heads,
+        "K": shape.kv_heads,
+        "D": shape.head_size,
+        "DP": shape.padded_size,
+        "SP": _scanned(sizes["S"]),
+        "SHORT": shape.short,
+        "WINDOW": int(site.attr("window", 0)),
+        "PDL": True,
+    }
+
+
+def _scanned(sequences: int) -> int:
+    """Few different lengths, so that few kernels are compiled."""
+    return next(n for n in (32, 128, 512, 4096) if n >= sequences)
+
+
+def _scores(site: Site) -> dict[str, Any]:
+    return {
+        "B": Shape.of(site).block_size,
+        "SCALE": float(site.attr("scale")),
+        "SOFTCAP": float(site.attr("softcap", 0.0)),
+    }
+
+
+ROWS = (("query_start_ptr", "*i32"), ("query_len_ptr", "*i32"), ("context_len_ptr", "*i32"))
+
+
+def _decode(site: Site, sizes: Sizes, config: Config, programs: int, tasks: int, partial: int) -> KernelUse:
+    shape = Shape.of(site)
+    signature = (
+        ("q_ptr", f"*{shape.format}"), ("kv_ptr", f"*{shape.format}"), *ROWS, ("table_ptr", "*i32"),
+        ("out_ptr", f"*{shape.format}"), ("acc_ptr", "*fp32"), ("ml_ptr", "*fp32"),
+        ("S", "i32"), ("M", "i32"), ("programs", "i32"),
+    )  # fmt: skip
+    constants = {**_constants(site, sizes), **_scores(site), "BM": shape.decode_rows, "BN": config["BN"]}
+    kernel = _kernel("decode", signature, constants, config["WARPS"], config["STAGES"])
+    scratch = (Arg("workspace", 0), Arg("workspace", partial))
+    numbers = (Arg("int", sizes["S"]), Arg("int", sizes["M"]), Arg("int", programs))
+    return KernelUse(kernel, (tasks, shape.kv_heads, 1), (*inputs(*range(6)), *outputs(0), *scratch, *numbers))
+
+
+def _combine(site: Site, sizes: Sizes, device: Device, config: Config, programs: int, partial: int) -> KernelUse:
+    shape = Shape.of(site)
+    signature = (
+        *ROWS, ("out_ptr", f"*{shape.format}"), ("acc_ptr", "*fp32"), ("ml_ptr", "*fp32"),
+        ("T", "i32"), ("S", "i32"), ("programs", "i32"),
+    )  # fmt: skip
+    heads = next_power_of_2(shape.group)
+    constants = {
+        **_constants(site, sizes),
+        "BM": shape.decode_rows,
+        "BN": config["BN"],
+        "GP": heads,
+        "CP": max(1, 4096 // (heads * shape.padded_size)),
+    }
+    kernel = _kernel("combine", signature, constants, 8 if heads * shape.padded_size > 4096 else 4, 1)
+    scratch = (Arg("workspace", 0), Arg("workspace", partial))
+    numbers = (Arg("int", sizes["T"]), Arg("int", sizes["S"]), Arg("int", programs))
+    grid = min(sizes["T"] * shape.kv_heads, COMBINE_PROGRAMS * max(device.multiprocessors, 1))
+    return KernelUse(kernel, (grid, 1, 1), (*inputs(2, 3, 4), *outputs(0), *scratch, *numbers))
+
+
+def _prefill(site: Site, sizes: Sizes, config: Config) -> KernelUse:
+    shape = Shape.of(site)
+    signature = (
+        ("q_ptr", f"*{shape.format}"), ("kv_ptr", f"*{shape.format}"), *ROWS, ("table_ptr", "*i32"),
+        ("out_ptr", f"*{shape.format}"), ("S", "i32"), ("M", "i32"),
+    )  # fmt: skip
+    constants = {**_constants(site, sizes), **_scores(site), "BM": config["PM"], "BN": config["PN"]}
+    kernel = _kernel("prefill", signature, constants, config["PWARPS"], config["PSTAGES"])
+    grid = (most_tiles(sizes, shape.short, config["PM"] // shape.group), shape.kv_heads, 1)
+    return KernelUse(kernel, grid, (*inputs(*range(6)), *outputs(0), Arg("int", sizes["S"]), Arg("int", sizes["M"])))
+
+
+def most_tiles(sizes: Sizes, short: int, tile: int) -> int:
+    """The most tiles of `tile` queries that rows of more than `short` queries can need.
+
+    ceil(n / tile) <= (n - 1) / tile + 1, so R rows of T queries together need at most R + (T - R) / tile, which grows
+    with R; and R is at most T / (short + 1).
+    """
+    rows = min(sizes["S"], sizes["T"] // (short + 1))
+    return max(1, rows + (sizes["T"] - rows) // tile)
+
+
+def _kernel(name: str, signature: tuple[tuple[str, str], ...], constants: dict[str, Any], warps: int, stages: int) -> TritonKernel:
+    return TritonKernel(f"{SOURCE}:{name}", signature, tuple(constants.items()), warps, stages)

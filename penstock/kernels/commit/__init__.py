@@ -1,0 +1,1 @@
+"""Writing the step's results back into the slots."""

@@ -1,0 +1,1 @@
+"""Gating of two tensors."""

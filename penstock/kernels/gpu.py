@@ -1,0 +1,61 @@
+"""What tactics for a CUDA device have in common: who may run, and how types are spelled in a kernel's signature."""
+
+from __future__ import annotations
+
+from penstock.engine.device import Device
+from penstock.engine.program import Arg, Site, Sizes
+from penstock.ir.graph import Type
+
+FLOATS = ("f32", "f16", "bf16")
+
+
+def refusal(site: Site, device: Device, floats: tuple[int, ...] = ()) -> str | None:
+    """Why kernels cannot run at all: no CUDA device, or an input of `floats` in a format they do not read."""
+    if device.kind != "cuda":
+        return "needs a CUDA device"
+    for i in floats:
+        if site.inputs[i].format.name not in FLOATS:
+            return f"input {i} is {site.inputs[i].format}; supported are {', '.join(FLOATS)}"
+    return None
+
+
+def pointer(type: Type) -> str:
+    """A pointer to the type's elements, as Triton spells it."""
+    return f"*{type.format.triton_dtype}"
+
+
+def width(type: Type) -> int:
+    """The last dimension."""
+    last = type.shape[-1]
+    assert isinstance(last, int), f"{type} has rows of a run-time size"
+    return last
+
+
+def rows(type: Type, sizes: Sizes) -> int:
+    """How many rows of the last dimension the tensor has in this bucket."""
+    count = 1
+    for d in type.concrete(sizes)[:-1]:
+        count *= d
+    return count
+
+
+def pdl(device: Device) -> tuple[str, bool]:
+    """The constant PDL: whether kernels wait for what they depend on by themselves (compute capability 9.0 and up)."""
+    return ("PDL", device.capability >= 90)
+
+
+def integers(*values: int) -> tuple[Arg, ...]:
+    return tuple(Arg("int", v) for v in values)
+
+
+def workspace(*offsets: int) -> tuple[Arg, ...]:
+    return tuple(Arg("workspace", o) for o in offsets)
+
+
+def layout(*sizes: int) -> tuple[tuple[int, ...], int]:
+    """Byte offsets of regions of `sizes` bytes, each aligned to 256, and their total."""
+    offsets, total = [], 0
+    for size in sizes:
+        offsets.append(total)
+        total += -(-size // 256) * 256
+    return tuple(offsets), total

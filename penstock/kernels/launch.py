@@ -1,0 +1,79 @@
+"""Running plans: eagerly on torch tensors, or as launches bound to fixed memory that a CUDA graph captures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from penstock.engine.program import Arg, Call, KernelLaunch, Plan, Sizes
+from penstock.ir.graph import Type
+from penstock.ir.op import get
+from penstock.kernels.calls import CALLS
+from penstock.kernels.driver import Kernel, launch
+
+Step = Callable[[], None]
+
+
+def run_eager(op: str, plan: Plan, inputs: Sequence[Any], outputs: int, sizes: Sizes | None = None) -> tuple[Any, ...]:
+    """Run an op's plan of calls alone on tensors of any size; workspace offsets serve as names. Returns the outputs."""
+    env: dict[Arg, Any] = {Arg("in", i): x for i, x in enumerate(inputs)}
+    env |= {Arg("out", out): inputs[source] for source, out in (get(op).writes or {}).items()}
+    for call in plan.launches:
+        assert isinstance(call, Call), "kernels run only under capture"
+        results = CALLS[call.name](call, [env[a] for a, _ in call.inputs], None, sizes)
+        env.update(zip((a for a, _ in call.outputs), results, strict=True))
+    return tuple(env[Arg("out", i)] for i in range(outputs))
+
+
+def bind(
+    plan: Plan, inputs: Sequence[Any], outputs: Sequence[Any], workspace: Any, kernels: Mapping[str, Kernel], sizes: Sizes
+) -> tuple[Step, ...]:
+    """The plan's launches on fixed tensors. `workspace`: u8 tensor of at least plan.workspace bytes."""
+    memory = _Memory(inputs, outputs, workspace, sizes)
+    return tuple(_bound(x, memory, kernels) for x in plan.launches)
+
+
+class _Memory:
+    """Where arguments live."""
+
+    def __init__(self, inputs: Sequence[Any], outputs: Sequence[Any], workspace: Any, sizes: Sizes) -> None:
+        self.tensors = {"in": inputs, "out": outputs}
+        self.workspace, self.sizes = workspace, sizes
+
+    def value(self, arg: Arg) -> tuple[int, bool]:
+        """(number, is a pointer)."""
+        if arg.kind == "int":
+            return arg.value, False
+        if arg.kind == "workspace":
+            return self.workspace.data_ptr() + arg.value, True
+        return self.tensors[arg.kind][arg.value].data_ptr(), True
+
+    def tensor(self, arg: Arg, type: Type) -> Any:
+        if arg.kind == "workspace":
+            return view(self.workspace, arg.value, type, self.sizes)
+        return self.tensors[arg.kind][arg.value]
+
+
+def view(memory: Any, offset: int, type: Type, sizes: Sizes) -> Any:
+    """A typed tensor at a byte offset of a u8 tensor."""
+    import torch
+
+    raw = memory[offset : offset + type.nbytes(sizes)]
+    return raw.view(getattr(torch, type.format.torch_dtype)).view(type.concrete(sizes))
+
+
+def _bound(step: KernelLaunch | Call, memory: _Memory, kernels: Mapping[str, Kernel]) -> Step:
+    import torch
+
+    if isinstance(step, Call):
+        call, function = step, CALLS[step.name]
+        ins = [memory.tensor(a, t) for a, t in call.inputs]
+        outs = [memory.tensor(a, t) for a, t in call.outputs]
+        return lambda: void(function(call, ins, outs, memory.sizes))
+    kernel, grid, dependent = kernels[step.kernel], step.grid, step.dependent
+    values = [memory.value(a) for a in step.args]
+    return lambda: launch(kernel, grid, values, torch.cuda.current_stream().cuda_stream, dependent)
+
+
+def void(_: object) -> None:
+    """Drop a result."""

@@ -1,0 +1,97 @@
+"""Rows of a weight matrix times up to eight vectors. Memory-bound: every weight is read once, in 16-byte pieces."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from penstock.kernels.activation_triton import activate
+
+
+@triton.jit
+def prefetch(lines):  # type: ignore[no-untyped-def]
+    """Ask for the cache lines at these addresses. For weights, which no kernel of a step writes: before the wait."""
+    tl.inline_asm_elementwise(
+        "prefetch.global.L2 [$1]; mov.u32 $0, 0;",
+        "=r,l",
+        [lines.to(tl.uint64, bitcast=True)],
+        dtype=tl.int32,
+        is_pure=False,
+        pack=1,
+    )
+
+
+@triton.jit
+def _products(w_tile, x_tile, ROWS: tl.constexpr, COLUMNS: tl.constexpr, LANE: tl.constexpr):  # type: ignore[no-untyped-def]
+    """[ROWS,COLUMNS] x [COLUMNS] -> [ROWS,COLUMNS/LANE], summed over the LANE neighbours that one thread loaded.
+
+    No data moves between threads, and one token costs COLUMNS/LANE accumulators, so eight fit in the registers.
+    """
+    products = w_tile * x_tile.to(tl.float32)[None, :]
+    return tl.sum(tl.reshape(products, (ROWS, COLUMNS // LANE, LANE)), 2)
+
+
+@triton.jit
+def _finish(sums, bias, y, token, n, row, N: tl.constexpr, ROWS: tl.constexpr, ACT: tl.constexpr, active):  # type: ignore[no-untyped-def]
+    """Bias or gate, and store one token's ROWS sums."""
+    if bias is not None:
+        sums += tl.load(bias + row, mask=n < N, other=0.0).to(tl.float32)
+    if ACT == "":
+        tl.store(y + token * N + n, sums, mask=(n < N) & active)
+    else:
+        gate, up = tl.split(tl.reshape(sums, (ROWS // 2, 2)))
+        f = tl.program_id(0) * (ROWS // 2) + tl.arange(0, ROWS // 2)
+        tl.store(y + token * (N // 2) + f, activate(gate, ACT) * up, mask=(f < N // 2) & active)
+
+
+@triton.jit
+def gemv(  # type: ignore[no-untyped-def]
+    x,
+    w,
+    bias,
+    y,
+    tokens,
+    N: tl.constexpr,
+    K: tl.constexpr,
+    TOKENS: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    PREFETCH: tl.constexpr,
+    ACT: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """y = x @ w.T + bias, or with ACT act(gate) * up of its halves. x: [tokens,K]; w: [N,K]; bias: [N] or None.
+
+    tokens <= TOKENS, a power of two. With ACT a program owns the gate and up rows of ROWS/2 results, interleaved.
+    """
+    pid = tl.program_id(0)
+    n = pid * ROWS + tl.arange(0, ROWS)
+    LANE: tl.constexpr = 128 // w.dtype.element_ty.primitive_bitwidth
+    row = tl.minimum(n, N - 1)
+    if ACT != "":
+        row = (row % 2) * (N // 2) + row // 2
+    if PDL:
+        if PREFETCH > 0:
+            # The first lines of the program's first rows, which lie one after another; short of the matrix's end.
+            at = tl.min(row, 0).to(tl.int64) * K + tl.arange(0, PREFETCH) * (LANE * 8)
+            prefetch(w + tl.minimum(at, (N * K - 1)))
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
+    start = w + row.to(tl.int64)[:, None] * K
+    zero = tl.zeros((ROWS, COLUMNS // LANE), tl.float32)
+    acc = (zero,) * TOKENS
+    for k in tl.range(0, K, COLUMNS, num_stages=1):
+        column = k + tl.arange(0, COLUMNS)
+        if K % COLUMNS == 0:
+            tile = tl.load(start + column[None, :], eviction_policy="evict_first")
+        else:
+            tile = tl.load(start + column[None, :], mask=column[None, :] < K, other=0.0, eviction_policy="evict_first")
+        wide = tile.to(tl.float32)
+        new = ()
+        for t in tl.static_range(TOKENS):
+            vector = tl.load(x + t * K + column, mask=(column < K) & (t < tokens), other=0.0)
+            # Triton knows no starred tuples.
+            new = new + (acc[t] + _products(wide, vector, ROWS, COLUMNS, LANE),)  # type: ignore[assignment]  # noqa: RUF005
+        acc = new
+    for t in tl.static_range(TOKENS):
+        _finish(tl.sum(acc[t], 1), bias, y, t, n, row, N, ROWS, ACT, t < tokens)

@@ -1,0 +1,1 @@
+"""Gated products: the kernels of `linear` on interleaved gate and up rows."""

@@ -1,0 +1,1 @@
+"""The first columns of rows."""

@@ -1,0 +1,1 @@
+"""Gating of rows that hold gate and up side by side."""

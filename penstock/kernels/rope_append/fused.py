@@ -1,0 +1,52 @@
+"""rope_append in one kernel: each number of qkv is read once from memory, and written where it belongs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from penstock.engine.device import Device
+from penstock.engine.program import Arg, Site, Sizes
+from penstock.kernels.rope_append import position
+from penstock.kernels.tactic import Config, Draft, Tactic, inputs, outputs
+
+
+class Fused(Tactic):
+    """Padding tokens get a query like any other and append nothing. Nothing is rounded between the parts."""
+
+    op, name = "rope_append", "fused"
+
+    def supports(self, site: Site, sizes: Sizes, device: Device) -> str | None:
+        floats = (*site.inputs[:2], *site.inputs[6:], site.outputs[0])
+        return position.refusal(floats, _geometry(site)["D"], device)
+
+    def tunables(self, site: Site, sizes: Sizes, device: Device) -> tuple[Config, ...]:
+        return position.configs(_heads(site), _geometry(site)["D"], sizes["T"])
+
+    def plan(self, site: Site, sizes: Sizes, device: Device, config: Config) -> Draft:
+        qkv, kv = site.inputs[:2]
+        norms = site.inputs[6:] or (qkv, qkv)  # not read where there are none
+        signature = (
+            ("qkv_ptr", position.pointer(qkv)), ("kv_ptr", position.pointer(kv)), ("positions_ptr", "*i32"),
+            ("freqs_ptr", "*fp32"), ("rows_ptr", "*i32"), ("table_ptr", "*i32"),
+            ("q_norm_ptr", position.pointer(norms[0])), ("k_norm_ptr", position.pointer(norms[1])),
+            ("q_out_ptr", position.pointer(site.outputs[0])), ("M", "i32"),
+        )  # fmt: skip
+        constants = {
+            **_geometry(site),
+            **position.rotation(site.inputs[3], site.attr("scale", 1.0)),
+            "NORM": len(site.inputs) > 6,
+            "EPS": float(site.attr("eps", 0.0)),
+            "OFFSET": float(site.attr("offset", 0.0)),
+        }
+        args = (*inputs(*range(6)), *(inputs(6, 7) if len(site.inputs) > 6 else inputs(0, 0)), *outputs(0))
+        args = (*args, Arg("int", sizes["M"]))
+        return Draft((position.use("rope_append", signature, constants, args, sizes["T"], _heads(site), config),))
+
+
+def _geometry(site: Site) -> dict[str, Any]:
+    kv_heads, block, size = site.inputs[1].shape[2:]
+    return {"H": site.attr("heads"), "K": kv_heads, "B": block, **position.head(int(size))}
+
+
+def _heads(site: Site) -> int:
+    return int(site.attr("heads")) + 2 * int(site.inputs[1].shape[2])

@@ -1,0 +1,63 @@
+"""What the tactics of rope, kv_append and rope_append share: supported types, and how heads fall to programs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from penstock.engine.device import Device
+from penstock.engine.program import Arg
+from penstock.ir.graph import Type
+from penstock.kernels.tactic import Config, KernelUse, TritonKernel, cdiv, next_power_of_2
+
+SOURCE = "penstock.kernels.rope_append.position_triton"
+FLOATS = ("f32", "f16", "bf16")
+MAX_HEAD = 1024  # numbers; a head is one tile
+
+
+def refusal(types: Iterable[Type], head_size: int, device: Device) -> str | None:
+    """Why none of the three kernels can run, or None."""
+    if device.kind != "cuda" or device.capability < 80:
+        return "needs a CUDA device of compute capability 8.0 or above"
+    other = sorted({str(t.format) for t in types} - set(FLOATS))
+    if other:
+        return f"{', '.join(other)} is none of the formats {', '.join(FLOATS)}"
+    if head_size > MAX_HEAD:
+        return f"heads of {head_size} numbers; at most {MAX_HEAD}"
+    return None
+
+
+def configs(heads: int, head_size: int, tokens: int) -> tuple[Config, ...]:
+    """HB: heads of a program. Few tokens: many small programs; many tokens: fewer and larger ones."""
+    room = max(1, 4096 // next_power_of_2(head_size))
+    sizes = [min(hb, room, next_power_of_2(heads)) for hb in ((4, 2, 8, 16) if tokens <= 64 else (16, 8, 32, 4))]
+    return tuple({"HB": hb, "WARPS": _warps(hb * head_size)} for hb in dict.fromkeys(sizes))
+
+
+def _warps(numbers: int) -> int:
+    return 1 if numbers <= 256 else 2 if numbers <= 512 else 4
+
+
+def use(
+    function: str, signature: tuple[tuple[str, str], ...], constants: dict[str, Any], args: tuple[Arg, ...],
+    tokens: int, heads: int, config: Config,
+) -> KernelUse:  # fmt: skip
+    """A launch over tokens and groups of HB heads."""
+    constants = {**constants, "HB": config["HB"], "PDL": True}
+    kernel = TritonKernel(f"{SOURCE}:{function}", signature, tuple(constants.items()), config["WARPS"])
+    return KernelUse(kernel, (tokens, cdiv(heads, config["HB"]), 1), args)
+
+
+def pointer(type: Type) -> str:
+    """A tensor's type as Triton spells it."""
+    return f"*{type.format.triton_dtype}"
+
+
+def rotation(freqs: Type, scale: float) -> dict[str, Any]:
+    """The constants of a rotation by frequencies of that type."""
+    return {"HALF": freqs.shape[1], "BY_ROW": freqs.shape[0] != 1, "SCALE": float(scale)}
+
+
+def head(size: int) -> dict[str, Any]:
+    """The constants of a head of that many numbers."""
+    return {"D": size, "DP": next_power_of_2(size)}

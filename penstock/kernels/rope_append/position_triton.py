@@ -1,0 +1,139 @@
+"""Rotary embedding and the append to the cache, fused and apart. One token, HB heads a program."""
+
+# mypy: allow-untyped-defs
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def _cos_sin(angle):
+    """Cosine and sine of a float32 angle, to about 1e-7 for any angle under 2**40.
+
+    The quarter turn is taken out in float64, three operations, so that no slow path with local memory is needed; what
+    is left is within pi/4, where Taylor's series to the ninth and tenth power are exact to float32.
+    """
+    quarters = angle.to(tl.float64) * 0.6366197723675814  # 2 / pi
+    whole = tl.floor(quarters + 0.5)
+    x = ((quarters - whole) * 1.5707963267948966).to(tl.float32)  # pi / 2
+    z = x * x
+    s = x + x * z * (-1 / 6 + z * (1 / 120 + z * (-1 / 5040 + z * (1 / 362880))))
+    c = 1 + z * (-1 / 2 + z * (1 / 24 + z * (-1 / 720 + z * (1 / 40320 + z * (-1 / 3628800)))))
+    quadrant = whole.to(tl.int64).to(tl.int32) & 3
+    cos = tl.where(quadrant % 2 == 0, c, s)
+    sin = tl.where(quadrant % 2 == 0, s, c)
+    cos = tl.where((quadrant == 1) | (quadrant == 2), -cos, cos)
+    sin = tl.where(quadrant >= 2, -sin, sin)
+    return cos, sin
+
+
+@triton.jit
+def _rotation(freqs_ptr, position, row, DP: tl.constexpr, HALF: tl.constexpr, BY_ROW: tl.constexpr, SCALE: tl.constexpr):
+    """For each number i of a head: its partner's index, and what to multiply it and its partner by."""
+    d = tl.arange(0, DP)
+    left = d < HALF
+    turns = d < 2 * HALF
+    freqs = freqs_ptr
+    if BY_ROW:
+        freqs = freqs_ptr + tl.maximum(row, 0).to(tl.int64) * HALF
+    freq = tl.load(freqs + tl.where(left, d, d - HALF), mask=turns, other=0.0)
+    cos, sin = _cos_sin(position.to(tl.float32) * freq)
+    partner = tl.where(left, d + HALF, tl.where(turns, d - HALF, d))
+    own = tl.where(turns, cos * SCALE, 1.0)
+    other = tl.where(turns, tl.where(left, -sin, sin) * SCALE, 0.0)
+    return partner, own, other
+
+
+@triton.jit
+def rope_append(
+    qkv_ptr, kv_ptr, positions_ptr, freqs_ptr, rows_ptr, table_ptr, q_norm_ptr, k_norm_ptr, q_out_ptr, M,
+    H: tl.constexpr, K: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, B: tl.constexpr, HALF: tl.constexpr,
+    HB: tl.constexpr, BY_ROW: tl.constexpr, SCALE: tl.constexpr, NORM: tl.constexpr, EPS: tl.constexpr,
+    OFFSET: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """Heads H of q, K of k and K of v, one after another. Grid: (T, ceil((H + 2K) / HB))."""
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
+    token = tl.program_id(0).to(tl.int64)
+    head = tl.program_id(1) * HB + tl.arange(0, HB)
+    d = tl.arange(0, DP)
+    row = tl.load(rows_ptr + token)
+    position = tl.load(positions_ptr + token)
+    # Asked for before the arithmetic, so that it is there when the stores need it.
+    block = tl.load(table_ptr + row.to(tl.int64) * M + position // B, mask=row >= 0, other=0).to(tl.int64)
+    partner, own, other = _rotation(freqs_ptr, position, row, DP, HALF, BY_ROW, SCALE)
+    keep = (head < H + 2 * K)[:, None] & (d < D)[None, :]
+    source = qkv_ptr + (token * (H + 2 * K) + head)[:, None] * D
+    x = tl.load(source + d[None, :], mask=keep, other=0.0).to(tl.float32)
+    y = tl.load(source + partner[None, :], mask=keep, other=0.0).to(tl.float32)
+    rotates = (head < H + K)[:, None]
+    if NORM:
+        inverse = tl.where(rotates, tl.rsqrt(tl.sum(x * x, 1) / D + EPS)[:, None], 1.0)
+        of_q = (head < H)[:, None]
+        w = tl.where(of_q, _norm(q_norm_ptr, d, D)[None, :], _norm(k_norm_ptr, d, D)[None, :]) + OFFSET
+        u = tl.where(of_q, _norm(q_norm_ptr, partner, D)[None, :], _norm(k_norm_ptr, partner, D)[None, :]) + OFFSET
+        x = tl.where(rotates, x * inverse * w, x)
+        y = y * inverse * u
+    x = tl.where(rotates, x * own[None, :] + y * other[None, :], x)
+    place = (token * H + head)[:, None] * D + d[None, :]
+    tl.store(q_out_ptr + place, x.to(q_out_ptr.dtype.element_ty), mask=keep & (head < H)[:, None])
+    # A block is [2,K,B,D]: k heads, then v heads, as they stand in a row of qkv.
+    place = ((block * (2 * K) + (head - H)) * B + position % B)[:, None] * D + d[None, :]
+    tl.store(kv_ptr + place, x.to(kv_ptr.dtype.element_ty), mask=keep & ((head >= H) & (row >= 0))[:, None])
+
+
+@triton.jit
+def _norm(w_ptr, index, D: tl.constexpr):
+    return tl.load(w_ptr + index, mask=index < D, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def rope(
+    x_ptr, positions_ptr, freqs_ptr, rows_ptr, out_ptr,
+    H: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, HALF: tl.constexpr, HB: tl.constexpr, BY_ROW: tl.constexpr,
+    SCALE: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """Grid: (T, ceil(H / HB))."""
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
+    token = tl.program_id(0).to(tl.int64)
+    head = tl.program_id(1) * HB + tl.arange(0, HB)
+    d = tl.arange(0, DP)
+    partner, own, other = _rotation(
+        freqs_ptr, tl.load(positions_ptr + token), tl.load(rows_ptr + token), DP, HALF, BY_ROW, SCALE
+    )
+    keep = (head < H)[:, None] & (d < D)[None, :]
+    start = (token * H + head)[:, None] * D
+    x = tl.load(x_ptr + start + d[None, :], mask=keep, other=0.0).to(tl.float32)
+    y = tl.load(x_ptr + start + partner[None, :], mask=keep, other=0.0).to(tl.float32)
+    x = x * own[None, :] + y * other[None, :]
+    tl.store(out_ptr + start + d[None, :], x.to(out_ptr.dtype.element_ty), mask=keep)
+
+
+@triton.jit
+def kv_append(
+    kv_ptr, k_ptr, v_ptr, positions_ptr, rows_ptr, table_ptr, M,
+    K: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, B: tl.constexpr, HB: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """Grid: (T, ceil(K / HB))."""
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
+    token = tl.program_id(0).to(tl.int64)
+    row = tl.load(rows_ptr + token)
+    if row < 0:
+        return
+    position = tl.load(positions_ptr + token)
+    block = tl.load(table_ptr + row.to(tl.int64) * M + position // B).to(tl.int64)
+    head = tl.program_id(1) * HB + tl.arange(0, HB)
+    d = tl.arange(0, DP)
+    keep = (head < K)[:, None] & (d < D)[None, :]
+    source = (token * K + head)[:, None] * D + d[None, :]
+    place = ((block * (2 * K) + head) * B + position % B)[:, None] * D + d[None, :]
+    k = tl.load(k_ptr + source, mask=keep)
+    v = tl.load(v_ptr + source, mask=keep)
+    tl.store(kv_ptr + place, k.to(kv_ptr.dtype.element_ty), mask=keep)
+    tl.store(kv_ptr + K * B * D + place, v.to(kv_ptr.dtype.element_ty), mask=keep)

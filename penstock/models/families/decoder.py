@@ -1,0 +1,106 @@
+"""What the decoder families of Hugging Face's naming have in common: most keys, and the names of all tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from penstock.models.config import Reader
+from penstock.models.rope_config import reach, read_rope
+from penstock.spec import Attention, LayerSpec, Mlp, ModelSpec, Norm
+
+SILU = {"silu": "silu", "swish": "silu"}
+ROTARY_BUFFERS = r"(model\.)?layers\.\d+\.self_attn\.rotary_emb\.inv_freq"  # saved by transformers up to 4.31
+
+_PARTS = {
+    "attention.q": "self_attn.q_proj",
+    "attention.k": "self_attn.k_proj",
+    "attention.v": "self_attn.v_proj",
+    "attention.o": "self_attn.o_proj",
+    "attention.q_norm": "self_attn.q_norm",
+    "attention.k_norm": "self_attn.k_norm",
+    "mixer_norm": "input_layernorm",
+    "feedforward_norm": "post_attention_layernorm",
+    "feedforward.gate": "mlp.gate_proj",
+    "feedforward.up": "mlp.up_proj",
+    "feedforward.down": "mlp.down_proj",
+}
+_WHOLE = {"embedding": "model.embed_tokens", "final_norm": "model.norm", "head": "lm_head"}
+
+
+def tensor_name(canonical: str) -> str:
+    """layers.0.attention.q.weight -> model.layers.0.self_attn.q_proj.weight, and so on."""
+    module, _, kind = canonical.rpartition(".")
+    if module in _WHOLE:
+        return f"{_WHOLE[module]}.{kind}"
+    _, layer, part = module.split(".", 2)
+    return f"model.layers.{layer}.{_PARTS[part]}.{kind}"
+
+
+@dataclass(frozen=True, slots=True)
+class Heads:
+    """H, K, D."""
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+
+
+def read_heads(reader: Reader, *, kv_heads: int | None = None, head_dim: int | None = None) -> Heads:
+    """The attention's sizes; the arguments are the family's defaults, and where it has none H, and E / H."""
+    heads, hidden = reader.size("num_attention_heads"), reader.size("hidden_size")
+    kv = reader.optional_size("num_key_value_heads", kv_heads) or heads
+    if heads % kv:
+        raise reader.refused("num_key_value_heads", kv, f"a divisor of num_attention_heads = {heads}")
+    size = reader.optional_size("head_dim", head_dim)
+    if size is None and hidden % heads:
+        raise reader.refused("hidden_size", hidden, f"a multiple of num_attention_heads = {heads}, or a head_dim")
+    size = size or hidden // heads
+    if size % 2:
+        raise reader.refused("head_dim", size, "an even number: rotary embedding turns pairs")
+    return Heads(heads, kv, size)
+
+
+def read_attention(
+    reader: Reader,
+    heads: Heads,
+    limit: int,
+    *,
+    qkv_bias: bool = False,
+    out_bias: bool = False,
+    qk_norm: Norm | None = None,
+) -> Attention:
+    """Attention over all that came before, scaled by 1/sqrt(D); `limit` is the config's number of positions."""
+    rope = read_rope(reader, heads.head_dim, limit)
+    scale = heads.head_dim**-0.5
+    return Attention(heads.heads, heads.kv_heads, heads.head_dim, scale, rope, qkv_bias, out_bias, qk_norm)
+
+
+def read_norm(reader: Reader, offset: float = 0.0) -> Norm:
+    return Norm(reader.number("rms_norm_eps", 1e-6), offset)
+
+
+def read_layers(reader: Reader) -> int:
+    return reader.size("num_hidden_layers")
+
+
+def decoder(
+    reader: Reader,
+    mixers: Sequence[Attention],
+    mlp: Mlp,
+    norm: Norm,
+    limit: int,
+    *,
+    tied: bool = False,
+    scale: float = 1.0,
+) -> ModelSpec:
+    """A decoder of these mixers; `tied` is the family's default."""
+    return ModelSpec(
+        layers=tuple(LayerSpec(mixer, mlp, norm, norm) for mixer in mixers),
+        vocab_size=reader.size("vocab_size"),
+        hidden_size=reader.size("hidden_size"),
+        final_norm=norm,
+        max_position=reach(mixers[0].rope, limit),
+        tied_head=reader.flag("tie_word_embeddings", tied),
+        embedding_scale=scale,
+    )

@@ -1,0 +1,104 @@
+"""The families known by architecture, ours and those of a user's package."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.metadata import entry_points
+from typing import Any
+
+from penstock.errors import ConfigError, ModelError, UnsupportedArchitectureError
+from penstock.ir import Value
+from penstock.models.binding import bind
+from penstock.models.config import Reader, close
+from penstock.spec import ModelSpec
+
+BUILT_IN = ("llama", "mistral", "qwen2", "qwen3", "gemma")
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """One lineage of models: how its config is read, and what its checkpoints call each weight.
+
+    `read` consumes the keys that it understands; whatever it leaves and `config.IGNORED` does not excuse is an error.
+    """
+
+    name: str  # the config's model_type
+    architectures: tuple[str, ...]
+    read: Callable[[Reader], ModelSpec]
+    tensor_name: Callable[[str], str]  # canonical weight name -> checkpoint name
+    ignored: tuple[str, ...] = ()  # regular expressions of checkpoint tensors that are no weights
+
+
+_FAMILIES: dict[str, Family] = {}  # by architecture
+
+
+def register(family: Family) -> Family:
+    """Make a family known. Raises ModelError where another one already implements one of its architectures."""
+    for architecture in family.architectures:
+        other = _FAMILIES.get(architecture)
+        if other is not None and other != family:
+            raise ModelError(f"family {other.name!r} already reads architecture {architecture!r}; register another")
+    _FAMILIES.update(dict.fromkeys(family.architectures, family))
+    return family
+
+
+def family_of(config: Mapping[str, Any]) -> Family:
+    """The family that reads this config: by `architectures` where it says so, else by `model_type`.
+
+    Raises UnsupportedArchitectureError naming the known ones. Plugins are loaded only for what is not built in.
+    """
+    stated = config.get("architectures") or []
+    if not isinstance(stated, list) or not all(isinstance(name, str) for name in stated):
+        raise ConfigError(f"config.json: architectures = {stated!r} is not implemented; expected a list of names")
+    for load in (_load_built_in, _load_plugins):
+        load()
+        if family := _find(stated, config.get("model_type")):
+            return family
+    raise UnsupportedArchitectureError(
+        f"no family implements architectures {stated} (model_type {config.get('model_type')!r}); known are "
+        f"{', '.join(sorted(_FAMILIES))}; a package may add one under the entry point penstock.plugins"
+    )
+
+
+def read_spec(config: Mapping[str, Any]) -> ModelSpec:
+    """What the model is. Raises ConfigError for any key or value that is not fully understood."""
+    family = family_of(config)
+    reader = Reader(config)
+    spec = family.read(reader)
+    close(reader)
+    return spec
+
+
+def weights(spec: ModelSpec, config: Mapping[str, Any], format: str) -> dict[str, Value]:
+    """Canonical name -> expression over this family's checkpoint tensors, each read in `format`."""
+    return bind(spec, format, family_of(config).tensor_name)
+
+
+def ignored_tensors(spec: ModelSpec, config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Regular expressions of the tensors that a checkpoint may hold beside the weights."""
+    family = family_of(config)
+    copy = (re.escape(family.tensor_name("head.weight")),) if spec.tied_head else ()
+    return (*family.ignored, *copy)
+
+
+def _find(architectures: list[str], model_type: Any) -> Family | None:
+    if architectures:
+        return next((_FAMILIES[name] for name in architectures if name in _FAMILIES), None)
+    return next((family for family in _FAMILIES.values() if family.name == model_type), None)
+
+
+@lru_cache(maxsize=1)
+def _load_built_in() -> None:
+    for name in BUILT_IN:
+        register(importlib.import_module(f"penstock.models.families.{name}").FAMILY)
+
+
+@lru_cache(maxsize=1)
+def _load_plugins() -> None:
+    """Importing an entry point's module is its chance to `register`."""
+    for entry in entry_points(group="penstock.plugins"):
+        entry.load()

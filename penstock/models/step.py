@@ -1,0 +1,73 @@
+"""What a builder works with: the step's inputs as graph values, and the weights of one module."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from penstock.ir import Value, emit, leaf, tensor
+from penstock.models.binding import Binding
+from penstock.spec import ModelSpec, Rope, inverse_frequencies
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """The ragged batch of one step: T tokens of S sequences, L of them asked for logits."""
+
+    tokens: Value  # i32[T]
+    positions: Value  # i32[T], in its own sequence
+    rows: Value  # i32[T], the sequence of each token; -1 is padding
+    query_start: Value  # i32[S], of each sequence's tokens in T
+    query_len: Value  # i32[S]
+    context_len: Value  # i32[S], the step's own tokens included
+    block_table: Value  # i32[S,M]
+    logit_rows: Value  # i32[L], indices into T
+    freqs: Value | None  # f32[S,d/2] where the rope is fixed by request
+
+    @classmethod
+    def of(cls, spec: ModelSpec) -> Inputs:
+        """Fresh leaves, with `freqs` only where the spec needs them."""
+        rope = spec.request_rope
+        return cls(
+            **{name: _input(name, "T") for name in ("tokens", "positions", "rows")},
+            **{name: _input(name, "S") for name in ("query_start", "query_len", "context_len")},
+            block_table=_input("block_table", "S", "M"),
+            logit_rows=_input("logit_rows", "L"),
+            freqs=leaf("input", "freqs", tensor("f32", "S", rope.dim // 2)) if rope else None,
+        )
+
+
+def _input(name: str, *shape: str) -> Value:
+    return leaf("input", name, tensor("i32", *shape))
+
+
+class Frequencies:
+    """Rope frequencies as values: the request's own, or one constant for all layers that share a rope."""
+
+    def __init__(self, inputs: Inputs) -> None:
+        self._inputs = inputs
+        self._constants: dict[Rope, Value] = {}
+
+    def __getitem__(self, rope: Rope) -> Value:
+        if rope.by_request:
+            assert self._inputs.freqs is not None
+            return self._inputs.freqs
+        if rope not in self._constants:
+            values = inverse_frequencies(rope)
+            self._constants[rope] = emit("literal", shape=(1, len(values)), values=values)[0]
+        return self._constants[rope]
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """The weights below one prefix of the canonical names."""
+
+    binding: Binding
+    prefix: str
+
+    def __getitem__(self, name: str) -> Value:
+        return self.binding[f"{self.prefix}.{name}"]
+
+    def linear(self, x: Value, name: str, bias: bool = False, out: str | None = None) -> Value:
+        """x times the matrix `name`, plus its bias where the model has one."""
+        extra = (self[f"{name}.bias"],) if bias else ()
+        return emit("linear", x, self[f"{name}.weight"], *extra, out=out)[0]

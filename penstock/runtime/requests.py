@@ -1,0 +1,258 @@
+"""What goes into a request and what comes out: plain records, no tensors, no clock."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, Final
+
+from penstock.errors import SamplingError
+from penstock.runtime.schedule.request import FinishReason
+from penstock.unsupported import UNSUPPORTED, require_default
+
+# Field -> (lowest, highest); None: no limit on that side.
+_INTEGERS: Final[dict[str, tuple[int, int | None]]] = {
+    "n": (1, None),
+    "best_of": (1, None),
+    "beam_width": (1, None),
+    "max_tokens": (1, None),
+    "min_tokens": (0, None),
+    "top_k": (-1, None),
+    "no_repeat_ngram_size": (0, None),
+    "seed": (-(2**63), 2**63 - 1),
+    "logprobs": (0, None),
+    "prompt_logprobs": (0, None),
+}
+_REALS: Final[dict[str, tuple[float, float]]] = {
+    "temperature": (0.0, math.inf),
+    "top_p": (0.0, 1.0),
+    "min_p": (0.0, 1.0),
+    "length_penalty": (-math.inf, math.inf),
+    "repetition_penalty": (0.0, math.inf),
+    "presence_penalty": (-2.0, 2.0),
+    "frequency_penalty": (-2.0, 2.0),
+}
+_ABOVE_LOW: Final = frozenset({"top_p", "repetition_penalty"})
+_FLAGS: Final = (
+    "use_beam_search",
+    "early_stopping",
+    "include_stop_str_in_output",
+    "ignore_eos",
+    "detokenize",
+    "skip_special_tokens",
+)
+# Below this, logits / temperature leaves what float32 can tell apart.
+_LEAST_TEMPERATURE: Final = 1e-5
+
+# Field -> (its key in generation_config.json, what it is where that says nothing).
+_MODEL_DEFAULTS: Final[dict[str, tuple[str, float | int]]] = {
+    "temperature": ("temperature", 1.0),
+    "top_p": ("top_p", 1.0),
+    "top_k": ("top_k", 0),
+    "max_tokens": ("max_new_tokens", 16),
+}
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How to sample one request. Names and meanings as vLLM's and OpenAI's; bad values raise SamplingError.
+
+    None for temperature, top_p, top_k, max_tokens: as the model's generation_config says, otherwise 1.0, 1.0, off and
+    16 (see `resolve`). `temperature=0` is greedy; `top_k` 0 or -1 is off. A name that is not built yet raises
+    UnsupportedError at any value but its default. Lists are taken and kept as tuples, a single stop string as a tuple.
+    """
+
+    n: int = 1
+    best_of: int | None = None
+    use_beam_search: bool = False
+    beam_width: int | None = None
+    length_penalty: float = 1.0
+    early_stopping: bool = False
+    max_tokens: int | None = None
+    min_tokens: int = 0
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    no_repeat_ngram_size: int = 0
+    seed: int | None = None
+    stop: str | tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    include_stop_str_in_output: bool = False
+    bad_words: tuple[str, ...] = ()
+    logit_bias: Mapping[int, float] | None = None
+    ignore_eos: bool = False
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    detokenize: bool = True
+    skip_special_tokens: bool = True
+    guided_decoding: object | None = None
+    logits_processors: tuple[Callable[..., Any], ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("stop", "stop_token_ids", "bad_words", "logits_processors"):
+            object.__setattr__(self, name, _as_tuple(name, getattr(self, name)))
+        for name in _INTEGERS:
+            _check_integer(name, getattr(self, name))
+        for name in _REALS:
+            _check_real(name, getattr(self, name))
+        for name in _FLAGS:
+            _check_flag(name, getattr(self, name))
+        self._check_temperature()
+        self._check_stops()
+        for each in fields(self):
+            require_default(each.name, getattr(self, each.name), each.default)
+
+    def _check_temperature(self) -> None:
+        value, least = self.temperature, _LEAST_TEMPERATURE
+        if value is not None and 0 < value < least:
+            raise SamplingError(f"temperature={value!r} is too small; give 0 for greedy, or at least {least}")
+
+    def _check_stops(self) -> None:
+        for text in self.stop:
+            if not isinstance(text, str) or not text:
+                raise SamplingError(f"stop={self.stop!r} holds {text!r}; every stop string needs 1 character or more")
+        if self.stop and not self.detokenize:
+            raise SamplingError(f"stop={self.stop!r} needs text; leave detokenize at True or use stop_token_ids")
+        for token in self.stop_token_ids:
+            if not _is_integer(token, 0):
+                raise SamplingError(f"stop_token_ids={self.stop_token_ids!r} holds {token!r}; give integers from 0")
+        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
+            raise SamplingError(f"min_tokens={self.min_tokens} is over max_tokens={self.max_tokens}; lower it")
+
+    @property
+    def stop_strings(self) -> tuple[str, ...]:
+        """`stop` as it is kept: a tuple."""
+        assert isinstance(self.stop, tuple)
+        return self.stop
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the likeliest token is taken always."""
+        return self.temperature == 0
+
+
+def _is_integer(value: object, low: int, high: int | None = None) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= low and (high is None or value <= high)
+
+
+def _is_real(value: object, low: float, high: float) -> bool:
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return False
+    largest = sys.float_info.max  # so infinities and integers that no float holds are out; nan compares false
+    return max(low, -largest) <= value <= min(high, largest)
+
+
+def _as_tuple(name: str, value: object) -> tuple[Any, ...]:
+    if isinstance(value, str) and name in ("stop", "bad_words"):
+        return (value,)
+    if not isinstance(value, (tuple, list)):
+        raise SamplingError(f"{name}={value!r} is a {type(value).__name__}; give a list or a tuple")
+    return tuple(value)
+
+
+def _check_integer(name: str, value: object) -> None:
+    low, high = _INTEGERS[name]
+    if not (_may_be_none(name, value) or _is_integer(value, low, high)):
+        allowed = f"at least {low}" if high is None else f"from {low} to {high}"
+        raise SamplingError(f"{name}={value!r} is outside its range; give an integer {allowed}")
+
+
+def _check_real(name: str, value: object) -> None:
+    low, high = _REALS[name]
+    above = name in _ABOVE_LOW
+    if not (_may_be_none(name, value) or (_is_real(value, low, high) and not (above and value == low))):
+        allowed = (f"above {low}" if above else f"from {low}") + ("" if high == math.inf else f" to {high}")
+        raise SamplingError(f"{name}={value!r} is outside its range; give a finite number {allowed}")
+
+
+def _check_flag(name: str, value: object) -> None:
+    if not isinstance(value, bool):
+        raise SamplingError(f"{name}={value!r} is a {type(value).__name__}; give True or False")
+
+
+def _may_be_none(name: str, value: object) -> bool:
+    """Exactly the fields whose default is None take None."""
+    return value is None and getattr(SamplingParams, name) is None
+
+
+def resolve(params: SamplingParams, generation_config: Mapping[str, Any]) -> tuple[SamplingParams, tuple[str, ...]]:
+    """Fill what `params` leaves open from the model's generation_config.json; also says, line by line, what it took.
+
+    `do_sample: false` there means temperature 0. A value there that is not built yet is not applied; a line says so.
+    """
+    taken: dict[str, Any] = {}
+    notes = []
+    for name, (key, fallback) in _MODEL_DEFAULTS.items():
+        if getattr(params, name) is not None:
+            continue
+        spoken = _spoken(name, key, generation_config)
+        taken[name] = fallback if spoken is None else spoken
+        notes.append(f"{name}={taken[name]} ({'default' if spoken is None else 'generation_config'})")
+    for each in fields(params):
+        value = generation_config.get(each.name)
+        if each.name in UNSUPPORTED and value is not None and value != each.default:
+            notes.append(f"{each.name}={value} of generation_config is not applied: not built yet")
+    return replace(params, **taken), tuple(notes)
+
+
+def _spoken(name: str, key: str, generation_config: Mapping[str, Any]) -> Any:
+    if name == "temperature" and generation_config.get("do_sample") is False:
+        return 0.0
+    return generation_config.get(key)
+
+
+@dataclass(frozen=True)
+class LoRARequest:
+    """An adapter by the name it was loaded under; `path` loads it first if it is not loaded."""
+
+    name: str
+    path: str | None = None
+
+
+@dataclass(frozen=True)
+class RequestMetrics:
+    """When things happened to a request, in seconds on one monotonic clock; None: not yet. Filled by the executor."""
+
+    arrival: float
+    first_token: float | None = None
+    finished: float | None = None
+
+    @property
+    def time_to_first_token(self) -> float | None:
+        """Seconds."""
+        return None if self.first_token is None else self.first_token - self.arrival
+
+    @property
+    def latency(self) -> float | None:
+        """Seconds from arrival to the end."""
+        return None if self.finished is None else self.finished - self.arrival
+
+
+@dataclass(frozen=True)
+class CompletionOutput:
+    """One completion. `stop_reason` is the stop string or stop token id that ended it; None for the model's own end."""
+
+    index: int
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason | None = None
+    stop_reason: str | int | None = None
+    logprobs: tuple[Mapping[int, float], ...] | None = None
+
+
+@dataclass(frozen=True)
+class RequestOutput:
+    """What a request has given so far; `prompt` is None where token ids came in."""
+
+    request_id: str
+    prompt: str | None
+    prompt_token_ids: tuple[int, ...]
+    outputs: tuple[CompletionOutput, ...]
+    finished: bool
+    metrics: RequestMetrics

@@ -1,0 +1,70 @@
+"""Which files of a model directory belong to its text side, and how they are read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from penstock.errors import TokenizerError
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "generation_config.json",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+ADDITIONAL_TEMPLATES = "additional_chat_templates"
+# The largest tokenizer.json published so far is 40 MB.
+MAX_FILE_BYTES = 256 << 20
+
+_SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+
+
+def text_files(directory: Path) -> tuple[Path, ...]:
+    """The files to copy so that a directory stands alone; paths within `directory`, sorted."""
+    found = [directory / name for name in TOKENIZER_FILES]
+    found += (directory / ADDITIONAL_TEMPLATES).glob("*.jinja")
+    return tuple(sorted(path for path in found if path.is_file()))
+
+
+def read_text(path: Path) -> str:
+    """The UTF-8 text of a file. Raises TokenizerError when it is missing, too large or not UTF-8."""
+    try:
+        if (size := path.stat().st_size) > MAX_FILE_BYTES:
+            raise TokenizerError(f"{path} has {size} bytes, at most {MAX_FILE_BYTES} are read; is it the right file?")
+        return path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise TokenizerError(f"cannot read {path}: {error}; download the file again") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file, or {} when there is no such file. Raises TokenizerError when it is anything else."""
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
+        raise TokenizerError(f"{path} is not JSON: {error}; download the file again") from error
+    if not isinstance(value, dict):
+        raise TokenizerError(f"{path} holds a {type(value).__name__}, not an object; download the file again")
+    return value
+
+
+def token_text(value: object) -> str | None:
+    """The text of a token as configuration files write it: a string, or an object with `content`."""
+    if isinstance(value, Mapping):
+        value = value.get("content")
+    return value if isinstance(value, str) else None
+
+
+def special_tokens(directory: Path) -> dict[str, str]:
+    """bos_token, eos_token, ...: the texts of the special tokens; tokenizer_config.json wins over the older map."""
+    merged = read_json(directory / "special_tokens_map.json")
+    merged |= {k: v for k, v in read_json(directory / "tokenizer_config.json").items() if v is not None}
+    texts = {name: token_text(merged.get(name)) for name in _SPECIAL_NAMES}
+    return {name: text for name, text in texts.items() if text is not None}

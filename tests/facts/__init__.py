@@ -1,0 +1,1 @@
+"""Facts about really published checkpoints, for the closed-world tests; see SOURCES.md for where each comes from."""

@@ -1,0 +1,149 @@
+"""Attention and position: ragged mixtures, odd heads, windows, padding, long contexts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from penstock.engine.program import Site
+from penstock.ir.graph import Type, leaf, tensor
+from penstock.ir.op import emit, get
+
+Sizes = dict[str, int]
+# Queries of each sequence, and tokens before them, laid over a case's S and T as far as they fit: single tokens, a row
+# of nothing, a few drafts to verify, prompts, a second chunk of one.
+MIXTURES = (
+    ((1, 0), (9, 0), (0, 77), (1, 63), (3, 40), (2, 0), (30, 21), (1, 100)),
+    ((1, 128), (1, 1), (1, 127), (1, 64), (1, 33), (0, 0), (1, 90)),
+    ((5, 59), (50, 3), (1, 2)),
+)
+
+
+def _site(op: str, *types: Type, **attrs: Any) -> Site:
+    return Site.of(emit(op, *(leaf("input", str(i), t) for i, t in enumerate(types)), **attrs))
+
+
+def attention(format: str, heads: int, kv_heads: int, size: int, block: int = 64, **attrs: Any) -> Site:
+    rows = (tensor("i32", "S"),) * 3
+    kv = tensor(format, "N", 2, kv_heads, block, size)
+    q = tensor(format, "T", heads * size)
+    return _site("attention", q, kv, *rows, tensor("i32", "S", "M"), heads=heads, scale=size**-0.5, **attrs)
+
+
+def rope_append(
+    format: str, heads: int, kv_heads: int, size: int, block: int = 64, half: int = 0, rows: int | str = 1,
+    norms: bool = False, **attrs: Any,
+) -> Site:  # fmt: skip
+    kv = tensor(format, "N", 2, kv_heads, block, size)
+    by_token = tensor("i32", "T")
+    freqs = tensor("f32", rows, half or size // 2)
+    types = [tensor(format, "T", (heads + 2 * kv_heads) * size), kv, by_token, freqs, by_token, tensor("i32", "S", "M")]
+    if norms:
+        types += [tensor(format, size)] * 2
+        attrs = {"eps": 1e-6, **attrs}
+    return _site("rope_append", *types, heads=heads, **attrs)
+
+
+def rope(format: str, heads: int, size: int, half: int, rows: int | str = 1, **attrs: Any) -> Site:
+    by_token = tensor("i32", "T")
+    return _site(
+        "rope", tensor(format, "T", heads * size), by_token, tensor("f32", rows, half), by_token, heads=heads, **attrs
+    )
+
+
+def kv_append(format: str, kv_heads: int, size: int, block: int) -> Site:
+    by_token = tensor("i32", "T")
+    x = tensor(format, "T", kv_heads * size)
+    kv = tensor(format, "N", 2, kv_heads, block, size)
+    return _site("kv_append", kv, x, x, by_token, by_token, tensor("i32", "S", "M"))
+
+
+def sizes(tokens: int, sequences: int, blocks: int) -> Sizes:
+    return {"T": tokens, "S": sequences, "L": sequences, "M": blocks, "N": sequences * blocks + 1}
+
+
+CASES: list[tuple[Site, Sizes]] = [
+    (attention("bf16", 8, 2, 128), sizes(48, 8, 3)),
+    (attention("bf16", 4, 1, 64), sizes(1, 1, 5)),
+    (attention("bf16", 8, 2, 64), sizes(8, 8, 3)),
+    (attention("f16", 14, 2, 64, 16), sizes(40, 5, 9)),  # a group of 7, small blocks
+    (attention("f16", 6, 6, 80, 32), sizes(33, 3, 5)),  # no groups, an odd head
+    (attention("bf16", 8, 4, 256, 64, window=40, softcap=50.0), sizes(60, 7, 3)),
+    (attention("bf16", 8, 1, 32, 128, window=16), sizes(20, 20, 2)),
+    (attention("bf16", 71, 1, 64), sizes(24, 4, 2)),  # multi-query, as many heads as a tile has rows
+    (attention("f16", 4, 2, 16, 16, softcap=20.0), sizes(65, 2, 6)),
+    (attention("f32", 4, 2, 64, 64), sizes(48, 8, 3)),
+    (attention("f32", 3, 1, 80, 16, window=30), sizes(40, 3, 9)),
+    (rope_append("bf16", 8, 2, 128), sizes(13, 4, 3)),
+    (rope_append("bf16", 4, 2, 64, 16, norms=True, offset=1.0), sizes(9, 3, 9)),
+    (rope_append("f16", 6, 6, 80, 32, half=16, rows="S", scale=1.25), sizes(7, 7, 5)),
+    (rope_append("f32", 5, 1, 96, norms=True), sizes(1, 1, 3)),
+    (rope_append("f32", 2, 2, 16, 16, rows="S"), sizes(70, 3, 9)),
+    (rope("bf16", 8, 128, 64), sizes(5, 2, 2)),
+    (rope("f32", 3, 80, 20, "S", scale=1.1), sizes(6, 3, 2)),
+    (rope("f16", 71, 64, 32), sizes(70, 2, 2)),
+    (kv_append("bf16", 8, 128, 64), sizes(5, 3, 3)),
+    (kv_append("f32", 3, 80, 16), sizes(66, 2, 9)),
+]
+
+
+def examples(site: Site, sizes: Mapping[str, int], generator: Any) -> list[list[Any]]:
+    """The op's own example, and mixtures with padding behind the last token and the last sequence.
+
+    What nothing may read is poisoned: the cache behind each context, and the block tables behind their last block.
+    """
+    example = get(site.op).example
+    assert example is not None
+    device = str(generator.device)
+
+    def own() -> list[Any]:
+        return list(example(site.inputs, dict(site.attrs), sizes, generator, device))
+
+    mixture = _on_attention if site.op == "attention" else _on_tokens
+    return [own(), *(mixture(site, own(), sizes, rows) for rows in MIXTURES)]
+
+
+def _fitted(rows: Sequence[tuple[int, int]], sizes: Mapping[str, int], block: int) -> list[tuple[int, int]]:
+    """(queries, tokens before) of each sequence, cut to the bucket and the block tables."""
+    left, room, fitted = sizes["T"], sizes["M"] * block, []
+    for count, before in rows[: sizes["S"]]:
+        count = min(count, left, room)
+        left -= count
+        fitted.append((count, min(before, room - count)))
+    return fitted + [(0, 0)] * (sizes["S"] - len(fitted))
+
+
+def _on_attention(site: Site, tensors: list[Any], sizes: Mapping[str, int], rows: Sequence[tuple[int, int]]) -> list[Any]:
+    import torch
+
+    q, kv, query_start, query_len, context_len, table = tensors
+    block = kv.shape[3]
+    fitted = _fitted(rows, sizes, block)
+    counts = torch.tensor([count for count, _ in fitted], dtype=torch.int32, device=q.device)
+    context = counts + torch.tensor([before for _, before in fitted], dtype=torch.int32, device=q.device)
+    start = torch.where(counts > 0, counts.cumsum(0) - counts, 0).to(torch.int32)
+    for row, length in enumerate(context.tolist()):
+        used = -(-length // block) if counts[row] else 0
+        if length % block and used:
+            kv[table[row, used - 1], :, :, length % block :] = torch.nan
+        table[row, used:] = torch.iinfo(torch.int32).min
+    return [q, kv, start, counts, context, table]
+
+
+def _on_tokens(site: Site, tensors: list[Any], sizes: Mapping[str, int], rows: Sequence[tuple[int, int]]) -> list[Any]:
+    """The first tokens at far positions where nothing is appended, padding behind the last sequence."""
+    import torch
+
+    names = {"rope": (1, 3), "kv_append": (3, 4), "rope_append": (2, 4)}[site.op]
+    kv = {"rope": None, "kv_append": 0, "rope_append": 1}[site.op]
+    at, of = (tensors[i] for i in names)
+    block = 1 << 17 if kv is None else tensors[kv].shape[3]
+    at.zero_()
+    of.fill_(-1)
+    token = 0
+    for row, (count, before) in enumerate(_fitted(rows, sizes, block)):
+        before = before if kv is not None else 130_000 - 999 * row
+        at[token : token + count] = torch.arange(before, before + count, dtype=torch.int32, device=at.device)
+        of[token : token + count] = row
+        token += count
+    return tensors

@@ -1,0 +1,12 @@
+"""Products and gates, interpreted against their references."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.kernels.subprocess_cases import failures
+
+
+@pytest.mark.parametrize("ops", [("linear",), ("linear_glu",), ("glu", "packed_glu")], ids="-".join)
+def test_every_case_agrees_with_the_reference(ops: tuple[str, ...]) -> None:
+    assert failures("tests.kernels.cases.linear", ops) == []

@@ -1,0 +1,74 @@
+"""Run a tactic's draft through Triton's interpreter on CPU tensors. Import only where TRITON_INTERPRET=1 was set before triton."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import triton.language as tl
+from triton.runtime import interpreter
+
+from penstock.engine.program import Arg, Call
+from penstock.kernels.tactic import Draft, KernelUse
+
+_POINTEES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "i32": torch.int32, "i64": torch.int64, "u8": torch.uint8}
+_TORCH = {tl.float32: torch.float32, tl.float16: torch.float16, tl.bfloat16: torch.bfloat16, tl.float64: torch.float64}
+
+
+def patch() -> None:
+    """Make the interpreter round float32 to bf16 as hardware does, and multiply bf16 as numbers rather than bits."""
+    plain_convert, plain_dot = interpreter._convert_float, interpreter.InterpreterBuilder.create_dot
+
+    def convert(x: Any, source: Any, target: Any, mode: Any) -> Any:
+        if source not in _TORCH or target not in _TORCH or mode == interpreter._ir.ROUNDING_MODE.RTZ:
+            return plain_convert(x, source, target, mode)
+        bits = np.ascontiguousarray(x).view(f"uint{source.primitive_bitwidth}").copy()
+        rounded = torch.from_numpy(bits).view(_TORCH[source]).to(_TORCH[target])
+        unsigned = {16: torch.uint16, 32: torch.uint32, 64: torch.uint64}[target.primitive_bitwidth]
+        return rounded.view(unsigned).numpy().reshape(x.shape)
+
+    def widen(handle: Any) -> Any:
+        if handle.dtype.scalar != tl.bfloat16:
+            return handle
+        data = convert(handle.data, tl.bfloat16, tl.float32, None).view(np.float32)
+        return interpreter.TensorHandle(data, tl.float32)
+
+    def dot(self: Any, a: Any, b: Any, d: Any, *rest: Any) -> Any:
+        return plain_dot(self, widen(a), widen(b), d, *rest)
+
+    interpreter._convert_float = convert
+    interpreter.InterpreterBuilder.create_dot = dot
+
+
+def run(draft: Draft, inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor]) -> None:
+    """Run every kernel of the draft, in order, on whole tensors. Calls are not interpreted."""
+    workspace = torch.full((draft.workspace + 256,), 0xA5, dtype=torch.uint8)  # poisoned: nothing may rely on zeros
+    for step in draft.steps:
+        assert not isinstance(step, Call), "only kernels are interpreted"
+        _launch(step, {"in": inputs, "out": outputs}, workspace)
+
+
+def _launch(use: KernelUse, tensors: Mapping[str, Sequence[torch.Tensor]], workspace: torch.Tensor) -> None:
+    module, name = use.kernel.source.split(":")
+    function = getattr(importlib.import_module(module), name)
+    values: dict[str, Any] = dict(use.kernel.constants)
+    for (parameter, kind), arg in zip(use.kernel.signature, use.args, strict=True):
+        values[parameter] = _value(arg, kind, tensors, workspace)
+    if "PDL" in values:
+        values["PDL"] = False  # the interpreter has no dependent launch
+    function[use.grid](**values)
+
+
+def _value(arg: Arg, kind: str, tensors: Mapping[str, Sequence[torch.Tensor]], workspace: torch.Tensor) -> Any:
+    if arg.kind == "int":
+        return arg.value
+    if arg.kind == "workspace":
+        rest = workspace[arg.value :]
+        dtype = _POINTEES[kind.removeprefix("*")]
+        return rest[: rest.numel() // 8 * 8].view(dtype)
+    tensor = tensors[arg.kind][arg.value]
+    assert tensor.is_contiguous() and _POINTEES[kind.removeprefix("*")] == tensor.dtype, (kind, tensor.dtype)
+    return tensor

@@ -1,0 +1,135 @@
+"""What the fusions make of each family, and where they must not fire."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from penstock.compiler import pipeline
+from penstock.compiler.lower import lower
+from penstock.compiler.passes import fuse_glu, fuse_norm, fuse_qkv, fuse_rope
+from penstock.ir import Graph, Node, Value, emit
+from penstock.ir.rewrite import rewrite
+from tests.golden.specs import FAMILIES, ODD, decoder, forward, mixer
+from tests.null.passes.graphs import counts, graph, value, weight
+
+LAYER = ["linear", "rope_append", "attention", "linear", "add_rms_norm", "linear_glu", "linear", "add_rms_norm"]
+BEFORE, AFTER = {"embedding", "scale"}, ["add", "take_rows", "rms_norm", "linear"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_eight_kernels_a_layer(family: str) -> None:
+    lowered = lower(pipeline.run(forward(FAMILIES[family]))[0])
+    ops = [n.op for n in lowered.graph.nodes if not n.is_leaf]
+    body = [op for op in ops if op not in BEFORE]
+    assert body == ["rms_norm", *LAYER, *LAYER[:-1], *AFTER]
+    assert ops[: len(ops) - len(body)] == (["embedding", "scale"] if family == "gemma" else ["embedding"])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_fired_counts(family: str) -> None:
+    _, results = pipeline.run(forward(FAMILIES[family]))
+    fired = {r.name: sum(r.fired.values()) for r in results}
+    want = {"share": 0, "fold": 0, "fuse_qkv": 2, "fuse_glu": 4, "fuse_norm": 3, "fuse_rope": 2}
+    assert fired == want | {"align": 0, "fold_fused": 0, "share_fused": 0}
+
+
+def test_biases_are_stacked_and_gates_with_biases_stay_packed() -> None:
+    fused, _ = pipeline.run(forward(ODD["F of 4 more than 8, biases"]))
+    assert counts(fused)["packed_glu"] == 2 and "linear_glu" not in counts(fused)
+
+
+def test_rows_of_a_stacked_weight_are_q_k_v_and_gate_up() -> None:
+    fused, _ = pipeline.run(forward(FAMILIES["llama"]))
+    stacks = [[v.node.name for v in n.inputs] for n in fused.nodes if n.op == "concat"]
+    assert stacks[0] == [f"model.layers.0.attention.{p}.weight" for p in "qkv"]
+    assert stacks[1] == [f"model.layers.0.feedforward.{p}.weight" for p in ("gate", "up")]
+
+
+def test_head_norms_and_their_numbers_go_into_rope_append() -> None:
+    fused, _ = pipeline.run(forward(FAMILIES["qwen3"]))
+    (node, _) = (n for n in fused.nodes if n.op == "rope_append")
+    assert [v.node.name for v in node.inputs[-2:]] == [f"model.layers.0.attention.{p}_norm.weight" for p in "qk"]
+    assert (node.attr("eps"), node.attr("heads")) == (1e-6, 4)
+
+
+def edited(g: Graph, op: str, nth: int, **attrs: object) -> Graph:
+    """The graph with attributes of the nth node of an op changed."""
+    from penstock.ir.rewrite import substitute
+
+    node: Node = [n for n in g.nodes if n.op == op][nth]
+    return substitute(g, {node[0]: emit(op, *node.inputs, **{**dict(node.attrs), **attrs})[0]})
+
+
+def test_differing_angles_or_norms_of_q_and_k_are_not_fused() -> None:
+    split = rewrite(forward(FAMILIES["qwen3"]), fuse_qkv.RULES).graph
+    for g in (edited(split, "rope", 0, scale=2.0), edited(split, "head_rms_norm", 1, eps=0.5)):
+        assert fuse_rope.must(g) == 1
+        assert counts(rewrite(g, fuse_rope.RULES).graph)["rope_append"] == 1
+
+
+def test_linears_with_and_without_bias_are_not_stacked() -> None:
+    x, w, b = value("x", 8), [weight(f"w{i}", 8, 8) for i in range(2)], weight("b", 8)
+    pair = emit("linear", x, w[0], b)[0], emit("linear", x, w[1])[0]
+    g = graph(emit("glu", *pair, act="silu")[0])
+    assert fuse_glu.must(g) == 0
+    assert counts(rewrite(g, fuse_glu.RULES).graph) == {"linear": 2, "glu": 1}
+
+
+def gated(x: Value, y: Value) -> tuple[Value, Value, Value]:
+    gate, up = emit("linear", x, weight("g", 16, 8))[0], emit("linear", y, weight("u", 16, 8))[0]
+    return gate, up, emit("glu", gate, up, act="silu")[0]
+
+
+def test_gates_of_two_values_and_gates_read_elsewhere_are_not_fused() -> None:
+    x, y = value("x", 8), value("y", 8)
+    gate, _, result = gated(x, x)
+    for g in (graph(gated(x, y)[2]), graph(gate, result), graph(emit("scale", gate, factor=2.0)[0], result)):
+        assert fuse_glu.must(g) == 0
+        assert counts(rewrite(g, fuse_glu.RULES).graph)["glu"] == 1
+
+
+def test_a_gate_that_is_fused_in_the_checkpoint() -> None:
+    product = emit("linear", value("x", 8), weight("gate_up", 32, 8))[0]
+    gate, up = emit("split", product, sizes=(16, 16)).outputs
+    after = rewrite(graph(emit("glu", gate, up, act="silu")[0]), fuse_glu.RULES).graph
+    assert counts(after) == {"linear_glu": 1}
+    swapped = rewrite(graph(emit("glu", up, gate, act="silu")[0]), fuse_glu.RULES).graph
+    assert counts(swapped) == {"linear": 1, "split": 1, "glu": 1}
+
+
+def test_second_norm_of_a_sum_and_operand_order() -> None:
+    x, y = value("x", 8), value("y", 8)
+    total = emit("add", x, y)[0]
+    norms = [emit("rms_norm", total, weight(f"n{i}", 8), eps=1e-5)[0] for i in range(2)]
+    g = graph(*norms, total)
+    after = rewrite(g, fuse_norm.RULES).graph
+    assert fuse_norm.must(g) == 1
+    assert counts(after) == {"add_rms_norm": 1, "rms_norm": 1}
+    fused = after.outputs[0].node
+    assert fused.inputs[:2] == (x, y) and after.outputs[2] == fused[1]
+
+
+def test_a_checkpoint_whose_qkv_is_one_tensor_keeps_it() -> None:
+    from penstock.models.binding import bind
+    from penstock.models.decoder import build_forward
+
+    spec = decoder(mixer(), FAMILIES["llama"].layers[0].feedforward, FAMILIES["llama"].final_norm)
+    binding = bind(spec, "bf16", lambda name: name)
+    whole = weight("layers.0.qkv.weight", 64, 32, format="bf16")
+    for part, start, stop in (("q", 0, 32), ("k", 32, 48), ("v", 48, 64)):
+        binding[f"layers.0.attention.{part}.weight"] = emit("slice", whole, dim=0, start=start, stop=stop)[0]
+    fused, _ = pipeline.run(build_forward(spec, binding, "bf16", 4))
+    assert "slice" not in counts(fused)
+    assert "layers.0.qkv.weight" in lower(fused).weights
+
+
+def test_fused_counts_are_linear_in_layers() -> None:
+    def ops(layers: int) -> Counter[str]:
+        spec = FAMILIES["llama"]
+        many = decoder(spec.layers[0].mixer, spec.layers[0].feedforward, spec.final_norm)
+        object.__setattr__(many, "layers", spec.layers[:1] * layers)
+        return counts(lower(pipeline.run(forward(many))[0]).graph)
+
+    assert ops(4) - ops(3) == Counter(LAYER)
