@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from penstock.errors import PassError
 from penstock.ir.graph import Graph, Node, Value
 
 Swap = Mapping[Value, Value]
+
+MAX_SWEEPS = 1000  # far beyond the depth of any nest of expressions
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +41,17 @@ class Rewritten:
 
 
 def rewrite(graph: Graph, rules: Sequence[Rule]) -> Rewritten:
-    """Apply each rule wherever it fires, until none does. A rule must not change the type of what it replaces."""
+    """Apply each rule wherever it fires, until none does. A rule must not change the type of what it replaces.
+
+    Raises PassError where rules do not come to rest: one undoes another, or fires on its own result.
+    """
     fired: dict[str, int] = {rule.__name__: 0 for rule in rules}
-    while swaps := dict(_sweep(graph, rules, fired)):
+    for _ in range(MAX_SWEEPS):
+        swaps = dict(_sweep(graph, rules, fired))
+        if not swaps:
+            return Rewritten(graph, fired)
         graph = substitute(graph, swaps)
-    return Rewritten(graph, fired)
+    raise PassError(f"rules still fire after {MAX_SWEEPS} sweeps over the graph: {fired}; a rule must not fire again")
 
 
 def _sweep(graph: Graph, rules: Sequence[Rule], fired: dict[str, int]) -> Iterator[tuple[Value, Value]]:

@@ -51,8 +51,8 @@ def _download(name: str, revision: str | None, token: str | None) -> Path:
         raise ModelError(f"{name} has no revision {revision!r} on the hub; name a branch, tag or commit") from None
     except LocalEntryNotFoundError as error:
         raise ModelError(
-            f"{name} is no directory, and not, or not wholly, in the local cache, while the hub is off (HF_HUB_OFFLINE) or out of "
-            f"reach ({_cause(error)}); go online once, or name a directory"
+            f"{name} is no directory, and not, or not wholly, in the local cache, while the hub is off "
+            f"(HF_HUB_OFFLINE) or out of reach ({_cause(error)}); go online once, or name a directory"
         ) from None
     except (HTTPError, OSError) as error:
         raise ModelError(f"{name} could not be fetched ({_cause(error)}); the next attempt resumes") from None

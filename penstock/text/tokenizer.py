@@ -41,9 +41,7 @@ class Tokenizer:
         self.bos_token_id = bos_token_id
         self.eos_token_ids = tuple(dict.fromkeys(eos_token_ids))
         self._directory = directory
-        self._prepended = (
-            [bos_token_id] if add_bos and bos_token_id is not None and not self._adds(bos_token_id) else []
-        )
+        self._prepended = [bos_token_id] if add_bos and bos_token_id is not None else []
 
     @classmethod
     def from_dir(cls, path: str | Path, *, eos_token_ids: Iterable[int] = ()) -> Tokenizer:

@@ -47,8 +47,9 @@ def test_real_sizes_compile_without_spills() -> None:
     assert compile_problems(REAL) == []
 
 
-def test_small_and_odd_sizes_compile_without_spills() -> None:
-    assert compile_problems([c for c in CASES if c[0].inputs[0].format.name == "f32" or len(c[0].inputs) > 2]) == []
+def test_float32_and_odd_sizes_compile_without_spills() -> None:
+    odd = [c for c in CASES if c[0].inputs[0].format.name == "f32" or c[0].inputs[0].shape[-1] in (77, 1001)]
+    assert compile_problems(odd, older=(80,)) == []
 
 
 @pytest.mark.parametrize("op", ["linear", "linear_glu"])
@@ -84,8 +85,8 @@ def test_gemv_reads_weights_sixteen_bytes_at_a_time_and_never_spills(tokens: int
     used = resources(binary)
     assert (used.stack, used.local) == (0, 0)
     per_thread = config["ROWS"] * config["COLUMNS"] // (config["warps"] * 32)
-    wide = sum("v4.b32" in line for line in binary.ptx.splitlines() if "evict_first" in line)
-    assert wide == per_thread // 8 * (2 if 14336 % config["COLUMNS"] else 1) or wide >= per_thread // 8
+    loads = [line for line in binary.ptx.splitlines() if "ld.global" in line and "evict_first" in line]
+    assert len(loads) >= per_thread // 8 and all(".v4.b32" in line for line in loads)
 
 
 def test_every_kernel_waits_before_it_touches_memory() -> None:

@@ -102,7 +102,7 @@ class Ragged(Tactic):
 
     def plan(self, site: Site, sizes: Sizes, device: Device, config: Config) -> Draft:
         shape = Shape.of(site)
-        programs = max(1, cdiv(max(device.multiprocessors, 1) * config["TASKS"], shape.kv_heads))
+        programs = _programs(shape, sizes, device, config)
         tasks = programs + min(sizes["S"], sizes["T"])
         rows = tasks * shape.kv_heads * shape.decode_rows
         partial = cdiv(rows * shape.head_size * 4, 256) * 256
@@ -111,6 +111,13 @@ class Ragged(Tactic):
             steps.append(_prefill(site, sizes, config))
         steps.append(_combine(site, sizes, device, config, programs, partial))
         return Draft(tuple(steps), partial + rows * 2 * 4)
+
+
+def _programs(shape: Shape, sizes: Sizes, device: Device, config: Config) -> int:
+    """Tasks to aim at for each KV head: what keeps the device busy, and no more than there can be tiles of keys."""
+    aim = cdiv(max(device.multiprocessors, 1) * config["TASKS"], shape.kv_heads)
+    tiles = min(sizes["S"], sizes["T"]) * cdiv(sizes["M"] * shape.block_size, config["BN"])
+    return max(1, min(aim, tiles))
 
 
 def _decode_configs(shape: Shape) -> tuple[dict[str, int], ...]:

@@ -29,7 +29,7 @@ PREFERRED_SHARED = 100 << 10  # bytes; so that two programs share an SM, and the
 # (ROWS, COLUMNS, STAGES, warps), best first.
 SHAPES = ((64, 128, 4, 4), (64, 128, 3, 4), (128, 64, 4, 4), (64, 64, 4, 4))
 SHAPES_F32 = ((64, 32, 3, 4), (128, 32, 3, 8))
-WAVES = (2, 3, 1)  # programs per multiprocessor to aim at, by splitting K
+WAVES = (2, 4, 1)  # programs per multiprocessor to aim at, by splitting K
 MAX_SPLIT = 16
 
 
@@ -65,10 +65,10 @@ def _token_tile(p: Product) -> int:
 
 
 def _configs(p: Product, device: Device) -> Iterator[Config]:
-    """Every shape with the first aim of WAVES, then the first shapes with the others."""
+    """Every shape with the first aim of WAVES, then every second one with the others."""
     shapes = SHAPES_F32 if p.w.bytes == 4 else SHAPES
     for waves in WAVES:
-        for rows, columns, stages, warps in shapes:
+        for rows, columns, stages, warps in shapes if waves == WAVES[0] else shapes[::2]:
             columns = fitting_columns(columns, p.k)
             split = _split(p, rows, columns, waves * max(1, device.multiprocessors))
             lines = max(1, columns * p.w.bytes // 128)

@@ -13,12 +13,12 @@ from penstock.compiler import pipeline
 from penstock.compiler.lower import lower
 from penstock.compiler.pipeline import PASSES, Pass
 from penstock.errors import GraphError, PassError
-from penstock.ir import Graph, Node
-from penstock.ir.rewrite import Rewritten
+from penstock.ir import Graph, Node, emit
+from penstock.ir.rewrite import Match, Rewritten, Swap, rewrite
 from penstock.ir.text import parse_graph, print_graph
 from penstock.spec import Attention, LayerSpec, Mlp, ModelSpec, Norm, Rope
 from tests.golden.specs import FAMILIES, ODD, forward
-from tests.null.passes.graphs import graphs
+from tests.null.passes.graphs import graph, graphs, value
 
 
 @pytest.mark.parametrize("name", ["fuse_qkv", "fuse_glu", "fuse_norm", "fuse_rope", "align"])
@@ -42,6 +42,14 @@ def test_what_a_pass_breaks_is_found_behind_it() -> None:
 
     with pytest.raises(GraphError, match="linear has types"):
         pipeline.run(forward(FAMILIES["llama"]), [Pass("retype", retype)])
+
+
+def test_rules_that_never_rest_are_an_error() -> None:
+    def again(m: Match) -> Swap | None:
+        return {m.node[0]: emit("add", *m.node.inputs)[0]} if m.node.op == "add" else None
+
+    with pytest.raises(PassError, match="'again': 1000"):
+        rewrite(graph(emit("add", value("x", 8), value("y", 8))[0]), [again])
 
 
 def test_a_fused_graph_is_no_builders() -> None:
@@ -68,17 +76,17 @@ def test_the_pipeline_is_idempotent(name: str) -> None:
 
 
 @given(graphs())
-def test_random_graphs_print_and_parse(graph: Graph) -> None:
-    for g in (graph, pipeline.run(graph)[0], lower(pipeline.run(graph)[0]).graph):
+def test_random_graphs_print_and_parse(built: Graph) -> None:
+    for g in (built, pipeline.run(built)[0], lower(pipeline.run(built)[0]).graph):
         assert print_graph(parse_graph(print_graph(g))) == print_graph(g)
         assert parse_graph(print_graph(g)).key() == g.key()
 
 
 @given(graphs())
-def test_random_graphs_keep_their_results_types(graph: Graph) -> None:
-    fused, _ = pipeline.run(graph)
-    assert fused.names == graph.names
-    assert [v.type for v in fused.outputs] == [v.type for v in graph.outputs]
+def test_random_graphs_keep_their_results_types(built: Graph) -> None:
+    fused, _ = pipeline.run(built)
+    assert fused.names == built.names
+    assert [v.type for v in fused.outputs] == [v.type for v in built.outputs]
 
 
 def seconds(spec: ModelSpec) -> float:

@@ -1,0 +1,123 @@
+"""Capturing a program's buckets as CUDA graphs over fixed memory, and finding the graph of a step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from penstock.engine.manifest import Engine
+from penstock.engine.program import Phase, Site, Sizes, bucket_name
+from penstock.ir.graph import Node, Value
+from penstock.ir.lazy import torch
+from penstock.ir.op import get
+from penstock.kernels.driver import Kernel
+from penstock.kernels.launch import Step, bind, view
+
+Key = tuple[int, int]  # (T bucket, L bucket)
+
+
+@dataclass(frozen=True, slots=True)
+class Captured:
+    """One bucket's graph, and where it leaves the sampled tokens and its other named results."""
+
+    graph: Any
+    results: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Everything that graphs read and write; allocated once, never moved."""
+
+    arena: Any  # u8
+    upload: Any  # i32[U]
+    weights: Mapping[str, Any]
+    states: Mapping[str, Any]
+    kernels: Mapping[str, Kernel]
+
+
+class Graphs:
+    """The captured buckets of an engine's decode program."""
+
+    def __init__(self, engine: Engine, memory: Memory) -> None:
+        self.engine, self.memory = engine, memory
+        self.captured: dict[Key, Captured] = {}
+        profile = engine.profile
+        self._all = [(t, n) for t in profile.token_buckets for n in profile.logit_buckets(t)]
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def capture_sparse(self) -> None:
+        """The tuned buckets, largest first: enough for any step, at worst padded to the next of them."""
+        tuned = set(self.engine.profile.tuned_buckets)
+        for key in reversed(self._all):
+            if key[0] in tuned:
+                self.capture(key)
+
+    def capture_next(self) -> bool:
+        """One more of the buckets left; False when none is."""
+        missing = next((key for key in self._all if key not in self.captured), None)
+        if missing is not None:
+            self.capture(missing)
+        return missing is not None
+
+    def find(self, tokens: int, logits: int) -> tuple[Key, Captured]:
+        """The smallest captured bucket that holds the step."""
+        key = self.engine.profile.bucket(tokens, max(logits, 1))
+        if key not in self.captured:
+            key = min(k for k in self.captured if k[0] >= key[0] and k[1] >= key[1])
+        return key, self.captured[key]
+
+    def capture(self, key: Key) -> None:
+        """Bind every node of every phase to its memory, run once to warm library handles up, and capture."""
+        steps, results = self._bound(key)
+        graph = torch.cuda.CUDAGraph()
+        with torch.no_grad(), torch.cuda.graph(graph, pool=self._pool):
+            for step in steps:
+                step()
+        self.captured[key] = Captured(graph, results)
+
+    def _bound(self, key: Key) -> tuple[list[Step], dict[str, Any]]:
+        program, name = self.engine.programs["decode"], bucket_name(*key)
+        sizes = program.buckets[name]
+        named: dict[str, Any] = {"upload": self.memory.upload}
+        steps: list[Step] = []
+        for phase_name, phase in program.phases.items():
+            binder = _Binder(phase, self.engine.buffers[name][phase_name], self.memory, sizes, name)
+            steps += binder.bind(named)
+        return steps, named
+
+
+class _Binder:
+    """Binds one phase in one bucket."""
+
+    def __init__(self, phase: Phase, offsets: tuple[int, ...], memory: Memory, sizes: Sizes, bucket: str) -> None:
+        self.phase, self.memory, self.sizes, self.bucket = phase, memory, sizes, bucket
+        self._offsets = iter(offsets)
+
+    def bind(self, named: dict[str, Any]) -> list[Step]:
+        """The phase's launches; its named results are added to `named`."""
+        env: dict[Value, Any] = {}
+        steps: list[Step] = []
+        for node in self.phase.graph.nodes:
+            if node.is_leaf:
+                env[node[0]] = self._leaf(node, named)
+            else:
+                steps += self._node(node, env)
+        named.update({name: env[v] for name, v in zip(self.phase.graph.names, self.phase.graph.outputs, strict=True)})
+        return steps
+
+    def _leaf(self, node: Node, named: Mapping[str, Any]) -> Any:
+        return {"weight": self.memory.weights, "state": self.memory.states, "input": named}[node.op][node.name]
+
+    def _node(self, node: Node, env: dict[Value, Any]) -> tuple[Step, ...]:
+        aliases = {out: node.inputs[source] for source, out in (get(node.op).writes or {}).items()}
+        for value in node.outputs:
+            offset = next(self._offsets)
+            if value.index in aliases:
+                env[value] = env[aliases[value.index]]
+            else:
+                env[value] = view(self.memory.arena, offset, value.type, self.sizes)
+        workspace = self.memory.arena[next(self._offsets) :]
+        plan = self.phase.plans[Site.of(node).key][self.bucket]
+        ins, outs = [env[v] for v in node.inputs], [env[v] for v in node.outputs]
+        return bind(plan, ins, outs, workspace, self.memory.kernels, self.sizes)

@@ -1,0 +1,190 @@
+"""Cases of the memory-bound operations, of sampling, and of the step's own kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from penstock.engine.program import Site
+from penstock.ir.graph import Type, tensor
+from penstock.ir.op import get
+from penstock.ir.ops.sample import uniform
+from penstock.ir.ops.state import FIELDS, SlotLayout, commit_example, prepare_example
+from tests.kernels import subprocess_cases
+
+Case = tuple[Site, Mapping[str, int]]
+
+
+def site(op: str, *types: Type, **attrs: Any) -> Site:
+    return Site(op, types, get(op).types(types, attrs), tuple(sorted(attrs.items())))
+
+
+def sizes(T: int, S: int = 1, L: int = 1) -> dict[str, int]:
+    return {"T": T, "S": S, "L": L, "M": 8, "N": 64, "U": 4 + 3 * S + 2 * WRITES}
+
+
+WRITES = 300
+
+
+def norms() -> Iterator[Case]:
+    for form, width, tokens in (("bf16", 4096, 3), ("f16", 100, 70), ("f32", 1536, 1), ("bf16", 257, 5), ("f32", 16384, 2)):
+        x, w = tensor(form, "T", width), tensor(form, width)
+        yield site("rms_norm", x, w, eps=1e-5), sizes(tokens)
+        yield site("add_rms_norm", x, x, w, eps=1e-6, offset=1.0), sizes(tokens)
+    yield site("rms_norm", tensor("bf16", "L", 64), tensor("bf16", 64), eps=1e-6, offset=1.0), sizes(9, L=5)
+    for form, heads, head, tokens in (("bf16", 8, 128, 3), ("f16", 3, 80, 67), ("f32", 1, 64, 1)):
+        x = tensor(form, "T", heads * head)
+        yield site("head_rms_norm", x, tensor(form, head), heads=heads, eps=1e-6), sizes(tokens)
+
+
+def streams() -> Iterator[Case]:
+    for form, width, tokens in (("bf16", 4096, 3), ("f16", 33, 7), ("f32", 1000, 1)):
+        x = tensor(form, "T", width)
+        yield site("add", x, x), sizes(tokens)
+        yield site("scale", x, factor=0.3), sizes(tokens)
+        yield site("narrow", x, size=width - 5), sizes(tokens)
+        yield site("split", x, sizes=(width // 2, width - width // 2)), sizes(tokens)
+        yield site("split", x, sizes=(width - 24, 17, 7)), sizes(tokens)
+        yield site("embedding", tensor("i32", "T"), tensor(form, 71, width)), sizes(tokens)
+        yield site("take_rows", x, tensor("i32", "L")), sizes(tokens, L=4)
+    yield site("add", tensor("bf16", "T", 160), tensor("bf16", "T", 160)), sizes(1700)
+    yield site("take_rows", tensor("i32", "T", 5), tensor("i32", "L")), sizes(6, L=3)
+
+
+SAMPLED = ("f32", "i32", "f32", "i32", "i32")  # temperature, top_k, top_p, seed, position
+
+
+def samples() -> Iterator[Case]:
+    for form, vocabulary, rows in (("f32", 1000, 24), ("bf16", 5003, 9), ("f16", 33, 70), ("f32", 9001, 3)):
+        vectors = (tensor(f, "L") for f in SAMPLED)
+        yield site("sample", tensor(form, "L", vocabulary), *vectors), sizes(rows, L=rows)
+
+
+def steps() -> Iterator[Case]:
+    layouts = (SlotLayout(5, 40, 3), SlotLayout(21, 130, 17, 6), SlotLayout(300, 24, 1030, 3))
+    shapes = (sizes(7, 3, 2), sizes(150, 20, 11), sizes(40, 257, 33))
+    for layout, shape in zip(layouts, shapes, strict=True):
+        arena, upload = tensor("i32", layout.size), tensor("i32", "U")
+        yield site("prepare", arena, upload, **layout.attrs()), shape
+        yield site("commit", arena, upload, tensor("i32", "L"), **layout.attrs()), shape
+
+
+CASES: list[Case] = [*norms(), *streams(), *samples(), *steps()]
+
+
+def examples(site: Site, sizes: Mapping[str, int], generator: torch.Generator) -> list[list[Any]]:
+    """The op's own example, and what it leaves out."""
+    example = get(site.op).example
+    assert example is not None
+    attrs, device = dict(site.attrs), str(generator.device)
+    if site.op == "prepare":
+        return [prepare_example(site.inputs, attrs, sizes, generator, device), *(ragged_step(site, sizes, generator))]
+    if site.op == "commit":
+        sampled = torch.randint(0, 1000, (sizes["L"],), generator=generator, device=device, dtype=torch.int32)
+        steps = [[*x, sampled] for x in ragged_step(site, sizes, generator)]
+        return [commit_example(site.inputs, attrs, sizes, generator, device), *steps]
+    inputs = list(example(site.inputs, attrs, sizes, generator, device))
+    if site.op == "sample":
+        return sampling(inputs, generator)
+    if site.op == "take_rows":  # the example's zeros would not tell one row from another
+        inputs[0] = chosen(site.inputs[0], sizes, generator)
+        rows = site.inputs[1].concrete(sizes)
+        inputs[1] = torch.randint(0, sizes["T"], rows, generator=generator, device=device, dtype=torch.int32)
+    return [inputs]
+
+
+def chosen(type: Type, sizes: Mapping[str, int], generator: torch.Generator) -> torch.Tensor:
+    """Random numbers of any format."""
+    numbers = torch.randn(type.concrete(sizes), generator=generator, device=generator.device) * 100
+    return numbers.to(getattr(torch, type.format.torch_dtype))
+
+
+def ragged_step(site: Site, sizes: Mapping[str, int], generator: torch.Generator) -> Iterator[list[Any]]:
+    """Steps that fill the bucket in part or wholly: rows without tokens, any slots, some sampling, many writes."""
+    layout = SlotLayout(**dict(site.attrs))
+    device = generator.device
+    for rows in (sizes["S"], max(1, sizes["S"] // 2)):
+        counts = torch.bincount(
+            torch.randint(0, rows, (sizes["T"] - (rows < sizes["S"]),), generator=generator, device=device), minlength=rows
+        ).clamp_max(layout.history // 2)
+        samples = torch.zeros(rows, dtype=torch.int64, device=device)
+        order = torch.randperm(rows, generator=generator, device=device)
+        samples[order[: min(rows, sizes["L"]) - (rows < sizes["S"])]] = 1
+        slots = torch.randint(-(2**31), 2**31 - 1, (layout.size,), generator=generator, device=device).int()
+        floats = [layout.field("temperature"), layout.field("top_p"), layout.freqs_at]
+        for at, size in zip(floats, (layout.num_slots,) * 2 + (layout.num_slots * layout.freqs,), strict=True):
+            slots[at : at + size] = torch.rand(size, generator=generator, device=device).view(torch.int32)
+        slots[: layout.num_slots] = torch.randint(0, layout.history // 2, (layout.num_slots,), generator=generator).int()
+        own = torch.randperm(layout.num_slots, generator=generator, device=device)[:rows]
+        pairs = writes(layout, generator)
+        header = torch.tensor([rows, int(counts.sum()), int(samples.sum()), len(pairs)], device=device)
+        upload = torch.cat([header, torch.stack([own, counts, samples], 1).flatten(), pairs.flatten()]).int()
+        rest = torch.full((sizes["U"] - len(upload),), 7, dtype=torch.int32, device=device)
+        yield [slots, torch.cat([upload, rest])]
+
+
+def writes(layout: SlotLayout, generator: torch.Generator) -> torch.Tensor:
+    """Distinct places of the arena, and values that are plausible for any of them."""
+    skipped = layout.field(FIELDS[-1])  # leaves the fields alone that are floats or lengths
+    count = min(WRITES, layout.size - skipped)
+    places = torch.randperm(layout.size - skipped, generator=generator, device=generator.device)[:count] + skipped
+    places = places[(places < layout.freqs_at) | (places >= layout.table_at)]
+    values = torch.randint(0, 1 << 20, places.shape, generator=generator, device=generator.device)
+    return torch.stack([places, values], 1)
+
+
+def sampling(inputs: Sequence[Any], generator: torch.Generator) -> list[list[Any]]:
+    """Rows of every kind, peaked and flat, with ties and with tokens that are forbidden."""
+    logits, temperature, top_k, top_p, seed, position = inputs
+    rows, vocabulary = logits.shape
+    row = torch.arange(rows, device=logits.device)
+    mixed = [
+        logits,
+        torch.where(row % 4 == 0, 0.0, 0.3 + 0.25 * (row % 7)),
+        torch.tensor([0, 1, 7, 50, vocabulary, -1], device=logits.device, dtype=torch.int32)[row % 6],
+        torch.tensor([1.0, 0.9, 0.3, 0.999, 1.0], device=logits.device)[row % 5],
+        seed,
+        position,
+    ]
+    coarse = (logits.float() * 2).round() / 2  # many equal logits
+    coarse[:, 1::5] = -torch.inf
+    flat = logits.float() * 1e-3
+    free = [temperature * 2, top_k * 0, top_p * 0 + 1.0]
+    tied = [coarse.to(logits.dtype), *mixed[1:]]
+    return [
+        list(inputs),
+        mixed,
+        tied,
+        [flat.to(logits.dtype), *mixed[1:]],
+        [logits, *free, seed, position],
+        [logits, temperature, top_k * 0, top_p, -seed - 1, position],
+    ]
+
+
+def agree(site: Site, inputs: Sequence[Any], want: Sequence[Any], got: Sequence[Any]) -> str:
+    """Sampled tokens may differ only where rounding decides: scores or cuts within 1e-5 of each other."""
+    if site.op != "sample" or not want[0].ne(got[0]).any():
+        return subprocess_cases.differences(site, inputs, want, got)
+    problems = []
+    for row in want[0].ne(got[0]).nonzero()[:, 0].tolist():
+        token = int(got[0][row])
+        if not (0 <= token < inputs[0].shape[1]) or not plausible(*(x[row : row + 1] for x in inputs), token):
+            problems.append(f"row {row}: {int(want[0][row])} != {token}")
+    return "; ".join(problems)
+
+
+def plausible(logits: Any, temperature: Any, top_k: Any, top_p: Any, seed: Any, position: Any, token: int) -> bool:
+    """Whether a cut moved by rounding, or a score that is as good up to rounding, explains the token."""
+    if float(temperature) <= 0:
+        return False
+    for p in (top_p, top_p * (1 - 1e-5), top_p * (1 + 1e-5)):
+        if int(get("sample").reference(logits, temperature, top_k, p, seed, position)) == token:
+            return True
+        scaled = logits.double() / temperature
+        scores = scaled - (-uniform(seed, position, logits.shape[1]).double().log()).log()
+        best = get("sample").reference(logits, temperature, top_k, p, seed, position)
+        if scaled[0, token] >= scaled[0, int(best)] and abs(float(scores[0, token] - scores[0, int(best)])) < 1e-5:
+            return True
+    return False

@@ -1,0 +1,23 @@
+"""The small kernels, interpreted, against the references."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.kernels.subprocess_cases import failures
+
+TOPIC = "tests.kernels.cases.small"
+
+
+@pytest.mark.parametrize(
+    "ops",
+    [
+        ("rms_norm", "add_rms_norm", "head_rms_norm"),
+        ("add", "scale", "split", "narrow", "embedding", "take_rows"),
+        ("sample",),
+        ("prepare", "commit"),
+    ],
+    ids=["norms", "streams", "sample", "step"],
+)
+def test_agrees_with_reference(ops: tuple[str, ...]) -> None:
+    assert failures(TOPIC, ops) == []
