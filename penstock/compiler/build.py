@@ -26,9 +26,8 @@ from penstock.ir.graph import Graph
 from penstock.kernels.device import detect, software
 from penstock.models.binding import random_binding
 from penstock.models.checkpoint import Checkpoint
-from penstock.models.config import load_config
 from penstock.models.decoder import build_forward
-from penstock.models.registry import ignored_tensors, read_spec, weights
+from penstock.models.directory import ModelDirectory
 from penstock.text.files import text_files
 from penstock.text.generation import generation_facts
 
@@ -50,7 +49,7 @@ def silent(stage: str, done: int, total: int) -> None:
 def build(model: Path, options: BuildOptions, output: Path | None = None, progress: Progress = silent) -> Path:
     """The engine directory of a model, built unless the cache has it. Returns its path.
 
-    model: a Hugging Face directory. Raises ModelError, CheckpointError, OptionError before any work; SelectionError
+    model: a Hugging Face directory, or a TensorRT-LLM checkpoint (NVIDIA's, or one of `convert`). Raises ModelError, CheckpointError, OptionError before any work; SelectionError
     where no tactic runs an op; ResourceError when the disk is full. Nothing half-written is left.
     """
     device = detect(options.device)
@@ -72,17 +71,16 @@ def build(model: Path, options: BuildOptions, output: Path | None = None, progre
 
 def read_model(model: Path, options: BuildOptions, device: Device) -> Frontend:
     """Config, tensor headers and graph work; nothing of the weights is read."""
-    config = load_config(model)
-    spec = read_spec(config)
-    format = options.format(config, device)
+    opened = ModelDirectory.open(model)
+    spec = opened.spec
+    format = options.format(opened.config, device)
     profile = options.profile(spec, device)
-    binding = weights(spec, config, format)
+    binding = opened.binding(format)
     checkpoint = None
     if options.weights == "random":
         binding = random_binding(binding)
     else:
-        checkpoint = Checkpoint.open(model)
-        checkpoint.check(binding, ignored_tensors(spec, config))
+        checkpoint = opened.checkpoint()
     before = build_forward(spec, binding, format, profile.block_size)
     after, results = pipeline.run(before)
     lowered = lower(after)
@@ -92,7 +90,7 @@ def read_model(model: Path, options: BuildOptions, device: Device) -> Frontend:
         "sample": sample_graph(profile, spec.vocab_size),
     }
     report = tuple({"pass": r.name, "fired": dict(r.fired), "nodes": [r.nodes_before, r.nodes_after]} for r in results)
-    source = {"model": str(model.resolve()), "weights": options.weights, "config": config}
+    source = {"model": str(model.resolve()), "weights": options.weights, "config": dict(opened.stored)}
     draft = Unplanned(
         spec.to_json(), profile, format, graphs, lowered.weights, source,
         generation_facts(model), work_of(lowered.graph, profile), report,

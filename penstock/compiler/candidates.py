@@ -13,7 +13,13 @@ from penstock.kernels.reference import PARTS, REFERENCE, Reference, has_parts, p
 from penstock.kernels.registry import tactics
 from penstock.kernels.tactic import NO_CONFIG, PLAIN, Config, Draft, Tactic
 
-Pins = Mapping[str, str]  # op -> the one tactic that may run it
+Pins = Mapping[str, str]  # op -> the one tactic that may run it, or `!name` for the one that may not
+
+
+def permits(pins: Pins, op: str, name: str) -> bool:
+    """Whether the pins let a tactic compete for an op."""
+    pin = pins.get(op, name)
+    return pin[1:] != name if pin.startswith("!") else pin == name
 
 
 @dataclass(frozen=True)
@@ -63,7 +69,7 @@ def candidates(site: Site, sizes: Sizes, device: Device, pins: Pins) -> tuple[tu
             refused[tactic.name] = reason
         else:
             found.extend(Candidate(tactic, c) for c in tactic.tunables(site, sizes, device) or (NO_CONFIG,))
-    if has_parts(site.op) and pins.get(site.op, PARTS) == PARTS:
+    if has_parts(site.op) and permits(pins, site.op, PARTS):
         found.append(Candidate(None, NO_CONFIG))
     if device.kind == "cpu" or not found or pins.get(site.op) == REFERENCE:
         found.extend(_reference(site, sizes, device, pins, refused))
@@ -71,7 +77,7 @@ def candidates(site: Site, sizes: Sizes, device: Device, pins: Pins) -> tuple[tu
 
 
 def _reference(site: Site, sizes: Sizes, device: Device, pins: Pins, refused: dict[str, str]) -> Iterator[Candidate]:
-    if pins.get(site.op, REFERENCE) != REFERENCE:
+    if not permits(pins, site.op, REFERENCE):
         return
     reference = Reference(site.op)
     if reason := reference.supports(site, sizes, device):
@@ -82,10 +88,7 @@ def _reference(site: Site, sizes: Sizes, device: Device, pins: Pins, refused: di
 
 def _allowed(op: str, pins: Pins) -> tuple[Tactic, ...]:
     every = tactics(op)
-    if op not in pins:
-        return every
-    named = tuple(t for t in every if t.name == pins[op])
-    if not named and pins[op] not in (REFERENCE, PARTS):
-        known = ", ".join(sorted({t.name for t in every} | {REFERENCE, PARTS}))
-        raise SelectionError(f"no tactic {pins[op]!r} for op {op!r}; it has {known}")
-    return named
+    known = {REFERENCE, PARTS} | {t.name for t in every}
+    if op in pins and pins[op].removeprefix("!") not in known:
+        raise SelectionError(f"no tactic {pins[op].removeprefix('!')!r} for op {op!r}; it has {', '.join(sorted(known))}")
+    return tuple(t for t in every if permits(pins, op, t.name))

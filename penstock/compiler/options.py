@@ -31,7 +31,7 @@ class BuildOptions:
     max_num_tokens: int | None = None
     max_seq_len: int | None = None
     block_size: int = 64
-    pins: Mapping[str, str] = field(default_factory=dict)  # op -> tactic
+    pins: Mapping[str, str] = field(default_factory=dict)  # op -> the tactic that must run it; `!name`: must not
     cache_dir: Path | None = None
 
     def __post_init__(self) -> None:

@@ -22,6 +22,7 @@ class Binary:
     global_scratch: int  # bytes a launch must provide; ours need none
     cubin: bytes
     ptx: str = ""
+    instruction: str = ""  # what multiplies: "wgmma", "mma" or "fma"; empty where it was not noted
 
     def facts(self) -> dict[str, Any]:
         """Everything but the binary itself."""
@@ -49,7 +50,13 @@ def compile_triton(kernel: TritonKernel, capability: int) -> Binary:
         raise BuildError(f"{kernel.source} does not compile for sm_{capability}: {error}") from error
     meta = built.metadata
     scratch = int(getattr(meta, "global_scratch_size", 0) or 0)
-    return Binary(meta.name, kernel.num_warps, int(meta.shared), scratch, built.asm["cubin"], built.asm["ptx"])
+    cubin, ptx = built.asm["cubin"], built.asm["ptx"]
+    return Binary(meta.name, kernel.num_warps, int(meta.shared), scratch, cubin, ptx, instruction_of(ptx))
+
+
+def instruction_of(ptx: str) -> str:
+    """The widest instruction that multiplies: Hopper's warp-group product, a warp's, or none but scalar ones."""
+    return "wgmma" if "wgmma.mma_async" in ptx else "mma" if "mma.sync" in ptx else "fma"
 
 
 def store(binary: Binary, folder: Path, key: str) -> None:

@@ -6,7 +6,7 @@ import json
 import re
 import struct
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ class TensorInfo:
     dtype: str  # as safetensors spells it: "BF16"
     nbytes: int
     file: Path
+    stored: str = ""  # its name in the file, where the checkpoint calls it something else
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,26 @@ class Checkpoint:
         _check_index(directory, tensors)
         return cls(directory, tensors)
 
+    @classmethod
+    def open_ranks(cls, directory: str | Path, count: int) -> Checkpoint:
+        """The `count` files of a checkpoint dealt over ranks; a tensor's name is `rank0/` and its name in the file.
+
+        Raises CheckpointError where there are fewer or more, or a file is truncated or no safetensors file.
+        """
+        directory = Path(directory)
+        wanted = [f"rank{i}.safetensors" for i in range(count)]
+        found = {path.name for path in directory.glob("rank*.safetensors")}
+        if missing := [name for name in wanted if name not in found]:
+            raise CheckpointError(f"{directory} lacks {_some(missing)} of {count} ranks; convert the model again")
+        if extra := sorted(found - set(wanted)):
+            raise CheckpointError(f"{directory} holds {_some(extra)}, but config.json says {count} ranks; remove them")
+        tensors = {
+            f"{file.removesuffix('.safetensors')}/{name}": replace(info, stored=name)
+            for file in wanted
+            for name, info in read_header(directory / file)
+        }
+        return cls(directory, tensors)
+
     def info(self, name: str) -> TensorInfo:
         """Raises CheckpointError for a tensor that is not there."""
         if name not in self.tensors:
@@ -65,12 +86,12 @@ class Checkpoint:
 
     def read(self, name: str, format: str | None = None) -> Any:
         """The whole tensor, memory-mapped; converted (and so copied) where `format` is not the stored one."""
-        return _converted(self._file(name).get_tensor(name), format)
+        return _converted(self._file(name).get_tensor(self.info(name).stored or name), format)
 
     def read_slice(self, name: str, dim: int, start: int, stop: int, format: str | None = None) -> Any:
         """Indices start to stop along `dim`, reading no other pages than theirs."""
         index = (slice(None),) * dim + (slice(start, stop),)
-        return _converted(self._file(name).get_slice(name)[index], format)
+        return _converted(self._file(name).get_slice(self.info(name).stored or name)[index], format)
 
     def check(self, binding: Binding, ignored: Iterable[str] = ()) -> None:
         """Prove that the binding and the checkpoint match: nothing missing, of another shape, or left over.

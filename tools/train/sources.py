@@ -62,7 +62,7 @@ _BOOKS = dict(
         "Gal=Galatians Eph=Ephesians Phi=Philippians Col=Colossians 1Th=1_Thessalonians 2Th=2_Thessalonians "
         "1Tim=1_Timothy 2Tim=2_Timothy Titus=Titus Phmn=Philemon Heb=Hebrews Jas=James 1Pet=1_Peter 2Pet=2_Peter "
         "1Jn=1_John 2Jn=2_John 3Jn=3_John Jude=Jude Rev=Revelation "
-    ).split()  # noqa: SIM905
+    ).split()
 )
 _VERSE = re.compile(r"^(\d?[A-Za-z]+)(\d+):(\d+) (.*)$")
 

@@ -70,7 +70,7 @@ def skinny(  # type: ignore[no-untyped-def]
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
     acc = tl.zeros((ROWS, TOKENS), tl.float32)
-    for k in tl.range(low, low + SHARE, COLUMNS, num_stages=STAGES):
+    for k in tl.range(low, tl.minimum(low + SHARE, K), COLUMNS, num_stages=STAGES):
         column = k + tl.arange(0, COLUMNS)[None, :]
         if SHARE * SPLIT == K:
             w_tile = tl.load(w_start + column, eviction_policy="evict_first")

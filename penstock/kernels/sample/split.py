@@ -46,8 +46,10 @@ class SplitSample(Tactic):
         return gpu.refusal(site, device, (0,))
 
     def tunables(self, site: Site, sizes: Sizes, device: Device) -> tuple[Config, ...]:
+        most = next_power_of_2(cdiv(gpu.width(site.inputs[0]), BLOCK))
         first = _chunks(gpu.rows(site.inputs[0], sizes))
-        return tuple({"chunks": c, "warps": w} for c, w in ((first, 8), (first, 16), (first * 2, 8), (first // 2, 8)))
+        shapes = ((min(c, most), w) for c, w in ((first, 8), (first, 16), (first * 2, 8), (first // 2, 8)))
+        return tuple({"chunks": c, "warps": w} for c, w in dict.fromkeys(shapes))
 
     def plan(self, site: Site, sizes: Sizes, device: Device, config: Config) -> Draft:
         vocabulary, rows, chunks = gpu.width(site.inputs[0]), gpu.rows(site.inputs[0], sizes), config["chunks"]

@@ -44,6 +44,7 @@ CASES: list[tuple[Site, Sizes]] = [
     (linear("bf16", 257, 256, out="f32", tokens="L"), {"L": 2, "T": 9}),
     (linear("bf16", 200, 520, bias=True, out="f32"), {"T": 17}),
     (linear("f32", 40, 100, bias=True), {"T": 33}),
+    (linear("bf16", 70, 4096), {"T": 9}),
     (linear("f16", 65, 2050, bias=True), {"T": 64}),
     (linear("bf16", 100, 77, bias=True, out="f32"), {"T": 65}),
     (linear("bf16", 320, 192), {"T": 300}),

@@ -68,6 +68,8 @@ def test_names_do_not_collide_with_tensors_so_called() -> None:
     result = lower(graph(*(one("linear", x, w) for w in ws)))
     assert list(result.weights) == ["a", "a.1", "a.1.1"]
     assert [g.leaves("tensor")[0].name for g in result.weights.values()] == ["a", "a", "a.1"]
+    again = lower(graph(*(one("linear", x, w) for w in (ws[2], ws[0], ws[1]))))
+    assert list(again.weights) == ["a.1", "a", "a.2"]
 
 
 def test_weights_without_tensors_and_of_many() -> None:

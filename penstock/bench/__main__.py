@@ -1,0 +1,89 @@
+"""`python -m penstock.bench --model llama3.1-8b --out results.jsonl`: build, load, decode, first token, prefill, roof."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from penstock.bench import records
+from penstock.bench.latency import NEW, PROMPT, decode_rate, first_token, prefill_rate, run
+from penstock.bench.records import Record
+from penstock.bench.workload import MODELS, prompt, write_model
+from penstock.compiler.build import build
+from penstock.compiler.options import BuildOptions
+from penstock.engine import store
+from penstock.engine.manifest import Engine
+from penstock.kernels.device import detect
+from penstock.kernels.roof import Roof, measure
+from penstock.llm import LLM
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m penstock.bench", description=__doc__)
+    parser.add_argument("--model", choices=sorted(MODELS), default="llama3.1-8b")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--out", type=Path, required=True)
+    arguments = parser.parse_args()
+    device = detect(arguments.device)
+    stamp = {"commit": records.commit(), "when": records.now(), "environment": records.environment(device)}
+    with tempfile.TemporaryDirectory() as folder:
+        for record in figures(arguments.model, device.kind, Path(folder)):
+            share = "" if record.share_of_roof is None else f"  {record.share_of_roof:.1%} of the roof"
+            print(f"{record.metric:24} {record.value:12.2f} {record.unit}{share} {record.note}", flush=True)
+            records.append(arguments.out, [replace(record, **stamp)])
+
+
+def figures(name: str, device: str, folder: Path) -> Iterator[Record]:
+    """Every figure, each as soon as it is there."""
+    options = BuildOptions(weights="random", device=device, cache_dir=folder / "cache", max_seq_len=4096)
+    start = time.perf_counter()
+    directory = build(write_model(name, folder), options, progress=_show)
+    seconds = time.perf_counter() - start
+    engine = store.load(directory)
+    common = {"model": name, "format": engine.format}
+    yield Record("build_s", seconds, "s", note=f"random weights; {dict(engine.build_seconds)}", **common)
+    yield Record("weight_gib", engine.weight_bytes / 2**30, "GiB", **common)
+    roof = measure(detect(device))
+    yield Record("roof_read_gbps", roof.read_bytes_per_s / 1e9, "GB/s", **common)
+    yield Record(f"roof_{engine.format}_tflops", roof.flops_per_s / 1e12, "TFLOP/s", **common)
+    start = time.perf_counter()
+    with LLM(directory, device=device, skip_tokenizer_init=True) as llm:
+        yield Record("load_s", time.perf_counter() - start, "s", note="random weights", **common)
+        run(llm, [prompt(100, 7)], 4)
+        for batch in (1, 8, 64):
+            rate = decode_rate(llm, batch)
+            yield Record(
+                f"decode_bs{batch}", rate.value, "tok/s", share_of_roof=rate.value / decode_roof(engine, roof, batch),
+                spread=rate.spread, **common,
+            )  # fmt: skip
+        first = first_token(llm)
+        yield Record("ttft_mean_ms", first.mean_ms, "ms", **common)
+        yield Record("ttft_p99_ms", first.p99_ms, "ms", note="30 samples a length", **common)
+        rate = prefill_rate(llm)
+        compute = engine.work["flops_per_token"]
+        yield Record(
+            "prefill_2048x64", rate.value, "tok/s", share_of_roof=rate.value * compute / roof.flops_per_s,
+            spread=rate.spread, note="roof: burst matrix rate, attention not counted", **common,
+        )  # fmt: skip
+
+
+def decode_roof(engine: Engine, roof: Roof, batch: int) -> float:
+    """Tokens a second when a step takes the longer of its bytes and its operations: weights once, KV of the context."""
+    context = PROMPT + NEW / 2
+    read = engine.work["weight_bytes"] + batch * context * engine.work["kv_bytes_per_token"]
+    operations = batch * (engine.work["flops_per_token"] + engine.work["flops_per_logit"])
+    return batch / max(read / roof.read_bytes_per_s, operations / roof.flops_per_s)
+
+
+def _show(stage: str, done: int, total: int) -> None:
+    if done == 0 or (total and done == total):
+        print(f"[{time.strftime('%H:%M:%S')}] {stage} {done}/{total}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()

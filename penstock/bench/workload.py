@@ -1,0 +1,68 @@
+"""The one workload that every figure is measured on: shapes, prompts and lengths, fixed."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from penstock.errors import OptionError
+
+LLAMA2_7B: Mapping[str, Any] = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 32,
+    "vocab_size": 32000,
+    "max_position_embeddings": 4096,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+    "hidden_act": "silu",
+    "tie_word_embeddings": False,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "torch_dtype": "bfloat16",
+}
+LLAMA31_8B: Mapping[str, Any] = LLAMA2_7B | {
+    "intermediate_size": 14336,
+    "num_key_value_heads": 8,
+    "vocab_size": 128256,
+    "max_position_embeddings": 8192,
+    "rope_theta": 500000.0,
+}
+TINY: Mapping[str, Any] = LLAMA2_7B | {
+    "hidden_size": 256,
+    "intermediate_size": 512,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+MODELS: Mapping[str, Mapping[str, Any]] = {"llama2-7b": LLAMA2_7B, "llama3.1-8b": LLAMA31_8B, "tiny": TINY}
+TTFT_LENGTHS = (10, 50, 100, 150, 200, 250, 300, 350, 400)
+
+
+def write_model(name: str, folder: Path) -> Path:
+    """A directory with the config of a workload model and no weights: built with weights="random"."""
+    if name not in MODELS:
+        raise OptionError(f"no workload model {name!r}; there are {', '.join(MODELS)}")
+    directory = folder / name
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "config.json").write_text(json.dumps(dict(MODELS[name]), indent=1))
+    return directory
+
+
+def prompt(length: int, seed: int, vocab: int = 30000) -> list[int]:
+    """Token ids from 3 to `vocab`, the same for the same seed."""
+    numbers = random.Random(seed)
+    return [numbers.randint(3, vocab) for _ in range(length)]
+
+
+def percentile(values: Sequence[float], q: float) -> float:
+    """The nearest-rank percentile."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, round(q / 100 * (len(ordered) - 1)))]

@@ -1,0 +1,143 @@
+"""The classic flow's first step: a model directory to a checkpoint with a file for each rank, as TensorRT-LLM has it."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from penstock.compiler.options import FORMATS
+from penstock.compiler.progress import Progress, counting, silent
+from penstock.compiler.weights import write_weights
+from penstock.engine.manifest import Weight
+from penstock.errors import OptionError, ResourceError
+from penstock.ir.graph import Graph, Value
+from penstock.kernels.tactic import PLAIN
+from penstock.models import trtllm
+from penstock.models.checkpoint import Checkpoint
+from penstock.models.config import stored_format
+from penstock.models.directory import ModelDirectory
+from penstock.models.registry import family_of
+from penstock.models.trtllm.fields import KEPT
+from penstock.spec import ModelSpec
+from penstock.text.files import text_files
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """Everything about a conversion but the numbers."""
+
+    config: dict[str, object]
+    files: tuple[dict[str, Weight], ...]  # by rank
+    checkpoint: Checkpoint
+
+    @property
+    def nbytes(self) -> int:
+        return sum(weight.type.nbytes() for file in self.files for weight in file.values())
+
+
+def convert(
+    model_dir: Path, output_dir: Path, dtype: str = "auto", tp_size: int = 1, pp_size: int = 1,
+    progress: Progress = silent,
+) -> Path:  # fmt: skip
+    """Write the checkpoint of tp_size * pp_size ranks, tensor by tensor; the tokenizer files go with it.
+
+    model_dir: a Hugging Face directory, or a converted one to be dealt anew. dtype: "auto" keeps the stored one. The
+    layout adds 1 to Gemma's norms and rounds the sum, so in 16 bits those are not what they were. Raises ModelError,
+    CheckpointError, OptionError or UnsupportedError before any work; ResourceError when the disk is full. Nothing
+    half-written is left; an earlier conversion in output_dir is replaced.
+    """
+    plan = _plan(model_dir, dtype, tp_size, pp_size)
+    _check_output(model_dir, output_dir)
+    with _replacing(output_dir) as part:
+        (part / "config.json").write_text(json.dumps(plan.config, indent=2))
+        for file in text_files(model_dir):
+            copy = part / file.relative_to(model_dir)
+            copy.parent.mkdir(exist_ok=True)
+            shutil.copyfile(file, copy)
+        written = counting("convert", plan.nbytes, progress)
+        for rank, weights in enumerate(plan.files):
+            write_weights(weights, plan.checkpoint, part / f"rank{rank}.safetensors", "cpu", written)
+    return output_dir
+
+
+def _plan(model_dir: Path, dtype: str, tp: int, pp: int) -> _Plan:
+    format = _format(dtype)
+    source = ModelDirectory.open(model_dir)
+    format = format or stored_format(source.config)
+    family = family_of(source.config)
+    _check_ranks(source.spec, tp, pp)
+    # NVIDIA's converter of Gemma deals the embedding whenever there are ranks to deal it to, and no other's does.
+    ranks = trtllm.Ranks(tp, pp, split_table=family.name == "gemma" and tp > 1)
+    config = trtllm.write_config(source.spec, source.config, ranks, trtllm.NAMES[format])
+    binding, exact = source.binding(format), source.binding("f32")
+    files = trtllm.split(source.spec, binding, exact, ranks, family.architectures[0])
+    weights = tuple({name: _weight(value) for name, value in file.items()} for file in files)
+    return _Plan(config, weights, source.checkpoint())
+
+
+def _weight(value: Value) -> Weight:
+    return Weight(value.type, PLAIN, Graph((value,), ("weight",)))
+
+
+def _format(dtype: str) -> str | None:
+    if dtype != "auto" and dtype not in FORMATS:
+        raise OptionError(f"dtype={dtype!r} is not one of auto, {', '.join(FORMATS)}")
+    return None if dtype == "auto" else FORMATS[dtype]
+
+
+def _check_ranks(spec: ModelSpec, tp: int, pp: int) -> None:
+    if tp < 1 or pp < 1:
+        raise OptionError(f"tp_size={tp}, pp_size={pp}: both must be at least 1")
+    if pp > len(spec.layers):
+        raise OptionError(f"pp_size={pp} exceeds the model's {len(spec.layers)} layers; lower it")
+    for layer in spec.layers:
+        heads, kv, size = layer.mixer.heads, layer.mixer.kv_heads, layer.feedforward.size
+        if heads % tp or size % tp or (kv % tp and tp % kv):
+            raise OptionError(
+                f"tp_size={tp} does not divide the model's {heads} heads, {kv} KV heads (which it may also be a multiple "
+                f"of) and {size} feed-forward columns; choose one that does"
+            )
+
+
+def _check_output(model_dir: Path, output_dir: Path) -> None:
+    if output_dir.resolve() in (model_dir.resolve(), *model_dir.resolve().parents):
+        raise OptionError(f"output_dir={output_dir} holds the model itself; name another directory")
+    if output_dir.exists() and not _replaceable(output_dir):
+        raise OptionError(f"output_dir={output_dir} exists and is no converted checkpoint; name an empty or a new directory")
+
+
+def _replaceable(directory: Path) -> bool:
+    """Whether it is an empty directory, or one that `convert` wrote."""
+    if not directory.is_dir():
+        return False
+    try:
+        return KEPT in json.loads((directory / "config.json").read_text())
+    except (OSError, ValueError, TypeError):
+        return not any(directory.iterdir())
+
+
+@contextmanager
+def _replacing(target: Path) -> Iterator[Path]:
+    """A fresh directory beside `target` that takes its name when the block ends well, and vanishes otherwise."""
+    part, old = (target.with_name(f".{target.name}.{os.getpid()}.{kind}") for kind in ("part", "old"))
+    try:
+        part.mkdir(parents=True)
+        yield part
+        if target.exists():
+            target.rename(old)
+        part.rename(target)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise ResourceError(
+                f"no space left under {target.parent} while converting; free some, or name another place"
+            ) from None
+        raise
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,132 @@
+"""New weights of the same spec into an engine. Nothing is timed or compiled, and nothing that could is imported."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from penstock.compiler.progress import Progress, counting, silent
+from penstock.compiler.weights import write_weights
+from penstock.engine import store
+from penstock.engine.manifest import Engine
+from penstock.errors import RefitError
+from penstock.ir.graph import Type
+from penstock.kernels import registry
+from penstock.models.binding import declared
+from penstock.models.checkpoint import Checkpoint
+from penstock.models.directory import ModelDirectory
+from penstock.text.files import text_files
+from penstock.text.generation import generation_facts
+
+SHOWN = 5  # differences that an error names
+_REWRITTEN = (store.MANIFEST, store.FILES)
+
+
+def refit(engine_dir: Path, checkpoint_dir: Path, output: Path | None = None, progress: Progress = silent) -> Path:
+    """The engine with the checkpoint's weights, in `output`, or in its own place. Returns where it is.
+
+    The engine's weight expressions are computed again on the other checkpoint. Tokenizer and generation settings go
+    with the weights, where the checkpoint brings any. Raises RefitError where the model, or the names or shapes of
+    its tensors, are not the engine's, and ModelError or CheckpointError where the checkpoint cannot be read; all of
+    that before any work. Where it fails later, the engine stays as it was.
+    """
+    engine = store.load(engine_dir)
+    model = ModelDirectory.open(checkpoint_dir)
+    _check_spec(engine, model)
+    _check_tensors(engine, model)
+    checkpoint = model.checkpoint()
+    refitted = _renamed(engine, model, checkpoint)
+    target = output or engine_dir
+    registry.builtin()  # tactics register the layouts that weights are packed in
+    with store.writing(target) as part:
+        _copy(engine_dir, part, text_files(checkpoint_dir))
+        written = counting("weights", engine.weight_bytes, progress)
+        write_weights(engine.weights, checkpoint, part / store.weights_file(), "cpu", written)
+        store.save(refitted, part)
+    return target
+
+
+def _check_spec(engine: Engine, model: ModelDirectory) -> None:
+    theirs = json.loads(json.dumps(model.spec.to_json()))
+    if found := list(_differences(json.loads(json.dumps(dict(engine.spec))), theirs, "")):
+        raise RefitError(
+            f"{model.path} is another model than the engine's: {'; '.join(found[:SHOWN])}"
+            f"{_more(found)}; build an engine of its own"
+        )
+
+
+def _differences(ours: Any, theirs: Any, where: str) -> Iterator[str]:
+    """layers[0].layer.mixer.heads: 4 in the engine, 8 in the checkpoint"""
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        for key in dict.fromkeys((*ours, *theirs)):
+            yield from _differences(ours.get(key), theirs.get(key), f"{where}.{key}" if where else key)
+    elif isinstance(ours, list) and isinstance(theirs, list) and len(ours) == len(theirs):
+        for i, (a, b) in enumerate(zip(ours, theirs, strict=True)):
+            yield from _differences(a, b, f"{where}[{i}]")
+    elif ours != theirs:
+        yield f"{where}: {ours!r} in the engine, {theirs!r} in the checkpoint"
+
+
+def _check_tensors(engine: Engine, model: ModelDirectory) -> None:
+    ours = _read_by(engine)
+    if not ours:
+        raise RefitError(
+            "the engine's weights are random numbers, not expressions over a checkpoint's tensors, so there is nothing "
+            "to put new ones into; build an engine from the checkpoint"
+        )
+    theirs = declared(model.binding(engine.format))
+    names = dict.fromkeys((*ours, *theirs))
+    found = [f"{n}: {_shown(ours, n)} in the engine, {_shown(theirs, n)} in the checkpoint" for n in names
+             if ours.get(n) != theirs.get(n)]  # fmt: skip
+    if found:
+        raise RefitError(
+            f"{model.path} does not have the tensors that the engine's weights are made of: {'; '.join(found[:SHOWN])}"
+            f"{_more(found)}; refit from a checkpoint in the layout that the engine was built from, or build again"
+        )
+
+
+def _read_by(engine: Engine) -> dict[str, Type]:
+    """Checkpoint name -> type of every tensor in the engine's expressions."""
+    leaves = (leaf for weight in engine.weights.values() for leaf in weight.expression.leaves("tensor"))
+    return {leaf.name: leaf.types[0] for leaf in leaves}
+
+
+def _shown(tensors: Mapping[str, Type], name: str) -> str:
+    return str(list(tensors[name].shape)) if name in tensors else "absent"
+
+
+def _more(found: list[str]) -> str:
+    return f"; and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
+
+
+def _renamed(engine: Engine, model: ModelDirectory, checkpoint: Checkpoint) -> Engine:
+    """The manifest, saying where the weights are from now; under another key, so that no build takes it for its own."""
+    files = sorted({info.file for info in checkpoint.tensors.values()})
+    facts = [engine.source.get("key"), str(model.path.resolve())]
+    facts += [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files]
+    source = {
+        **engine.source,
+        "model": str(model.path.resolve()),
+        "config": dict(model.stored),
+        "key": f"refit-{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]}",
+    }
+    tokens = generation_facts(model.path) if text_files(model.path) else engine.tokens
+    return replace(engine, source=source, tokens=tokens)
+
+
+def _copy(old: Path, new: Path, text: tuple[Path, ...]) -> None:
+    """All but what is written anew; the checkpoint's text files instead of the old ones, where it has any."""
+    skipped = {*_REWRITTEN, store.weights_file(), *(f.name for f in text_files(old) if text)}
+    for file in sorted(p for p in old.rglob("*") if p.is_file()):
+        if str(file.relative_to(old)) not in skipped:
+            copy = new / file.relative_to(old)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, copy)
+    (new / store.KERNELS).mkdir(exist_ok=True)
+    for file in text:
+        shutil.copyfile(file, new / file.name)

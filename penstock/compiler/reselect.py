@@ -1,0 +1,108 @@
+"""An engine for another device or other software: planned anew from its own manifest, without its checkpoint."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from penstock.compiler.backend import Planned, Unplanned, plan_engine
+from penstock.compiler.build import copy_kernels
+from penstock.compiler.candidates import Pins
+from penstock.compiler.progress import Progress, counting, silent
+from penstock.compiler.timing_cache import cache_root
+from penstock.compiler.weights import write_weights
+from penstock.engine import store
+from penstock.engine.device import Device
+from penstock.engine.manifest import Engine, Weight
+from penstock.ir.graph import Graph, leaf
+from penstock.kernels.device import software
+from penstock.kernels.layouts import unpack
+from penstock.models.checkpoint import Checkpoint, read_header
+
+_REWRITTEN = (store.MANIFEST, store.FILES, store.TIMING)
+
+
+@dataclass(frozen=True)
+class StoredWeights(Checkpoint):
+    """An engine's own weights as the tensors of a checkpoint: by name, and unpacked."""
+
+    weights: Mapping[str, Weight] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, engine: Engine, directory: Path) -> StoredWeights:
+        file = directory / store.weights_file()
+        return cls(directory, dict(read_header(file)), weights=engine.weights)
+
+    def read(self, name: str, format: str | None = None) -> Any:
+        weight = self.weights[name]
+        return unpack(weight.layout, super().read(name, format)).reshape(weight.type.concrete({}))
+
+
+def reselect(
+    engine_dir: Path, device: Device, cache_dir: Path | None = None, pins: Pins | None = None,
+    progress: Progress = silent, output: Path | None = None,
+) -> Path:  # fmt: skip
+    """The engine with its tactics chosen again for `device` and the software at hand. Returns its directory.
+
+    It goes into the cache, where a second call finds it, or into `output` (which may be engine_dir itself). Weights
+    whose layout changes are unpacked and packed anew. Raises SelectionError where no tactic runs an op, ResourceError
+    when the disk is full; the old engine stays as it was.
+    """
+    engine, root = store.load(engine_dir), cache_root(cache_dir)
+    key = _key(engine, device, pins or {})
+    target = output or root / "engines" / f"{engine_dir.resolve().name}-{key}"
+    if store.is_engine(target) and store.load(target).source.get("key") == key:
+        progress("cached", 1, 1)
+        return target
+    planned = plan_engine(_unplanned(engine, key), device, root, pins or {}, progress)
+    _write(replace(planned, seconds=engine.build_seconds), engine, engine_dir, target, progress)
+    return target
+
+
+def _unplanned(engine: Engine, key: str) -> Unplanned:
+    """What the manifest says that does not depend on the device."""
+    graphs = {name: phase.graph for name, phase in engine.programs["decode"].phases.items()}
+    expressions = {name: weight.expression for name, weight in engine.weights.items()}
+    return Unplanned(
+        engine.spec, engine.profile, engine.format, graphs, expressions, {**engine.source, "key": key},
+        engine.tokens, engine.work, engine.report,
+    )  # fmt: skip
+
+
+def _key(engine: Engine, device: Device, pins: Pins) -> str:
+    """Identity: the engine's own key and graph, the device, the software, the pins. Never a build's key."""
+    graph = engine.programs["decode"].phases["forward"].graph.key()
+    facts = [engine.source.get("key"), graph, engine.profile.to_json(), asdict(device), dict(software(device)), dict(pins)]
+    return f"reselect-{hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]}"
+
+
+def _write(planned: Planned, old: Engine, source: Path, target: Path, progress: Progress) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with store.writing(target) as part:
+        _weights(planned.engine, old, source, part, progress)
+        copy_kernels(planned, part / store.KERNELS)
+        (part / store.TIMING).write_text(json.dumps(planned.timing, indent=1))
+        skipped = {*_REWRITTEN, store.weights_file()}
+        for file in sorted(p for p in source.iterdir() if p.is_file() and p.name not in skipped):
+            shutil.copyfile(file, part / file.name)
+        store.save(replace(planned.engine, build_seconds=planned.seconds), part)
+
+
+def _weights(new: Engine, old: Engine, source: Path, part: Path, progress: Progress) -> None:
+    """The file as it is where no layout changed; otherwise each weight through its plain form."""
+    name = store.weights_file()
+    if all(new.weights[n].layout == weight.layout for n, weight in old.weights.items()):
+        shutil.copyfile(source / name, part / name)
+        return
+    written = counting("weights", new.weight_bytes, progress)
+    moved = {n: replace(w, expression=_itself(n, w)) for n, w in new.weights.items()}
+    write_weights(moved, StoredWeights.of(old, source), part / name, "cpu", written)
+
+
+def _itself(name: str, weight: Weight) -> Graph:
+    return Graph((leaf("tensor", name, weight.type),), ("weight",))

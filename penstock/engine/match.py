@@ -1,0 +1,27 @@
+"""Whether an engine is for the machine at hand."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from penstock.engine.device import Device
+from penstock.engine.manifest import Engine
+
+
+def mismatch(engine: Engine, device: Device, software: Mapping[str, str]) -> str | None:
+    """One sentence on the first thing that differs from what the engine was compiled for; None where nothing does.
+
+    Compared are the device's kind, capability and name, and the version of each software that the engine records.
+    Left out: memory, caches and processors, which a shared GPU may show less of; they change speed, not function.
+    """
+    made = engine.device
+    if (made.kind, made.capability, made.name) != (device.kind, device.capability, device.name):
+        return f"the engine was compiled for {_called(made)}, and this is {_called(device)}"
+    for name, version in engine.software.items():
+        if (found := software.get(name, "absent")) != version:
+            return f"the engine was compiled with {name} {version}, and this is {name} {found}"
+    return None
+
+
+def _called(device: Device) -> str:
+    return "a CPU" if device.kind == "cpu" else f"{device.name} (sm_{device.capability})"

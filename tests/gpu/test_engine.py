@@ -1,0 +1,142 @@
+"""The bundled model on the GPU: against the CPU's logits, and what serving must never do."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from penstock import LLM, SamplingParams, bundled
+from penstock.compiler.build import build
+from penstock.compiler.options import BuildOptions
+from penstock.engine import store
+from penstock.formats import BF16
+from penstock.formats.tolerance import tolerance
+from penstock.runtime.cuda import CudaBackend
+from penstock.runtime.open import Memory
+from penstock.runtime.step import CpuBackend
+from penstock.text.tokenizer import Tokenizer
+from tests.forced import Forced
+
+pytestmark = pytest.mark.gpu
+PROMPTS, NEW = 100, 64
+LIMITS = {"max_batch_size": 64, "max_num_tokens": 512, "max_seq_len": 512}
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def engine_dir(cache: Path) -> Path:
+    return build(bundled.target(), BuildOptions(device="cuda", cache_dir=cache, **LIMITS))
+
+
+@pytest.fixture(scope="module")
+def prompts() -> list[list[int]]:
+    """Passages of the held-out text, 5 to 60 tokens long."""
+    text = "\n".join(json.loads(line)["text"] for line in bundled.heldout().read_text().splitlines())
+    ids = Tokenizer.from_dir(bundled.target()).encode(text)
+    return [ids[i * 311 : i * 311 + 5 + i * 55 // PROMPTS] for i in range(PROMPTS)]
+
+
+@pytest.fixture(scope="module")
+def llm(engine_dir: Path) -> Iterator[LLM]:
+    with LLM(engine_dir, device="cuda") as model:
+        yield model
+
+
+def test_the_gpu_in_bf16_agrees_with_the_cpu(cache: Path, engine_dir: Path, prompts: list[list[int]]) -> None:
+    """Forced along the CPU's text: 99 % of positions agree, and each that does not was a close call for the CPU."""
+    cpu_dir = build(bundled.target(), BuildOptions(device="cpu", cache_dir=cache, **LIMITS))
+    with LLM(cpu_dir, device="cpu") as cpu:
+        outputs = cpu.generate(
+            [{"prompt_token_ids": p} for p in prompts],
+            SamplingParams(temperature=0, max_tokens=NEW, ignore_eos=True),
+        )
+    texts = [p + list(o.outputs[0].token_ids) for p, o in zip(prompts, outputs, strict=True)]
+    agreed = total = 0
+    for part in range(0, PROMPTS, 50):
+        batch, counts = texts[part : part + 50], [len(p) for p in prompts[part : part + 50]]
+        cpu_engine = store.load(cpu_dir)
+        want = Forced(cpu_engine, CpuBackend(cpu_engine, cpu_dir)).run(batch, counts)
+        gpu_engine = store.load(engine_dir)
+        got = Forced(gpu_engine, CudaBackend(gpu_engine, engine_dir, Memory().budget())).run(batch, counts)
+        for w, g in zip(want, got, strict=True):
+            same = w.argmax(-1) == g.argmax(-1)
+            log = w.log_softmax(-1)
+            margin = log.amax(-1) - log.gather(-1, g.argmax(-1, keepdim=True))[:, 0]
+            assert not (margin[~same] >= tolerance(BF16).margin).any(), f"a clear call came out differently: {margin[~same].max()}"
+            agreed, total = agreed + int(same.sum()), total + same.numel()
+    print(f"{agreed} of {total} positions agree")
+    assert agreed >= 0.99 * total
+
+
+def test_a_request_is_independent_of_its_neighbours(llm: LLM, prompts: list[list[int]]) -> None:
+    """The same bucket sequence is bit-equal: alone twice, and again after others have come and gone."""
+    params = SamplingParams(temperature=0, max_tokens=48, ignore_eos=True)
+    alone = [llm.generate({"prompt_token_ids": p}, params)[0].outputs[0].token_ids for p in prompts[:4]]
+    llm.generate([{"prompt_token_ids": p} for p in prompts], params)
+    again = [llm.generate({"prompt_token_ids": p}, params)[0].outputs[0].token_ids for p in prompts[:4]]
+    assert alone == again
+
+
+def test_serving_launches_nothing_outside_replays(llm: LLM, prompts: list[list[int]]) -> None:
+    """Joins, leaves, prefill and decode: no kernel of ours is launched, one upload a step, and the host lags."""
+    from penstock.kernels import driver
+
+    backend = llm._loop.executor.backend
+    while backend.idle():
+        pass
+    launches, events = [], []
+    plain_launch, start, read = driver.launch, backend.launch, backend.read
+    driver.launch = lambda *a: launches.append(a)
+    import penstock.kernels.launch as bound
+
+    bound.launch, saved = driver.launch, bound.launch
+    backend.launch = lambda *a: events.append("launch") or start(*a)
+    backend.read = lambda t: events.append("read") or read(t)
+    uploads, steps = backend.uploads, llm.stats()["steps"]
+    try:
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            params = [SamplingParams(temperature=0.8, seed=i, max_tokens=5 + i % 40, ignore_eos=True) for i in range(PROMPTS)]
+            llm.generate([{"prompt_token_ids": p} for p in prompts], params)
+    finally:
+        driver.launch, bound.launch, backend.launch, backend.read = plain_launch, saved, start, read
+    assert not launches
+    assert backend.uploads - uploads == llm.stats()["steps"] - steps
+    assert not [e.key for e in profile.key_averages() if e.key.startswith("cudaLaunchKernel")]
+    steady = events[2:-2]
+    assert steady.count("launch") and all(a != b for a, b in zip(steady, steady[1:], strict=False))
+    assert events[:2] == ["launch", "launch"], "step 2 is launched before step 1 is read"
+
+
+def test_an_engine_runs_without_triton_and_the_compiler(engine_dir: Path) -> None:
+    """Loading an engine compiles nothing: it works where neither can be imported."""
+    program = f"""
+import sys
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "triton" or name.startswith("penstock.compiler"):
+            raise ImportError(name)
+sys.meta_path.insert(0, Refuse())
+from penstock.runtime import ModelRunner
+with ModelRunner.from_dir({str(engine_dir)!r}) as runner:
+    print(runner.generate(["In the beginning"], max_new_tokens=16)[0])
+assert not [m for m in sys.modules if m.startswith(("triton", "penstock.compiler"))]
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
+
+
+def test_sampling_with_a_seed_repeats(llm: LLM, prompts: list[list[int]]) -> None:
+    params = SamplingParams(temperature=0.9, top_k=50, top_p=0.9, seed=7, max_tokens=32, ignore_eos=True)
+    first, second = (llm.generate({"prompt_token_ids": prompts[0]}, params)[0].outputs[0].token_ids for _ in range(2))
+    assert first == second
