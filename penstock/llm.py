@@ -11,7 +11,8 @@ from types import TracebackType
 from typing import Any
 
 from penstock import bundled
-from penstock.compiler.build import Progress, build, silent
+from penstock.compiler.backend import Progress
+from penstock.compiler.build import build, silent
 from penstock.compiler.options import BuildOptions
 from penstock.compiler.refit import refit
 from penstock.compiler.reselect import reselect
@@ -144,7 +145,7 @@ class LLM:
             if not finished:
                 await asyncio.to_thread(self._loop.abort, new.id)
 
-    def stream(self, prompt: Prompt, sampling_params: SamplingParams | None = None) -> "Stream":
+    def stream(self, prompt: Prompt, sampling_params: SamplingParams | None = None) -> Stream:
         """The text of one prompt piece by piece, for a plain loop: `for piece in llm.stream("Once"): ...`."""
         return Stream(self._loop, self._submission, prompt, sampling_params or SamplingParams())
 

@@ -6,8 +6,9 @@ import argparse
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from penstock.bench import records
@@ -30,12 +31,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     device = detect(arguments.device)
-    stamp = {"commit": records.commit(), "when": records.now(), "environment": records.environment(device)}
+    commit, when, environment = records.commit(), records.now(), records.environment(device)
     with tempfile.TemporaryDirectory() as folder:
         for record in figures(arguments.model, device.kind, Path(folder)):
             share = "" if record.share_of_roof is None else f"  {record.share_of_roof:.1%} of the roof"
             print(f"{record.metric:24} {record.value:12.2f} {record.unit}{share} {record.note}", flush=True)
-            records.append(arguments.out, [replace(record, **stamp)])
+            stamped = replace(record, commit=commit, when=when, environment=environment)
+            records.append(arguments.out, [stamped])
 
 
 def figures(name: str, device: str, folder: Path) -> Iterator[Record]:
@@ -45,31 +47,32 @@ def figures(name: str, device: str, folder: Path) -> Iterator[Record]:
     directory = build(write_model(name, folder), options, progress=_show)
     seconds = time.perf_counter() - start
     engine = store.load(directory)
-    common = {"model": name, "format": engine.format}
-    yield Record("build_s", seconds, "s", note=f"random weights; {dict(engine.build_seconds)}", **common)
-    yield Record("weight_gib", engine.weight_bytes / 2**30, "GiB", **common)
+    figure = partial(Record, model=name, format=engine.format)
+    yield figure("build_s", seconds, "s", note=f"random weights; {dict(engine.build_seconds)}")
+    yield figure("weight_gib", engine.weight_bytes / 2**30, "GiB")
     roof = measure(detect(device))
-    yield Record("roof_read_gbps", roof.read_bytes_per_s / 1e9, "GB/s", **common)
-    yield Record(f"roof_{engine.format}_tflops", roof.flops_per_s / 1e12, "TFLOP/s", **common)
+    yield figure("roof_read_gbps", roof.read_bytes_per_s / 1e9, "GB/s")
+    yield figure(f"roof_{engine.format}_tflops", roof.flops_per_s / 1e12, "TFLOP/s")
     start = time.perf_counter()
     with LLM(directory, device=device, skip_tokenizer_init=True) as llm:
-        yield Record("load_s", time.perf_counter() - start, "s", note="random weights", **common)
-        run(llm, [prompt(100, 7)], 4)
-        for batch in (1, 8, 64):
-            rate = decode_rate(llm, batch)
-            yield Record(
-                f"decode_bs{batch}", rate.value, "tok/s", share_of_roof=rate.value / decode_roof(engine, roof, batch),
-                spread=rate.spread, **common,
-            )  # fmt: skip
-        first = first_token(llm)
-        yield Record("ttft_mean_ms", first.mean_ms, "ms", **common)
-        yield Record("ttft_p99_ms", first.p99_ms, "ms", note="30 samples a length", **common)
-        rate = prefill_rate(llm)
-        compute = engine.work["flops_per_token"]
-        yield Record(
-            "prefill_2048x64", rate.value, "tok/s", share_of_roof=rate.value * compute / roof.flops_per_s,
-            spread=rate.spread, note="roof: burst matrix rate, attention not counted", **common,
-        )  # fmt: skip
+        yield figure("load_s", time.perf_counter() - start, "s", note="random weights")
+        yield from latencies(llm, engine, roof, figure)
+
+
+def latencies(llm: LLM, engine: Engine, roof: Roof, figure: Callable[..., Record]) -> Iterator[Record]:
+    """Decode, first token and prefill of a loaded engine."""
+    run(llm, [prompt(100, 7)], 4)
+    for batch in (1, 8, 64):
+        rate = decode_rate(llm, batch)
+        share = rate.value / decode_roof(engine, roof, batch)
+        yield figure(f"decode_bs{batch}", rate.value, "tok/s", share_of_roof=share, spread=rate.spread)
+    first = first_token(llm)
+    yield figure("ttft_mean_ms", first.mean_ms, "ms")
+    yield figure("ttft_p99_ms", first.p99_ms, "ms", note="30 samples a length")
+    rate = prefill_rate(llm)
+    share = rate.value * engine.work["flops_per_token"] / roof.flops_per_s
+    note = "roof: burst matrix rate, attention not counted"
+    yield figure("prefill_2048x64", rate.value, "tok/s", share_of_roof=share, spread=rate.spread, note=note)
 
 
 def decode_roof(engine: Engine, roof: Roof, batch: int) -> float:

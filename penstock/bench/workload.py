@@ -10,7 +10,7 @@ from typing import Any
 
 from penstock.errors import OptionError
 
-LLAMA2_7B: Mapping[str, Any] = {
+LLAMA2_7B: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",
     "hidden_size": 4096,
@@ -28,21 +28,21 @@ LLAMA2_7B: Mapping[str, Any] = {
     "eos_token_id": 2,
     "torch_dtype": "bfloat16",
 }
-LLAMA31_8B: Mapping[str, Any] = LLAMA2_7B | {
+LLAMA31_8B: dict[str, Any] = LLAMA2_7B | {
     "intermediate_size": 14336,
     "num_key_value_heads": 8,
     "vocab_size": 128256,
     "max_position_embeddings": 8192,
     "rope_theta": 500000.0,
 }
-TINY: Mapping[str, Any] = LLAMA2_7B | {
+TINY: dict[str, Any] = LLAMA2_7B | {
     "hidden_size": 256,
     "intermediate_size": 512,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
 }
-MODELS: Mapping[str, Mapping[str, Any]] = {"llama2-7b": LLAMA2_7B, "llama3.1-8b": LLAMA31_8B, "tiny": TINY}
+MODELS: Mapping[str, dict[str, Any]] = {"llama2-7b": LLAMA2_7B, "llama3.1-8b": LLAMA31_8B, "tiny": TINY}
 TTFT_LENGTHS = (10, 50, 100, 150, 200, 250, 300, 350, 400)
 
 
@@ -52,7 +52,7 @@ def write_model(name: str, folder: Path) -> Path:
         raise OptionError(f"no workload model {name!r}; there are {', '.join(MODELS)}")
     directory = folder / name
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / "config.json").write_text(json.dumps(dict(MODELS[name]), indent=1))
+    (directory / "config.json").write_text(json.dumps(MODELS[name], indent=1))
     return directory
 
 

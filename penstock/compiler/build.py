@@ -6,22 +6,24 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from penstock.compiler import pipeline
-from penstock.compiler.backend import Planned, Progress, Unplanned, plan_engine
+from penstock.compiler.backend import Planned, Unplanned, plan_engine
 from penstock.compiler.lower import lower
 from penstock.compiler.options import BuildOptions
 from penstock.compiler.phases import prepare_graph, sample_graph
+from penstock.compiler.progress import Progress as Progress
+from penstock.compiler.progress import counting
+from penstock.compiler.progress import silent as silent
 from penstock.compiler.timing_cache import cache_root
 from penstock.compiler.weights import write_weights
 from penstock.compiler.work import work_of
 from penstock.engine import store
 from penstock.engine.device import Device
-from penstock.engine.manifest import Engine
 from penstock.ir.graph import Graph
 from penstock.kernels.device import detect, software
 from penstock.models.binding import random_binding
@@ -42,15 +44,12 @@ class Frontend:
     checkpoint: Checkpoint | None
 
 
-def silent(stage: str, done: int, total: int) -> None:
-    """Shows nothing."""
-
-
 def build(model: Path, options: BuildOptions, output: Path | None = None, progress: Progress = silent) -> Path:
     """The engine directory of a model, built unless the cache has it. Returns its path.
 
-    model: a Hugging Face directory, or a TensorRT-LLM checkpoint (NVIDIA's, or one of `convert`). Raises ModelError, CheckpointError, OptionError before any work; SelectionError
-    where no tactic runs an op; ResourceError when the disk is full. Nothing half-written is left.
+    model: a Hugging Face directory, or a TensorRT-LLM checkpoint (NVIDIA's, or one of `convert`). Raises ModelError,
+    CheckpointError, OptionError before any work; SelectionError where no tactic runs an op; ResourceError when the
+    disk is full. Nothing half-written is left.
     """
     device = detect(options.device)
     root = cache_root(options.cache_dir)
@@ -126,25 +125,14 @@ def write_engine(planned: Planned, front: Frontend, model: Path, target: Path, p
     with store.writing(target) as part:
         with _stage("weights", seconds, progress):
             engine, path = planned.engine, part / store.weights_file()
-            write_weights(engine.weights, front.checkpoint, path, engine.device.kind, _counting(engine, progress))
+            written = counting("weights", engine.weight_bytes, progress)
+            write_weights(engine.weights, front.checkpoint, path, engine.device.kind, written)
         copy_kernels(planned, part / store.KERNELS)
         (part / store.TIMING).write_text(json.dumps(planned.timing, indent=1))
         (part / store.GRAPH).write_text(f"# as built\n{front.before}\n# after the passes\n{front.after}")
         for file in text_files(model):
             shutil.copyfile(file, part / file.name)
         store.save(replace(planned.engine, build_seconds=seconds), part)
-
-
-def _counting(engine: Engine, progress: Progress) -> Callable[[int], None]:
-    """Adds up the bytes written, for the progress bar."""
-    done = 0
-
-    def written(count: int) -> None:
-        nonlocal done
-        done += count
-        progress("weights", done, engine.weight_bytes)
-
-    return written
 
 
 def copy_kernels(planned: Planned, folder: Path) -> None:

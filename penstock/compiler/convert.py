@@ -1,4 +1,4 @@
-"""The classic flow's first step: a model directory to a checkpoint with a file for each rank, as TensorRT-LLM has it."""
+"""The classic flow's first step: a model directory to a TensorRT-LLM checkpoint, a file for each rank."""
 
 from __future__ import annotations
 
@@ -100,8 +100,8 @@ def _check_ranks(spec: ModelSpec, tp: int, pp: int) -> None:
         heads, kv, size = layer.mixer.heads, layer.mixer.kv_heads, layer.feedforward.size
         if heads % tp or size % tp or (kv % tp and tp % kv):
             raise OptionError(
-                f"tp_size={tp} does not divide the model's {heads} heads, {kv} KV heads (which it may also be a multiple "
-                f"of) and {size} feed-forward columns; choose one that does"
+                f"tp_size={tp} does not divide the model's {heads} heads, {kv} KV heads (of which it may also be a "
+                f"multiple) and {size} feed-forward columns; choose one that does"
             )
 
 
@@ -109,7 +109,8 @@ def _check_output(model_dir: Path, output_dir: Path) -> None:
     if output_dir.resolve() in (model_dir.resolve(), *model_dir.resolve().parents):
         raise OptionError(f"output_dir={output_dir} holds the model itself; name another directory")
     if output_dir.exists() and not _replaceable(output_dir):
-        raise OptionError(f"output_dir={output_dir} exists and is no converted checkpoint; name an empty or a new directory")
+        what = f"output_dir={output_dir} exists and is no converted checkpoint"
+        raise OptionError(f"{what}; name an empty or a new directory")
 
 
 def _replaceable(directory: Path) -> bool:

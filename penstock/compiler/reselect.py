@@ -77,7 +77,8 @@ def _unplanned(engine: Engine, key: str) -> Unplanned:
 def _key(engine: Engine, device: Device, pins: Pins) -> str:
     """Identity: the engine's own key and graph, the device, the software, the pins. Never a build's key."""
     graph = engine.programs["decode"].phases["forward"].graph.key()
-    facts = [engine.source.get("key"), graph, engine.profile.to_json(), asdict(device), dict(software(device)), dict(pins)]
+    made = [engine.source.get("key"), graph, engine.profile.to_json()]
+    facts = [*made, asdict(device), dict(software(device)), dict(pins)]
     return f"reselect-{hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]}"
 
 

@@ -36,8 +36,9 @@ class Timing:
 
 
 def example_sizes(sizes: Sizes) -> dict[str, int]:
-    """Bucket sizes and a pool for examples."""
-    return {**sizes, "N": min(sizes["S"] * sizes["M"], MOST_BLOCKS) + 1}
+    """Bucket sizes, and a pool for examples that need one."""
+    blocks = sizes.get("S", 1) * sizes.get("M", 1)
+    return {"N": min(blocks, MOST_BLOCKS) + 1, **sizes}
 
 
 def example_inputs(site: Site, sizes: Sizes, device: str) -> list[Any]:

@@ -40,13 +40,13 @@ class Worker:
             line = ""
         if line:
             return dict(json.loads(line))
-        process.kill()
-        return {"refused": f"the worker process died or hung (exit status {process.wait()})"}
+        self.close()
+        return {"refused": f"the worker process died or hung (exit status {process.returncode})"}
 
     def close(self) -> None:
         if self._process is not None:
-            self._process.kill()
-            self._process.wait()
+            with self._process as process:  # closes the pipes and waits
+                process.kill()
             self._process = None
 
     def _running(self) -> subprocess.Popen[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from penstock.engine.program import Call, Sizes
@@ -49,4 +49,4 @@ def _out_dtype(call: Call) -> Any:
     return getattr(torch, call.outputs[0][1].format.torch_dtype)
 
 
-CALLS: Mapping[str, Function] = {"reference": reference, "cublas": cublas}
+CALLS: dict[str, Function] = {"reference": reference, "cublas": cublas}

@@ -53,11 +53,15 @@ def _kernel_key(kernel: TritonKernel, capability: int) -> str:
 
 @lru_cache(maxsize=256)
 def source_hash(module: str) -> str:
-    """A hash of a kernel's source file and of the helpers that kernels share, found without importing them."""
+    """A hash of a kernel's source file and of all of ours, which it may import from; nothing is imported for it."""
     spec = find_spec(module)
     assert spec is not None and spec.origin is not None, module
-    shared = sorted(Path(__file__).parent.glob("*_triton.py"))
-    return hashlib.sha256(b"".join(p.read_bytes() for p in (Path(spec.origin), *shared))).hexdigest()[:16]
+    return hashlib.sha256(Path(spec.origin).read_bytes() + _own_sources()).hexdigest()[:16]
+
+
+@lru_cache(maxsize=1)
+def _own_sources() -> bytes:
+    return b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.rglob("*_triton.py")))
 
 
 @dataclass(frozen=True, slots=True)

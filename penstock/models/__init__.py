@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from penstock.models.binding import Binding, declared, random_binding, shapes
+from penstock.models.checkpoint import Checkpoint
 from penstock.models.config import load_config, stored_format
 from penstock.models.decoder import build_forward, state_name
+from penstock.models.hub import resolve
 from penstock.models.registry import Family, family_of, ignored_tensors, read_spec, register, weights
 
 __all__ = [
     "Binding",
+    "Checkpoint",
     "Family",
     "build_forward",
     "declared",
@@ -18,6 +21,7 @@ __all__ = [
     "random_binding",
     "read_spec",
     "register",
+    "resolve",
     "shapes",
     "state_name",
     "stored_format",

@@ -45,7 +45,7 @@ class ModelDirectory:
         return weights(self.spec, self.config, format) if self.ranks is None else self._merged(format).binding
 
     def checkpoint(self) -> Checkpoint:
-        """The tensors, proved to be the model's: none missing, of another shape, or left over. Raises CheckpointError."""
+        """The tensors, proved to be the model's. Raises CheckpointError for one missing, misshapen or left over."""
         if self.ranks is None:
             self._files.check(self.binding("f32"), ignored_tensors(self.spec, self.config))
         else:

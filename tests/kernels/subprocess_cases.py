@@ -6,11 +6,12 @@ A topic is a module with `CASES`, a list of (Site, sizes). A test is one line:
     assert failures("tests.kernels.cases.small", ("sample",)) == []
 
 Every case runs through every tactic of its op that supports it (one must): the first case of a tactic in all its
-configurations, later ones in the best. Outputs start as NaN or an extreme integer, so what a kernel leaves unwritten
+configurations (less those that differ in warps or stages alone: the interpreter has neither), later ones in the best.
+Outputs start as NaN or an extreme integer, so what a kernel leaves unwritten
 shows. Inputs that the op does not write must come back unchanged. A topic may also define
 
     def examples(site, sizes, generator): ...      # several lists of inputs instead of the op's one `example`
-    def agree(site, inputs, want, got): ...        # "" or what differs, instead of `differences`; `inputs` before the run
+    def agree(site, inputs, want, got): ...        # "" or what differs, instead of `differences`; inputs before the run
 
 Both are also meant for the test on the GPU: this module imports without triton, and `differences` works on any device.
 """
@@ -86,7 +87,7 @@ def poisoned(site: Site, sizes: Sizes, inputs: Sequence[Any]) -> list[Any]:
 
 
 def differences(site: Site, inputs: Sequence[Any], want: Sequence[Any], got: Sequence[Any]) -> str:
-    """"" where each row of each output is within its format's tolerance, relative to the row's largest element."""
+    """What is off, or "": each row of each output must be within its format's tolerance of its largest element."""
     problems = []
     for i, (type, w, g) in enumerate(zip(site.outputs, want, got, strict=True)):
         if not type.format.is_float:
@@ -117,6 +118,11 @@ def _runs(cases: Sequence[tuple[Site, Sizes]], ops: Sequence[str]) -> Iterator[t
                 continue  # a library's function: nothing to interpret
             yield from ((index, tactic, c) for c in (configs[:1] if tactic in seen else configs))
             seen.add(tactic)
+
+
+def _distinct(configs: Sequence[Config]) -> list[Config]:
+    unlike = {tuple((k, v) for k, v in c.items() if k not in ("warps", "stages")): c for c in reversed(configs)}
+    return list(unlike.values())[::-1]
 
 
 def _run(topic: ModuleType, site: Site, sizes: Sizes, tactic: Tactic, config: Config, seed: int) -> str:

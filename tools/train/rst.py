@@ -5,14 +5,13 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-_DROP = frozenset(  # noqa: SIM905
-    (
-        "index audit-event toctree module sectionauthor moduleauthor highlight highlightlang testsetup testcode "
-        "testoutput testcleanup doctest literalinclude code-block sourcecode code productionlist image figure only "
-        "list-table table csv-table availability currentmodule raw tabularcolumns contents include program rubric "
-        "miscnews glossary-skip math parsed-literal coroutine awaitable role default-role cssclass "
-    ).split()
+_DROPPED = (
+    "index audit-event toctree module sectionauthor moduleauthor highlight highlightlang testsetup testcode "
+    "testoutput testcleanup doctest literalinclude code-block sourcecode code productionlist image figure only "
+    "list-table table csv-table availability currentmodule raw tabularcolumns contents include program rubric "
+    "miscnews glossary-skip math parsed-literal coroutine awaitable role default-role cssclass "
 )
+_DROP = frozenset(_DROPPED.split())
 _ADMONITIONS = {
     "note": "Note:",
     "warning": "Warning:",

@@ -1,6 +1,6 @@
 """Trains the bundled model from the corpus, in one command: tokenizer, target, draft, adapters, evaluation, one tar.
 
-    python3 tools/train/run.py --corpus .corpus --out OUT --minutes 8.5
+    python3 tools/train/run.py --corpus .corpus --out OUT --minutes 8
 
 writes OUT/bundled.tar, OUT/results.json and OUT/samples.txt. Unpack with `tar -xf OUT/bundled.tar -C penstock/bundled`.
 
@@ -57,8 +57,10 @@ class Job:
         return Dev(tokens, sum(len(r["text"].encode()) for r in records))
 
     def schedule(self, stage: str, **fields: float) -> Schedule:
+        """Compiling takes half a minute, so the short trainings go without."""
         a = self.args
-        common = {"batch": a.batch, "length": a.length, "compile": a.compile, "seed": a.seed, "num_evals": a.evals}
+        compiled = a.compile and stage in ("teacher", "target")
+        common = {"batch": a.batch, "length": a.length, "compile": compiled, "seed": a.seed, "num_evals": a.evals}
         return Schedule(minutes=a.minutes * TIME[stage], **common, **fields)
 
     def note(self, name: str, schedule: Schedule, done: Fit) -> None:
@@ -206,7 +208,7 @@ def _arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("--corpus", type=Path, required=True)
     add("--out", type=Path, required=True)
-    add("--minutes", type=float, default=8.5, help="wall time of the trainings together")
+    add("--minutes", type=float, default=8.0, help="wall time of the trainings together")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     add("--share", type=_share, default="", help="how much of each voice the base reads, as scripture=0.7,manual=0.6")
     add("--chat", type=float, default=0.06, help="share of chat samples in the base's tokens")

@@ -137,7 +137,7 @@ def prepare(slots: Any, upload: Any, *, num_slots: int, history: int, table: int
     blocks = slots[layout.table_at :][: num_slots * table].view(num_slots, table)[slot]
     chosen = samples.nonzero()[:, 0]
     field = {name: slots[layout.field(name) + slot[chosen]] for name in FIELDS}
-    out = (
+    out: tuple[Any, ...] = (
         _padded(tokens, sizes["T"]), _padded(positions, sizes["T"]), _padded(rows, sizes["T"], -1),
         _padded(start, sizes["S"]), _padded(count, sizes["S"]), _padded(length + count, sizes["S"]),
         _padded(blocks, sizes["S"]), _padded((start + count - 1)[chosen], sizes["L"]),

@@ -31,13 +31,11 @@ class ElementwiseAdd(Tactic):
 
     def plan(self, site: Site, sizes: Sizes, device: Device, config: Config) -> Draft:
         names = ("x", "y", "z") if site.op == "add" else ("x", "z")
-        constants = (("BLOCK", config["block"]), gpu.pdl(device))
-        if site.op == "scale":
-            constants = (("FACTOR", float(site.attr("factor"))), *constants)
+        factor = (("FACTOR", float(site.attr("factor"))),) if site.op == "scale" else ()
         kernel = TritonKernel(
             f"{SOURCE}:{site.op}",
             (*zip(names, map(gpu.pointer, (*site.inputs, *site.outputs)), strict=True), ("count", "i32")),
-            constants,
+            (*factor, ("BLOCK", config["block"]), gpu.pdl(device)),
             config["warps"],
             aligned=("count",) if gpu.width(site.inputs[0]) % 16 == 0 else (),
         )

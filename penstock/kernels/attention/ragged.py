@@ -122,7 +122,8 @@ def _programs(shape: Shape, sizes: Sizes, device: Device, config: Config) -> int
 
 def _decode_configs(shape: Shape) -> tuple[dict[str, int], ...]:
     """A program holds about 64 KiB in flight (three stages of keys and values), so that two or three share an SM."""
-    wide = {"BN": 128 if shape.padded_size <= 64 else 64 if shape.padded_size <= 128 else 32, "STAGES": 3, "WARPS": 4}
+    wide = {"BN": 128 if shape.padded_size <= 64 else 64 if shape.padded_size <= 128 else 32, "STAGES": 3}
+    wide["WARPS"] = 8 if shape.decode_rows > 32 else 4
     narrow = {**wide, "BN": wide["BN"] // 2, "STAGES": 4}
     return ({**wide, "TASKS": 4}, {**wide, "TASKS": 2}, {**narrow, "TASKS": 4}, {**wide, "STAGES": 4, "TASKS": 3})
 
@@ -141,7 +142,7 @@ def _plain_configs(shape: Shape) -> tuple[Config, ...]:
     """float32 has no tensor cores here: small tiles, or registers spill."""
     rows = max(16, next_power_of_2(shape.group))
     keys = 32 if shape.padded_size <= 128 and rows <= 32 else 16
-    warps = 8 if shape.padded_size * rows > 2048 else 4
+    warps = 8 if shape.padded_size * rows >= 2048 else 4
     decode = {"BN": keys, "STAGES": 2, "WARPS": warps, "TASKS": 4}
     return ({**decode, "PM": rows, "PN": keys, "PSTAGES": 2, "PWARPS": warps},)
 

@@ -41,14 +41,29 @@ def _at(vector, index, SP: tl.constexpr):
 
 
 @triton.jit
+def _blocks(table, tile, low, context, B: tl.constexpr, BN: tl.constexpr):
+    """The block of tile `tile`, or that of each of its keys; 0 for what is not read.
+
+    Loaded one turn of the loop before it is used: a load whose address is itself loaded in the same turn would cost
+    the pipeline of keys and values a stage.
+    """
+    if BN <= B:
+        blocks = tl.load(table + tile * BN // B, mask=tile * BN < context, other=0)
+    else:
+        n = tile * BN + tl.arange(0, BN)
+        blocks = tl.load(table + n // B, mask=(n >= low) & (n < context), other=0)
+    return blocks
+
+
+@triton.jit
 def _attend(
-    q, m, total, acc, kv, table, tile, low, context, at, head,
+    q, m, total, acc, kv, blocks, tile, low, context, at, head,
     K: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, B: tl.constexpr, BN: tl.constexpr,
     SCALE: tl.constexpr, SOFTCAP: tl.constexpr, WINDOW: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     """Fold tile `tile` of keys and values into the running softmax (m, total, acc) of the rows of q.
 
-    `at` is each row's position; keys before `low` or from `context` on are not read. MASKED is False only where every
+    `blocks` is what `_blocks` gave for the tile; `at` is each row's position; keys before `low` or from `context` on are not read. MASKED is False only where every
     row sees every key of the tile.
     """
     LOG2E: tl.constexpr = 1.4426950408889634
@@ -56,13 +71,11 @@ def _attend(
     d = tl.arange(0, DP)
     alive = (n >= low) & (n < context)
     if BN <= B:
-        block = tl.load(table + tile * BN // B).to(tl.int64)
-        start = kv + block * (2 * K * B * D) + (head * B + tile * BN % B) * D
+        start = kv + blocks.to(tl.int64) * (2 * K * B * D) + (head * B + tile * BN % B) * D
         offset = tl.arange(0, BN)[:, None] * D + d[None, :]
     else:
-        blocks = tl.load(table + n // B, mask=alive, other=0).to(tl.int64)
         start = kv + head * (B * D)
-        offset = (blocks * (2 * K * B * D) + n % B * D)[:, None] + d[None, :]
+        offset = (blocks.to(tl.int64) * (2 * K * B * D) + n % B * D)[:, None] + d[None, :]
     if MASKED or BN > B:
         # What lies outside may be anything, and 0 * NaN is NaN.
         keep = alive[:, None] & (d < D)[None, :]
@@ -144,11 +157,13 @@ def decode(
     # Tasks of a row differ by at most one tile.
     begin = first + length * part // parts
     end = first + length * (part + 1) // parts
+    blocks = _blocks(table, begin, low, context, B, BN)
     for tile in range(begin, end):
         m, total, acc = _attend(
-            q, m, total, acc, kv_ptr, table, tile, low, context, at, head,
+            q, m, total, acc, kv_ptr, blocks, tile, low, context, at, head,
             K, D, DP, B, BN, SCALE, SOFTCAP, WINDOW, True,
         )  # fmt: skip
+        blocks = _blocks(table, tile + 1, low, context, B, BN)
     if parts == 1:
         tl.store(out_ptr + place, (acc / total[:, None]).to(out_ptr.dtype.element_ty), mask=keep)
     else:
@@ -266,17 +281,20 @@ def prefill(
     low = position - position
     if WINDOW > 0:
         low = tl.maximum(position - WINDOW + 1, 0)
-        middle = low // BN
-    else:
+    blocks = _blocks(table, low // BN, low, context, B, BN)
+    middle = low // BN
+    if WINDOW == 0:
         middle = (position + 1) // BN
         for tile in range(0, middle):
             m, total, acc = _attend(
-                q, m, total, acc, kv_ptr, table, tile, low, context, at, head,
+                q, m, total, acc, kv_ptr, blocks, tile, low, context, at, head,
                 K, D, DP, B, BN, SCALE, SOFTCAP, WINDOW, False,
             )  # fmt: skip
+            blocks = _blocks(table, tile + 1, low, context, B, BN)
     for tile in range(middle, last):
         m, total, acc = _attend(
-            q, m, total, acc, kv_ptr, table, tile, low, context, at, head,
+            q, m, total, acc, kv_ptr, blocks, tile, low, context, at, head,
             K, D, DP, B, BN, SCALE, SOFTCAP, WINDOW, True,
         )  # fmt: skip
+        blocks = _blocks(table, tile + 1, low, context, B, BN)
     tl.store(out_ptr + place, (acc / total[:, None]).to(out_ptr.dtype.element_ty), mask=keep)

@@ -29,7 +29,7 @@ def write(slots, upload, BLOCK: tl.constexpr, PDL: tl.constexpr):  # type: ignor
 
 @triton.jit
 def _counts(upload, BLOCK_S: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Of the rows of the upload: (row numbers, which there are, their tokens, and those of rows before and including)."""
+    """Of the upload's rows: (row numbers, which there are, their tokens, the tokens up to the row's end)."""
     row = tl.arange(0, BLOCK_S)
     live = row < tl.load(upload)
     count = tl.load(upload + HEADER + ROW * row + 1, mask=live, other=0)

@@ -41,13 +41,13 @@ class RowwiseNorm(Tactic):
             warps = [w for w in (8, 16, 4) if 2 <= block // (32 * w) <= 64]
             return tuple({"rows": 1, "warps": w} for w in warps)
         most = next_power_of_2(rows)
-        tiles = ((1, 1), (4, 4), (TILE // block, 8)) if rows <= 512 else ((TILE // block, 8), (TILE // block, 4), (4, 4))
+        tall = TILE // block
+        tiles = ((1, 1), (4, 4), (tall, 8)) if rows <= 512 else ((tall, 8), (tall, 4), (4, 4))
         return tuple({"rows": r, "warps": w} for r, w in dict.fromkeys((min(r, most), w) for r, w in tiles))
 
     def plan(self, site: Site, sizes: Sizes, device: Device, config: Config) -> Draft:
-        function, names = ("rms_norm", ("x", "w", "y"))
-        if site.op == "add_rms_norm":
-            function, names = "add_rms_norm", ("x", "residual", "w", "y", "total")
+        function = "add_rms_norm" if site.op == "add_rms_norm" else "rms_norm"
+        names = ("x", "residual", "w", "y", "total") if function == "add_rms_norm" else ("x", "w", "y")
         kernel = TritonKernel(
             f"{SOURCE}:{function}",
             (*zip(names, map(gpu.pointer, (*site.inputs, *site.outputs)), strict=True), ("rows", "i32")),

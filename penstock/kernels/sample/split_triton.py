@@ -241,7 +241,7 @@ def _ordered(x):  # type: ignore[no-untyped-def]
 def _candidates(values, source, hot, listed, at, size, CAPACITY: tl.constexpr):  # type: ignore[no-untyped-def]
     """A block of the list, or of the whole row where the list overflowed."""
     inside = at < size
-    if listed:
+    if listed:  # noqa: SIM108  (a branch of the program, not a choice between two loaded values)
         x = tl.load(values + at, mask=inside, other=-float("inf"))
     else:
         x = _scaled(source + at, hot, inside)

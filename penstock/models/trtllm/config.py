@@ -64,12 +64,28 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "rmsnorm": (True,),
 }
 _QUANTIZATION = (
-    "group_size", "smoothquant_val", "clamp_val", "use_meta_recipe", "has_zero_point", "pre_quant_scale",
-    "exclude_modules", "mamba_ssm_cache_dtype", "use_weight_only", "weight_only_precision", "activated_quant_algo",
+    "group_size",
+    "smoothquant_val",
+    "clamp_val",
+    "use_meta_recipe",
+    "has_zero_point",
+    "pre_quant_scale",
+    "exclude_modules",
+    "mamba_ssm_cache_dtype",
+    "use_weight_only",
+    "weight_only_precision",
+    "activated_quant_algo",
 )  # fmt: skip  (they qualify a scheme, and there is none)
 _MAPPING = (
-    "gpus_per_node", "moe_tp_size", "moe_cluster_size", "moe_ep_size", "attn_tp_size", "attn_cp_size", "rank",
-    "auto_parallel", "enable_attention_dp",
+    "gpus_per_node",
+    "moe_tp_size",
+    "moe_cluster_size",
+    "moe_ep_size",
+    "attn_tp_size",
+    "attn_cp_size",
+    "rank",
+    "auto_parallel",
+    "enable_attention_dp",
 )  # fmt: skip  (where a rank runs; experts there are none)
 _ONCE_OUTSIDE = ("world_size", "tp_size", "pp_size", "cp_size", "gpus_per_node")  # beside `mapping` in old files
 
@@ -127,9 +143,10 @@ def _family(reader: Reader) -> str:
     architecture, kind = reader.get("architecture"), reader.get("qwen_type", None)
     family = kind if architecture in QWEN and kind else FAMILIES.get(architecture)
     if family not in ARCHITECTURES:
+        which = f"{architecture!r} of qwen_type {kind!r}" if kind else repr(architecture)
         raise UnsupportedArchitectureError(
-            f"config.json: architecture {architecture!r}{f' of qwen_type {kind!r}' if kind else ''} cannot be read from "
-            f"a TensorRT-LLM checkpoint; known are {', '.join(FAMILIES)}"
+            f"config.json: architecture {which} cannot be read from a TensorRT-LLM checkpoint; known are "
+            f"{', '.join(FAMILIES)}"
         )
     return str(family)
 

@@ -27,8 +27,8 @@ def write_config(spec: ModelSpec, config: Mapping[str, Any], ranks: Ranks, dtype
     mixer, mlp = spec.layers[0].mixer, spec.layers[0].feedforward
     if family.name not in WRITTEN or mlp.act not in _ACTS:
         raise UnsupportedError(
-            f"a {family.name} model with activation {mlp.act} cannot be written as a TensorRT-LLM checkpoint; known are "
-            f"{', '.join(WRITTEN)} with {', '.join(_ACTS)}; build from its own directory instead"
+            f"a {family.name} model with activation {mlp.act} cannot be written as a TensorRT-LLM checkpoint; known "
+            f"are {', '.join(WRITTEN)} with {', '.join(_ACTS)}; build from its own directory instead"
         )
     return {
         "architecture": family.architectures[0],

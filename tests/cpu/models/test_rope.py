@@ -22,7 +22,7 @@ SCALINGS: dict[str, dict[str, Any]] = {
     "linear": {"rope_type": "linear", "factor": 4.0},
     "dynamic": {"rope_type": "dynamic", "factor": 2.5},
     "llama3": {
-        "rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.5, "high_freq_factor": 4.0,
         "original_max_position_embeddings": 2048,
     },
     "yarn": {"rope_type": "yarn", "factor": 32.0, "original_max_position_embeddings": 4096},

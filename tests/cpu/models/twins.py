@@ -43,7 +43,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama-yarn": ("llama", rope("yarn", factor=4.0, original_max_position_embeddings=32)),
     "llama-yarn-stated": (
         "llama",
-        rope("yarn", factor=4.0, original_max_position_embeddings=32, attention_factor=1.3, beta_fast=16.0, beta_slow=2),
+        rope("yarn", factor=4.0, original_max_position_embeddings=32, attention_factor=1.3, beta_fast=16, beta_slow=2),
     ),
     "llama-yarn-mscale": (
         "llama",

@@ -63,25 +63,25 @@ def sizes(tokens: int, sequences: int, blocks: int) -> Sizes:
 
 
 CASES: list[tuple[Site, Sizes]] = [
-    (attention("bf16", 8, 2, 128), sizes(48, 8, 3)),
+    (attention("bf16", 8, 2, 128), sizes(13, 4, 2)),
     (attention("bf16", 4, 1, 64), sizes(1, 1, 5)),
-    (attention("bf16", 8, 2, 64), sizes(8, 8, 3)),
-    (attention("f16", 14, 2, 64, 16), sizes(40, 5, 9)),  # a group of 7, small blocks
-    (attention("f16", 6, 6, 80, 32), sizes(33, 3, 5)),  # no groups, an odd head
-    (attention("bf16", 8, 4, 256, 64, window=40, softcap=50.0), sizes(60, 7, 3)),
-    (attention("bf16", 8, 1, 32, 128, window=16), sizes(20, 20, 2)),
-    (attention("bf16", 71, 1, 64), sizes(24, 4, 2)),  # multi-query, as many heads as a tile has rows
-    (attention("f16", 4, 2, 16, 16, softcap=20.0), sizes(65, 2, 6)),
-    (attention("f32", 4, 2, 64, 64), sizes(48, 8, 3)),
-    (attention("f32", 3, 1, 80, 16, window=30), sizes(40, 3, 9)),
+    (attention("bf16", 4, 1, 64), sizes(8, 8, 3)),
+    (attention("f16", 14, 2, 64, 16), sizes(25, 5, 9)),  # a group of 7, small blocks
+    (attention("f16", 3, 3, 80, 32), sizes(21, 3, 5)),  # no groups, an odd head
+    (attention("bf16", 4, 2, 256, 64, window=40, softcap=50.0), sizes(54, 5, 3)),
+    (attention("bf16", 8, 1, 32, 128, window=16), sizes(17, 17, 2)),
+    (attention("bf16", 71, 1, 64), sizes(12, 4, 2)),  # multi-query, nearly as many heads as a tile has rows
+    (attention("f16", 2, 1, 16, 16, softcap=20.0), sizes(65, 2, 6)),
+    (attention("f32", 4, 2, 64, 64), sizes(16, 8, 3)),
+    (attention("f32", 3, 1, 80, 16, window=30), sizes(15, 3, 9)),
     (rope_append("bf16", 8, 2, 128), sizes(13, 4, 3)),
     (rope_append("bf16", 4, 2, 64, 16, norms=True, offset=1.0), sizes(9, 3, 9)),
     (rope_append("f16", 6, 6, 80, 32, half=16, rows="S", scale=1.25), sizes(7, 7, 5)),
     (rope_append("f32", 5, 1, 96, norms=True), sizes(1, 1, 3)),
-    (rope_append("f32", 2, 2, 16, 16, rows="S"), sizes(70, 3, 9)),
+    (rope_append("f32", 2, 2, 16, 16, rows="S"), sizes(67, 3, 9)),
     (rope("bf16", 8, 128, 64), sizes(5, 2, 2)),
     (rope("f32", 3, 80, 20, "S", scale=1.1), sizes(6, 3, 2)),
-    (rope("f16", 71, 64, 32), sizes(70, 2, 2)),
+    (rope("f16", 71, 64, 32), sizes(65, 2, 2)),
     (kv_append("bf16", 8, 128, 64), sizes(5, 3, 3)),
     (kv_append("f32", 3, 80, 16), sizes(66, 2, 9)),
 ]
@@ -90,7 +90,8 @@ CASES: list[tuple[Site, Sizes]] = [
 def examples(site: Site, sizes: Mapping[str, int], generator: Any) -> list[list[Any]]:
     """The op's own example, and mixtures with padding behind the last token and the last sequence.
 
-    What nothing may read is poisoned: the cache behind each context, and the block tables behind their last block.
+    What must not count is poisoned: the cache behind each context (finite: the reference multiplies it by zero), and
+    the block tables behind their last block.
     """
     example = get(site.op).example
     assert example is not None
@@ -100,7 +101,8 @@ def examples(site: Site, sizes: Mapping[str, int], generator: Any) -> list[list[
         return list(example(site.inputs, dict(site.attrs), sizes, generator, device))
 
     mixture = _on_attention if site.op == "attention" else _on_tokens
-    return [own(), *(mixture(site, own(), sizes, rows) for rows in MIXTURES)]
+    some = MIXTURES if device.startswith("cuda") else MIXTURES[sizes["T"] % len(MIXTURES) :][:1]  # a CPU interprets
+    return [own(), *(mixture(site, own(), sizes, rows) for rows in some)]
 
 
 def _fitted(rows: Sequence[tuple[int, int]], sizes: Mapping[str, int], block: int) -> list[tuple[int, int]]:
@@ -125,7 +127,7 @@ def _on_attention(site: Site, tensors: list[Any], sizes: Mapping[str, int], rows
     for row, length in enumerate(context.tolist()):
         used = -(-length // block) if counts[row] else 0
         if length % block and used:
-            kv[table[row, used - 1], :, :, length % block :] = torch.nan
+            kv[table[row, used - 1], :, :, length % block :] = 1e4
         table[row, used:] = torch.iinfo(torch.int32).min
     return [q, kv, start, counts, context, table]
 

@@ -25,11 +25,17 @@ def sizes(T: int, S: int = 1, L: int = 1) -> dict[str, int]:
     return {"T": T, "S": S, "L": L, "M": 8, "N": 64, "U": 4 + 3 * S + 2 * WRITES}
 
 
-WRITES = 300
+WRITES = 4500  # more than one round of the programs that share them
 
 
 def norms() -> Iterator[Case]:
-    for form, width, tokens in (("bf16", 4096, 3), ("f16", 100, 70), ("f32", 1536, 1), ("bf16", 257, 5), ("f32", 16384, 2)):
+    for form, width, tokens in (
+        ("bf16", 4096, 3),
+        ("f16", 100, 70),
+        ("f32", 1536, 1),
+        ("bf16", 257, 5),
+        ("f32", 16384, 2),
+    ):
         x, w = tensor(form, "T", width), tensor(form, width)
         yield site("rms_norm", x, w, eps=1e-5), sizes(tokens)
         yield site("add_rms_norm", x, x, w, eps=1e-6, offset=1.0), sizes(tokens)
@@ -74,6 +80,26 @@ def steps() -> Iterator[Case]:
 CASES: list[Case] = [*norms(), *streams(), *samples(), *steps()]
 
 
+def large() -> Iterator[Case]:
+    """Sizes of real models, too large to interpret: for the GPU alone."""
+    for vocabulary, rows in ((128256, 1), (128256, 64), (262144, 7)):
+        vectors = (tensor(f, "L") for f in SAMPLED)
+        yield site("sample", tensor("f32", "L", vocabulary), *vectors), sizes(rows, L=rows)
+    x, w = tensor("bf16", "T", 8192), tensor("bf16", 8192)
+    yield site("add_rms_norm", x, x, w, eps=1e-5), sizes(2049)
+    yield site("head_rms_norm", tensor("bf16", "T", 4096), tensor("bf16", 128), heads=32, eps=1e-6), sizes(2049)
+    yield site("split", tensor("bf16", "T", 6144), sizes=(4096, 1024, 1024)), sizes(2049)
+    yield site("embedding", tensor("i32", "T"), tensor("bf16", 128256, 4096)), sizes(2049)
+    layout = SlotLayout(512, 4096, 2048, 64)
+    arena, upload = tensor("i32", layout.size), tensor("i32", "U")
+    for shape in (sizes(1, 1, 1), sizes(512, 512, 512), sizes(16384, 512, 512)):
+        yield site("prepare", arena, upload, **layout.attrs()), shape
+        yield site("commit", arena, upload, tensor("i32", "L"), **layout.attrs()), shape
+
+
+GPU_CASES: list[Case] = [*CASES, *large()]
+
+
 def examples(site: Site, sizes: Mapping[str, int], generator: torch.Generator) -> list[list[Any]]:
     """The op's own example, and what it leaves out."""
     example = get(site.op).example
@@ -107,7 +133,8 @@ def ragged_step(site: Site, sizes: Mapping[str, int], generator: torch.Generator
     device = generator.device
     for rows in (sizes["S"], max(1, sizes["S"] // 2)):
         counts = torch.bincount(
-            torch.randint(0, rows, (sizes["T"] - (rows < sizes["S"]),), generator=generator, device=device), minlength=rows
+            torch.randint(0, rows, (sizes["T"] - (rows < sizes["S"]),), generator=generator, device=device),
+            minlength=rows,
         ).clamp_max(layout.history // 2)
         samples = torch.zeros(rows, dtype=torch.int64, device=device)
         order = torch.randperm(rows, generator=generator, device=device)
@@ -116,7 +143,8 @@ def ragged_step(site: Site, sizes: Mapping[str, int], generator: torch.Generator
         floats = [layout.field("temperature"), layout.field("top_p"), layout.freqs_at]
         for at, size in zip(floats, (layout.num_slots,) * 2 + (layout.num_slots * layout.freqs,), strict=True):
             slots[at : at + size] = torch.rand(size, generator=generator, device=device).view(torch.int32)
-        slots[: layout.num_slots] = torch.randint(0, layout.history // 2, (layout.num_slots,), generator=generator).int()
+        lengths = torch.randint(0, layout.history // 2, (layout.num_slots,), generator=generator, device=device)
+        slots[: layout.num_slots] = lengths.int()
         own = torch.randperm(layout.num_slots, generator=generator, device=device)[:rows]
         pairs = writes(layout, generator)
         header = torch.tensor([rows, int(counts.sum()), int(samples.sum()), len(pairs)], device=device)
@@ -143,7 +171,7 @@ def sampling(inputs: Sequence[Any], generator: torch.Generator) -> list[list[Any
     mixed = [
         logits,
         torch.where(row % 4 == 0, 0.0, 0.3 + 0.25 * (row % 7)),
-        torch.tensor([0, 1, 7, 50, vocabulary, -1], device=logits.device, dtype=torch.int32)[(row + 5) % 6],
+        torch.tensor([0, 7, 1, 50, vocabulary, -1], device=logits.device, dtype=torch.int32)[(row + 5) % 6],
         torch.tensor([1.0, 0.9, 0.3, 0.999, 1.0], device=logits.device)[row % 5],
         seed,
         position,

@@ -1,0 +1,12 @@
+"""The command line: `penstock VERB`. Nothing heavy is imported before a verb needs it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit code: 0, 1 for a failure, 2 for a mistake of the caller, 130 interrupted."""
+    from penstock.cli.app import run
+
+    return run(args)

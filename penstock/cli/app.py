@@ -1,0 +1,79 @@
+"""The verbs under one roof: both spellings of every flag, and errors as one line and an exit code."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+import penstock
+from penstock.cli import build, chat, check, convert, demo, generate, inspect, refit, run_engine, unbuilt
+from penstock.cli.console import say
+from penstock.errors import InputError, PenstockError, UnsupportedError
+
+# The ancestor of every complaint about flags, wherever the installed typer keeps it.
+_UsageError = typer.BadParameter.__bases__[0]
+
+app = typer.Typer(
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    no_args_is_help=True,
+    # One spelling inside the parser: --max_batch_size and --max-batch-size are the same flag.
+    context_settings={"token_normalize_func": lambda name: name.replace("_", "-"), "help_option_names": ["-h", "--help"]},
+)
+app.command("demo")(demo.demo)
+app.command("convert")(convert.convert)
+app.command("build")(build.build)
+app.command("check")(check.check)
+app.command("inspect")(inspect.inspect)
+app.command("run")(run_engine.run)
+app.command("generate")(generate.generate)
+app.command("chat")(chat.chat)
+app.command("refit")(refit.refit)
+for verb, about in unbuilt.VERBS.items():
+    app.command(verb, help=about, context_settings=unbuilt.ANYTHING)(unbuilt.verb(verb))
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"penstock {penstock.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def penstock_(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error; may stand anywhere.")] = False,
+) -> None:
+    """Compile a language model's checkpoint into an engine, and run it. Flags take `_` or `-` alike."""
+
+
+def run(args: Sequence[str] | None = None) -> int:
+    """Run one command; `args` None: those of the process. Returns its exit code."""
+    words = list(sys.argv[1:] if args is None else args)
+    debug = "--debug" in words
+    try:
+        result = app([w for w in words if w != "--debug"], prog_name="penstock", standalone_mode=False)
+    except _UsageError as error:
+        say(f"error: {_message(error)}; see `penstock --help` or `penstock VERB --help`")
+        return 2
+    except PenstockError as error:
+        if debug:
+            raise
+        say(f"error: {' '.join(str(error).split())}")
+        return 2 if isinstance(error, InputError | UnsupportedError) else 1
+    except (KeyboardInterrupt, typer.Abort):
+        say("interrupted")
+        return 130
+    except BrokenPipeError:  # the reader of our output has gone, as `| head` does
+        sys.stderr.close()
+        return 1
+    return result if isinstance(result, int) else 0
+
+
+def _message(error: Exception) -> str:
+    text = str(error.format_message()) if hasattr(error, "format_message") else str(error)
+    return text.rstrip(".") or "nothing to do"

@@ -1,0 +1,26 @@
+"""`penstock convert`: the first of the classic three steps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from penstock.cli import flags
+from penstock.cli.console import result
+
+
+def convert(
+    model_dir: Annotated[str, typer.Option("--model_dir", metavar="DIR", help="A Hugging Face directory or hub name.")],
+    output_dir: Annotated[Path, typer.Option("--output_dir", metavar="DIR", help="Where the checkpoint goes.")],
+    dtype: flags.Dtype = "auto",
+    tp_size: Annotated[int, typer.Option("--tp_size", metavar="N", help="Slice each tensor for N ranks.")] = 1,
+    pp_size: Annotated[int, typer.Option("--pp_size", metavar="N", help="Deal the layers to N stages.")] = 1,
+) -> None:
+    """Write a checkpoint sliced for ranks. Optional: `build` takes a Hugging Face directory itself."""
+    from penstock.compiler.convert import convert as write
+    from penstock.models.hub import resolve
+
+    write(resolve(model_dir), output_dir, dtype, tp_size, pp_size)
+    result(str(output_dir))

@@ -1,0 +1,27 @@
+"""`penstock refit`: other weights of the same spec into an engine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from penstock.cli import flags
+from penstock.cli.console import Progress, result
+
+
+def refit(
+    engine: flags.Engine,
+    checkpoint_dir: Annotated[str, typer.Option("--checkpoint_dir", metavar="DIR", help="The new weights, or a hub name.")],
+    output_dir: Annotated[
+        Path | None, typer.Option("--output_dir", metavar="DIR", help="Where the refitted engine goes; default: in place.")
+    ] = None,
+) -> None:
+    """Swap in other weights of the same spec; nothing is timed or compiled. Prints the engine's directory."""
+    from penstock.compiler.refit import refit as swap
+    from penstock.models.hub import resolve
+
+    with Progress() as progress:
+        target = swap(engine, resolve(checkpoint_dir), output_dir, progress=progress)
+    result(str(target))

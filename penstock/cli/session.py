@@ -1,0 +1,62 @@
+"""What generate, chat, run and demo share: opening a model with progress shown, and streaming one completion."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from penstock.cli.console import Progress, result, say
+
+if TYPE_CHECKING:
+    from penstock.llm import LLM
+    from penstock.runtime.requests import RequestOutput, SamplingParams
+
+
+def open_llm(model: str | None, progress: Progress, **arguments: Any) -> LLM:
+    """The model, built if needed; stages are shown until it is ready."""
+    from penstock.llm import LLM
+
+    with progress:
+        return LLM(model, progress=progress, **arguments)
+
+
+def defaults_of(llm: LLM, params: SamplingParams) -> tuple[str, ...]:
+    """What is taken for each sampling parameter that was left out, and from where; a line each."""
+    from penstock.engine import store
+    from penstock.runtime.requests import resolve
+
+    generation: Mapping[str, Any] = store.load(llm.engine_dir).tokens.get("generation", {})
+    return resolve(params, generation)[1]
+
+
+def stream(llm: LLM, prompt: str | Mapping[str, Any], params: SamplingParams) -> RequestOutput:
+    """Write the text to stdout as it comes; returns the whole output. An interrupt cancels the request."""
+    pieces = llm.stream(prompt, params)
+    try:
+        for piece in pieces:
+            result(piece, end="")
+    except BaseException:
+        pieces.close()
+        raise
+    result("")
+    assert pieces.output is not None
+    return pieces.output
+
+
+def rates(output: RequestOutput) -> tuple[float, float]:
+    """(seconds to the first token, tokens a second after it; 0 where there is but one)."""
+    metrics, count = output.metrics, len(output.outputs[0].token_ids)
+    first = metrics.time_to_first_token or 0.0
+    rest = (metrics.latency or 0.0) - first
+    return first, (count - 1) / rest if rest > 0 and count > 1 else 0.0
+
+
+def say_rate(output: RequestOutput) -> None:
+    """One line about how fast it went."""
+    first, rate = rates(output)
+    done = output.outputs[0]
+    decode = f", then {rate:.1f} tok/s" if rate else ""
+    say(
+        f"[{len(output.prompt_token_ids)} prompt tokens, {len(done.token_ids)} generated ({done.finish_reason}); "
+        f"first after {first * 1e3:.0f} ms{decode}]"
+    )
