@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run the command line and return the exit code: 0, 1 for a failure, 2 for a mistake of the caller, 130 interrupted."""
+    """Run the command line. Returns 0, 1 for a failure, 2 for a mistake of the caller, 130 when interrupted."""
     from penstock.cli.app import run
 
     return run(args)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 
@@ -14,15 +14,17 @@ from penstock.cli.console import say
 from penstock.errors import InputError, PenstockError, UnsupportedError
 
 # The ancestor of every complaint about flags, wherever the installed typer keeps it.
-_UsageError = typer.BadParameter.__bases__[0]
+_UsageError = cast(type[Exception], typer.BadParameter.__bases__[0])
 
 app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    no_args_is_help=True,
     # One spelling inside the parser: --max_batch_size and --max-batch-size are the same flag.
-    context_settings={"token_normalize_func": lambda name: name.replace("_", "-"), "help_option_names": ["-h", "--help"]},
+    context_settings={
+        "token_normalize_func": lambda name: name.replace("_", "-"),
+        "help_option_names": ["-h", "--help"],
+    },
 )
 app.command("demo")(demo.demo)
 app.command("convert")(convert.convert)
@@ -45,7 +47,9 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def penstock_(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error; may stand anywhere.")] = False,
 ) -> None:
     """Compile a language model's checkpoint into an engine, and run it. Flags take `_` or `-` alike."""
@@ -56,7 +60,7 @@ def run(args: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if args is None else args)
     debug = "--debug" in words
     try:
-        result = app([w for w in words if w != "--debug"], prog_name="penstock", standalone_mode=False)
+        result = app([w for w in words if w != "--debug"] or ["--help"], prog_name="penstock", standalone_mode=False)
     except _UsageError as error:
         say(f"error: {_message(error)}; see `penstock --help` or `penstock VERB --help`")
         return 2
@@ -76,4 +80,4 @@ def run(args: Sequence[str] | None = None) -> int:
 
 def _message(error: Exception) -> str:
     text = str(error.format_message()) if hasattr(error, "format_message") else str(error)
-    return text.rstrip(".") or "nothing to do"
+    return " ".join(text.split()).rstrip(".")

@@ -23,15 +23,21 @@ ON = ("enable", "true", "on", "1")
 
 def build(
     checkpoint_dir: flags.Checkpoint = None,
-    output_dir: Annotated[Path | None, typer.Option("--output_dir", metavar="DIR", help="Default: in the cache.")] = None,
+    output_dir: Annotated[
+        Path | None, typer.Option("--output_dir", metavar="DIR", help="Default: in the cache.")
+    ] = None,
     gemm_plugin: Annotated[
         str, typer.Option("--gemm_plugin", metavar="|".join(GEMM_PLUGINS), help="Restrict which products may compete.")
     ] = "auto",
     max_batch_size: flags.BatchSize = None,
-    max_input_len: Annotated[int | None, typer.Option("--max_input_len", metavar="N", help="Longest prompt expected.")] = None,
+    max_input_len: Annotated[
+        int | None, typer.Option("--max_input_len", metavar="N", help="Longest prompt expected.")
+    ] = None,
     max_seq_len: flags.SeqLen = None,
     max_num_tokens: flags.NumTokens = None,
-    paged_kv_cache: Annotated[str, typer.Option("--paged_kv_cache", metavar="enable", help="KV is always paged.")] = "enable",
+    paged_kv_cache: Annotated[
+        str, typer.Option("--paged_kv_cache", metavar="enable", help="KV is always paged.")
+    ] = "enable",
     use_inflight_batching: Annotated[
         bool, typer.Option("--use_inflight_batching", help="Batching is always in flight.")
     ] = False,
@@ -42,7 +48,9 @@ def build(
     device: flags.Device = "auto",
     cache_dir: flags.CacheDir = None,
     plugin: flags.Plugin = None,
-    verify: Annotated[bool, typer.Option("--verify", help="Compare the weights' bytes with an engine found built.")] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Compare the weights' bytes with an engine found built.")
+    ] = False,
     as_json: flags.Json = False,
 ) -> None:
     """Build an engine, or find it built. Prints its directory."""
@@ -97,7 +105,7 @@ def check_classic(paged_kv_cache: str, use_inflight_batching: bool) -> None:
     """Flags with one meaning here. Raises OptionError for another."""
     if paged_kv_cache not in ON:
         raise OptionError(
-            f"--paged_kv_cache {paged_kv_cache}: the KV cache of an engine is always paged; give enable, or leave it out"
+            f"--paged_kv_cache {paged_kv_cache}: the KV cache is always paged; give enable, or leave it out"
         )
     if use_inflight_batching:
         say("--use_inflight_batching: a request joins and leaves at any step, always")
@@ -109,10 +117,10 @@ def check_lengths(max_input_len: int | None, max_seq_len: int | None) -> None:
         return
     if max_input_len < 1 or (max_seq_len is not None and max_input_len >= max_seq_len):
         raise OptionError(
-            f"--max_input_len {max_input_len} leaves no room within --max_seq_len {max_seq_len}, which counts prompt and "
-            f"output; give at least 1, and less than max_seq_len"
+            f"--max_input_len {max_input_len} leaves no room within --max_seq_len {max_seq_len}, which counts prompt "
+            f"and output; give at least 1, and less than max_seq_len"
         )
-    say(f"--max_input_len {max_input_len}: no separate limit is needed; a prompt may take all of max_seq_len but one token")
+    say(f"--max_input_len {max_input_len}: no limit of its own; a prompt may take all of max_seq_len but one token")
 
 
 def restrict(plugin: str, dtype: str, pins: Mapping[str, str], model: Path) -> tuple[Mapping[str, str], str]:
@@ -121,7 +129,8 @@ def restrict(plugin: str, dtype: str, pins: Mapping[str, str], model: Path) -> t
         raise OptionError(f"--gemm_plugin {plugin} is not one of {', '.join(GEMM_PLUGINS)}")
     if plugin == "fp8":
         raise UnsupportedError(
-            "--gemm_plugin fp8 is not built yet: products in fp8 need quantised weights; use auto, with dtype bfloat16 or float16"
+            "--gemm_plugin fp8 is not built yet: products in fp8 need quantised weights; "
+            "use auto, with dtype bfloat16 or float16"
         )
     if plugin == "auto":
         return pins, dtype
@@ -129,7 +138,9 @@ def restrict(plugin: str, dtype: str, pins: Mapping[str, str], model: Path) -> t
         return pins, _plugin_dtype(plugin, dtype, model)
     for op, name in VENDOR.items():
         if pins.get(op) == name:
-            raise OptionError(f"--tactic {op}={name} is the library that --gemm_plugin disable leaves out; drop one of them")
+            raise OptionError(
+                f"--tactic {op}={name} is the library that --gemm_plugin disable leaves out; drop one of them"
+            )
     say("--gemm_plugin disable: the vendor's products do not compete, our own kernels alone")
     return {**{op: f"!{name}" for op, name in VENDOR.items()}, **pins}, dtype
 
@@ -143,6 +154,8 @@ def _plugin_dtype(plugin: str, dtype: str, model: Path) -> str:
     stated = str(dtype if dtype != "auto" else config.get("dtype") or config.get("torch_dtype"))
     if FORMATS.get(stated) != FORMATS[plugin]:
         whose = "--dtype" if dtype != "auto" else "the checkpoint"
-        raise OptionError(f"--gemm_plugin {plugin}, but {whose} says {stated}; give --dtype {plugin} too, or --gemm_plugin auto")
+        raise OptionError(
+            f"--gemm_plugin {plugin}, but {whose} says {stated}; give --dtype {plugin} too, or --gemm_plugin auto"
+        )
     say(f"--gemm_plugin {plugin}: the engine computes in {plugin}; which implementation runs is timed, as always")
     return plugin

@@ -23,7 +23,9 @@ ANSWER = 256  # tokens of an answer where nothing is said: a completion's 16 wou
 
 def chat(
     model: flags.Model = None,
-    system: Annotated[str | None, typer.Option("--system", metavar="TEXT", help="A system message to begin with.")] = None,
+    system: Annotated[
+        str | None, typer.Option("--system", metavar="TEXT", help="A system message to begin with.")
+    ] = None,
     max_tokens: Annotated[int, typer.Option("--max_tokens", metavar="N", help="Most tokens of an answer.")] = ANSWER,
     temperature: flags.Temperature = None,
     top_k: flags.TopK = None,
@@ -41,7 +43,7 @@ def chat(
     params = SamplingParams(max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
     flags.load_plugins(plugin)
     arguments: dict[str, Any] = {"dtype": dtype, "device": device, "max_seq_len": max_seq_len, "cache_dir": cache_dir}
-    with open_llm(model, Progress(), max_batch_size=1, **arguments) as llm:
+    with open_llm(model, Progress(), **arguments) as llm:
         template = _template(llm)
         for line in defaults_of(llm, params):
             say(f"sampling: {line}")
@@ -53,7 +55,9 @@ def _template(llm: LLM) -> ChatTemplate:
 
     template = ChatTemplate.from_dir(llm.engine_dir)
     if template is None:
-        raise TokenizerError("the model has no chat template, so it was not made for conversation; use `penstock generate`")
+        raise TokenizerError(
+            "the model has no chat template, so it was not made for conversation; use `penstock generate`"
+        )
     return template
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
@@ -36,7 +36,15 @@ def amount(value: float, unit: str = "B") -> str:
     raise AssertionError
 
 
-def table(rows: list[tuple[str, ...]], indent: str = "  ") -> str:
+def duration(seconds: float) -> str:
+    """0.00123 -> 1.23 ms."""
+    for factor, unit in ((1.0, "s"), (1e3, "ms")):
+        if seconds * factor >= 1:
+            return f"{seconds * factor:.3g} {unit}"
+    return f"{seconds * 1e6:.3g} us"
+
+
+def table(rows: Sequence[tuple[str, ...]], indent: str = "  ") -> str:
     """Rows with their columns aligned; columns of numbers to the right are the caller's to format."""
     if not rows:
         return ""
@@ -63,7 +71,7 @@ class Stage:
 
 @dataclass
 class Progress:
-    """Shows stages as they report themselves, and keeps their times. Use as a context manager; call as (stage, done, total).
+    """Shows stages as they report themselves, and keeps their times. A context manager; call it (stage, done, total).
 
     On a terminal a bar for each stage, elsewhere a line when a stage ends and now and then while it runs.
     """
@@ -78,7 +86,9 @@ class Progress:
             self._bars.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._bars is not None:
             self._bars.stop()
 

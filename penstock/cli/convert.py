@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from penstock.cli import flags
-from penstock.cli.console import result
+from penstock.cli.console import Progress, result
 
 
 def convert(
@@ -22,5 +22,6 @@ def convert(
     from penstock.compiler.convert import convert as write
     from penstock.models.hub import resolve
 
-    write(resolve(model_dir), output_dir, dtype, tp_size, pp_size)
-    result(str(output_dir))
+    with Progress() as progress:
+        target = write(resolve(model_dir), output_dir, dtype, tp_size, pp_size, progress=progress)
+    result(str(target))

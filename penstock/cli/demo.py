@@ -54,8 +54,9 @@ def demo(
 def _summary(engine: Engine) -> str:
     launches = [n for phase in engine.programs["decode"].phases.values() for n in phase.graph.nodes if not n.is_leaf]
     fired = sum(sum(r["fired"].values()) for r in engine.report)
+    layers = sum(run["count"] for run in engine.spec["layers"])
     return (
-        f"engine: {len(engine.spec['layers'])} layers, {amount(engine.weight_bytes)} of weights in {engine.format} for "
+        f"engine: {layers} layers, {amount(engine.weight_bytes)} of weights in {engine.format} for "
         f"{engine.device.name}; {len(launches)} operations a step after {fired} rewrites"
     )
 
@@ -64,7 +65,11 @@ def _stages(progress: Progress, engine: Engine, output: RequestOutput) -> str:
     """Stage, seconds, what it does. Stages of an engine found built show what they took when it was built."""
     cached = "cached" in progress.stages
     seconds = {**engine.build_seconds, **progress.seconds()}
-    rows = [(name, _time(seconds[name], cached and name != "read"), about) for name, about in STAGES.items() if name in seconds]
+    rows = [
+        (name, _time(seconds[name], cached and name != "read"), about)
+        for name, about in STAGES.items()
+        if name in seconds
+    ]
     opened = max((stage.ended or 0.0 for name, stage in progress.stages.items() if name != "ready"), default=0.0)
     ready = progress.stages["ready"].ended or opened
     first, rate = rates(output)
@@ -88,9 +93,9 @@ def _distance(engine: Engine, roof: Roof, output: RequestOutput) -> str:
     read, operations = token_cost(engine, context)
     limit = 1 / roof.seconds(read, operations)
     return (
-        f"the roof: this machine reads {amount(roof.read_bytes_per_s)}/s and multiplies {amount(roof.flops_per_s, 'FLOP')}/s; "
-        f"a token needs {amount(read)}\nand {amount(operations, 'FLOP')}, so at most {limit:.0f} tok/s; "
-        f"decoding reached {rate:.1f}, {rate / limit:.1%} of it.\n"
+        f"the roof: this machine reads {amount(roof.read_bytes_per_s)}/s and multiplies "
+        f"{amount(roof.flops_per_s, 'FLOP')}/s;\na token needs {amount(read)} and {amount(operations, 'FLOP')}, so at most "
+        f"{limit:.0f} tok/s; decoding reached {rate:.1f}, {rate / limit:.1%} of it.\n"
         f"Assumed: every weight comes from memory once a token, one request at a time, and nothing else takes time."
     )
 

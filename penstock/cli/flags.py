@@ -13,32 +13,44 @@ from penstock.errors import OptionError
 
 Model = Annotated[
     str | None,
-    typer.Argument(metavar="[MODEL]", help="Hugging Face, Penstock or engine directory, or a hub name; else the bundled model."),
+    typer.Argument(
+        metavar="[MODEL]", help="Hugging Face, Penstock or engine directory, or a hub name; else the bundled model."
+    ),
 ]
 Checkpoint = Annotated[
-    str | None, typer.Option("--checkpoint_dir", metavar="DIR", help="The checkpoint, or a hub name; else the bundled model.")
+    str | None,
+    typer.Option("--checkpoint_dir", metavar="DIR", help="The checkpoint, or a hub name; else the bundled model."),
 ]
 Engine = Annotated[Path, typer.Argument(metavar="ENGINE", help="An engine directory.")]
 Dtype = Annotated[str, typer.Option("--dtype", metavar="TYPE", help="auto, bfloat16, float16 or float32.")]
 Device = Annotated[str, typer.Option("--device", metavar="KIND", help="auto, cuda or cpu.")]
-Weights = Annotated[str, typer.Option("--weights", metavar="WHENCE", help="checkpoint, or random for a config's shapes alone.")]
+Weights = Annotated[
+    str, typer.Option("--weights", metavar="WHENCE", help="checkpoint, or random for a config's shapes alone.")
+]
 BatchSize = Annotated[int | None, typer.Option("--max_batch_size", metavar="N", help="Most requests in a step.")]
 NumTokens = Annotated[int | None, typer.Option("--max_num_tokens", metavar="N", help="Most tokens in a step.")]
-SeqLen = Annotated[int | None, typer.Option("--max_seq_len", metavar="N", help="Most tokens of a request, prompt included.")]
+SeqLen = Annotated[
+    int | None, typer.Option("--max_seq_len", metavar="N", help="Most tokens of a request, prompt included.")
+]
 CacheDir = Annotated[Path | None, typer.Option("--cache_dir", metavar="DIR", help="Where builds and timings are kept.")]
 Tactics = Annotated[
     list[str] | None, typer.Option("--tactic", metavar="OP=NAME", help="Pin the tactic of an op; may be repeated.")
 ]
 Plugin = Annotated[
-    list[str] | None, typer.Option("--plugin", metavar="MODULE", help="Import a module that registers its own parts first.")
+    list[str] | None,
+    typer.Option("--plugin", metavar="MODULE", help="Import a module that registers its own parts first."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 MaxTokens = Annotated[int | None, typer.Option("--max_tokens", metavar="N", help="Most tokens to generate.")]
-Temperature = Annotated[float | None, typer.Option("--temperature", metavar="X", help="0 is greedy; else the model's, or 1.")]
+Temperature = Annotated[
+    float | None, typer.Option("--temperature", metavar="X", help="0 is greedy; else the model's, or 1.")
+]
 TopK = Annotated[int | None, typer.Option("--top_k", metavar="N", help="Sample from the N likeliest; 0 is off.")]
 TopP = Annotated[float | None, typer.Option("--top_p", metavar="P", help="Sample from the likeliest that sum to P.")]
 Seed = Annotated[int | None, typer.Option("--seed", metavar="N", help="The same seed gives the same text.")]
-Stop = Annotated[list[str] | None, typer.Option("--stop", metavar="TEXT", help="End before this text; may be repeated.")]
+Stop = Annotated[
+    list[str] | None, typer.Option("--stop", metavar="TEXT", help="End before this text; may be repeated.")
+]
 
 
 def load_plugins(modules: Sequence[str] | None) -> None:

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
 def generate(
     model: flags.Model = None,
-    prompt: Annotated[str | None, typer.Option("-p", "--prompt", metavar="TEXT", help="Default: what stdin holds.")] = None,
+    prompt: Annotated[
+        str | None, typer.Option("-p", "--prompt", metavar="TEXT", help="Default: what stdin holds.")
+    ] = None,
     max_tokens: flags.MaxTokens = None,
     temperature: flags.Temperature = None,
     top_k: flags.TopK = None,

@@ -13,9 +13,12 @@ from penstock.cli.console import Progress, result
 
 def refit(
     engine: flags.Engine,
-    checkpoint_dir: Annotated[str, typer.Option("--checkpoint_dir", metavar="DIR", help="The new weights, or a hub name.")],
+    checkpoint_dir: Annotated[
+        str, typer.Option("--checkpoint_dir", metavar="DIR", help="The new weights, or a hub name.")
+    ],
     output_dir: Annotated[
-        Path | None, typer.Option("--output_dir", metavar="DIR", help="Where the refitted engine goes; default: in place.")
+        Path | None,
+        typer.Option("--output_dir", metavar="DIR", help="Where the refitted engine goes; default: in place."),
     ] = None,
 ) -> None:
     """Swap in other weights of the same spec; nothing is timed or compiled. Prints the engine's directory."""

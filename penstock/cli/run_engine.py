@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
 def run(
     engine_dir: Annotated[Path, typer.Option("--engine_dir", metavar="DIR", help="An engine directory.")],
-    input_text: Annotated[list[str] | None, typer.Option("--input_text", metavar="TEXT", help="May be repeated.")] = None,
+    input_text: Annotated[
+        list[str] | None, typer.Option("--input_text", metavar="TEXT", help="May be repeated.")
+    ] = None,
     max_output_len: Annotated[int, typer.Option("--max_output_len", metavar="N", help="Most tokens for each.")] = 128,
     temperature: flags.Temperature = None,
     top_k: flags.TopK = None,
@@ -56,4 +58,9 @@ def _show(outputs: list[RequestOutput], as_json: bool) -> None:
 
 def _facts(output: RequestOutput) -> dict[str, Any]:
     done = output.outputs[0]
-    return {"input_text": output.prompt, "text": done.text, "token_ids": list(done.token_ids), "finish_reason": done.finish_reason}
+    return {
+        "input_text": output.prompt,
+        "text": done.text,
+        "token_ids": list(done.token_ids),
+        "finish_reason": done.finish_reason,
+    }

@@ -149,5 +149,3 @@ def _stage(name: str, seconds: dict[str, float], progress: Progress) -> Iterator
     yield
     seconds[name] = round(time.perf_counter() - start, 3)
     progress(name, 1, 1)
-
-

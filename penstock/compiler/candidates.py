@@ -90,5 +90,6 @@ def _allowed(op: str, pins: Pins) -> tuple[Tactic, ...]:
     every = tactics(op)
     known = {REFERENCE, PARTS} | {t.name for t in every}
     if op in pins and pins[op].removeprefix("!") not in known:
-        raise SelectionError(f"no tactic {pins[op].removeprefix('!')!r} for op {op!r}; it has {', '.join(sorted(known))}")
+        named = pins[op].removeprefix("!")
+        raise SelectionError(f"no tactic {named!r} for op {op!r}; it has {', '.join(sorted(known))}")
     return tuple(t for t in every if permits(pins, op, t.name))

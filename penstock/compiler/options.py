@@ -51,10 +51,15 @@ class BuildOptions:
 
     def profile(self, spec: ModelSpec, device: Device) -> Profile:
         """Raises OptionError where a limit exceeds the model's or contradicts another."""
-        seq_len = self.max_seq_len or min(spec.max_position, DEFAULT_SEQ_LEN)
+        seq_len = _given(self.max_seq_len, min(spec.max_position, DEFAULT_SEQ_LEN))
         if seq_len > spec.max_position:
             raise OptionError(f"max_seq_len={seq_len} exceeds the {spec.max_position} positions the model was made for; lower it")
-        batch = self.max_batch_size or (64 if device.kind == "cuda" else 16)
-        tokens = self.max_num_tokens or max(batch, 8192 if device.kind == "cuda" else 512)
+        batch = _given(self.max_batch_size, 64 if device.kind == "cuda" else 16)
+        tokens = _given(self.max_num_tokens, max(batch, 8192 if device.kind == "cuda" else 512))
         rope = spec.request_rope
         return Profile(batch, tokens, seq_len, self.block_size, rope.dim // 2 if rope else 0)
+
+
+def _given(value: int | None, default: int) -> int:
+    """0 is a value: the profile refuses it."""
+    return default if value is None else value

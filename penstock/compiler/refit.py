@@ -17,6 +17,7 @@ from penstock.engine.manifest import Engine
 from penstock.errors import RefitError
 from penstock.ir.graph import Type
 from penstock.kernels import registry
+from penstock.kernels.layouts import known
 from penstock.models.binding import declared
 from penstock.models.checkpoint import Checkpoint
 from penstock.models.directory import ModelDirectory
@@ -42,7 +43,8 @@ def refit(engine_dir: Path, checkpoint_dir: Path, output: Path | None = None, pr
     checkpoint = model.checkpoint()
     refitted = _renamed(engine, model, checkpoint)
     target = output or engine_dir
-    registry.builtin()  # tactics register the layouts that weights are packed in
+    if any(weight.layout not in known() for weight in engine.weights.values()):
+        registry.builtin()  # a tactic's module registers the layout that it reads
     with store.writing(target) as part:
         _copy(engine_dir, part, text_files(checkpoint_dir))
         written = counting("weights", engine.weight_bytes, progress)

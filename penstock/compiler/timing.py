@@ -14,11 +14,11 @@ from penstock.formats.tolerance import tolerance
 from penstock.ir.graph import Type
 from penstock.ir.lazy import torch
 from penstock.ir.op import get
+from penstock.ir.ops.examples import example_blocks
 from penstock.kernels.driver import Kernel
 from penstock.kernels.launch import bind, run_eager
 
 REPEATS = 9
-MOST_BLOCKS = 2048  # of the KV pool that an example may assume
 SEED = 20
 
 
@@ -37,8 +37,7 @@ class Timing:
 
 def example_sizes(sizes: Sizes) -> dict[str, int]:
     """Bucket sizes, and a pool for examples that need one."""
-    blocks = sizes.get("S", 1) * sizes.get("M", 1)
-    return {"N": min(blocks, MOST_BLOCKS) + 1, **sizes}
+    return {"N": example_blocks(sizes), **sizes}
 
 
 def example_inputs(site: Site, sizes: Sizes, device: str) -> list[Any]:

@@ -39,7 +39,10 @@ class Worker:
         except BrokenPipeError:
             line = ""
         if line:
-            return dict(json.loads(line))
+            answer = dict(json.loads(line))
+            if "CUDA error" in str(answer.get("refused", "")):
+                self.close()  # its context is lost; the next job gets a fresh process
+            return answer
         self.close()
         return {"refused": f"the worker process died or hung (exit status {process.returncode})"}
 

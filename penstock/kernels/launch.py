@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from penstock.engine.program import Arg, Call, KernelLaunch, Plan, Sizes
 from penstock.ir.graph import Type
 from penstock.ir.op import get
+from penstock.kernels import driver
 from penstock.kernels.calls import CALLS
-from penstock.kernels.driver import Kernel, launch
+from penstock.kernels.driver import Kernel
 
 Step = Callable[[], None]
 
@@ -63,17 +65,19 @@ def view(memory: Any, offset: int, type: Type, sizes: Sizes) -> Any:
 
 
 def _bound(step: KernelLaunch | Call, memory: _Memory, kernels: Mapping[str, Kernel]) -> Step:
+    """One launch. It holds on to `memory`, so that what it points to outlives it."""
+    if isinstance(step, Call):
+        ins = [memory.tensor(a, t) for a, t in step.inputs]
+        outs = [memory.tensor(a, t) for a, t in step.outputs]
+        return partial(_call, step, ins, outs, memory)
+    return partial(_launch, step, kernels[step.kernel], [memory.value(a) for a in step.args], memory)
+
+
+def _call(call: Call, inputs: Sequence[Any], outputs: Sequence[Any], memory: _Memory) -> None:
+    CALLS[call.name](call, inputs, outputs, memory.sizes)
+
+
+def _launch(step: KernelLaunch, kernel: Kernel, values: Sequence[tuple[int, bool]], memory: _Memory) -> None:
     import torch
 
-    if isinstance(step, Call):
-        call, function = step, CALLS[step.name]
-        ins = [memory.tensor(a, t) for a, t in call.inputs]
-        outs = [memory.tensor(a, t) for a, t in call.outputs]
-        return lambda: void(function(call, ins, outs, memory.sizes))
-    kernel, grid, dependent = kernels[step.kernel], step.grid, step.dependent
-    values = [memory.value(a) for a in step.args]
-    return lambda: launch(kernel, grid, values, torch.cuda.current_stream().cuda_stream, dependent)
-
-
-def void(_: object) -> None:
-    """Drop a result."""
+    driver.launch(kernel, step.grid, values, torch.cuda.current_stream().cuda_stream, step.dependent)

@@ -44,7 +44,7 @@ def measure(device: Device, format: str = "bf16") -> Roof:
 def _measure_cpu() -> Roof:
     buffer = torch.ones(CPU_BUFFER // 4)
     left, right = torch.rand(CPU_SIDE, CPU_SIDE), torch.rand(CPU_SIDE, CPU_SIDE)
-    read = _median(lambda: buffer.sum(), _host_seconds)
+    read = _median(buffer.sum, _host_seconds)
     product = _median(lambda: left @ right, _host_seconds)
     return Roof(CPU_BUFFER / read, 2 * CPU_SIDE**3 / product)
 
@@ -53,7 +53,7 @@ def _measure_cuda(format: str) -> Roof:
     dtype = getattr(torch, formats.parse(format).torch_dtype)
     size = min(GPU_BUFFER, torch.cuda.mem_get_info()[0] // 2) // 4096 * 4096
     buffer = torch.ones(size // 4, dtype=torch.int32, device="cuda")
-    read = _median(lambda: buffer.sum(), _device_seconds)
+    read = _median(buffer.sum, _device_seconds)
     del buffer
     left, right = (torch.randn(GPU_SIDE, GPU_SIDE, device="cuda").to(dtype) for _ in range(2))
     product = _median(lambda: left @ right, _device_seconds)

@@ -7,8 +7,8 @@ A topic is a module with `CASES`, a list of (Site, sizes). A test is one line:
 
 Every case runs through every tactic of its op that supports it (one must): the first case of a tactic in all its
 configurations (less those that differ in warps or stages alone: the interpreter has neither), later ones in the best.
-Outputs start as NaN or an extreme integer, so what a kernel leaves unwritten
-shows. Inputs that the op does not write must come back unchanged. A topic may also define
+Outputs start as NaN or an extreme integer, so what a kernel leaves unwritten shows. Inputs that the op does not write
+must come back unchanged. A topic may also define
 
     def examples(site, sizes, generator): ...      # several lists of inputs instead of the op's one `example`
     def agree(site, inputs, want, got): ...        # "" or what differs, instead of `differences`; inputs before the run
@@ -113,7 +113,7 @@ def _runs(cases: Sequence[tuple[Site, Sizes]], ops: Sequence[str]) -> Iterator[t
         if not able:
             yield index, None, {}
         for tactic in able:
-            configs = tactic.tunables(site, sizes, H200)
+            configs = _distinct(tactic.tunables(site, sizes, H200))
             if any(isinstance(s, Call) for s in tactic.plan(site, sizes, H200, configs[0]).steps):
                 continue  # a library's function: nothing to interpret
             yield from ((index, tactic, c) for c in (configs[:1] if tactic in seen else configs))
@@ -121,8 +121,11 @@ def _runs(cases: Sequence[tuple[Site, Sizes]], ops: Sequence[str]) -> Iterator[t
 
 
 def _distinct(configs: Sequence[Config]) -> list[Config]:
-    unlike = {tuple((k, v) for k, v in c.items() if k not in ("warps", "stages")): c for c in reversed(configs)}
-    return list(unlike.values())[::-1]
+    """The first of those that are the same to the interpreter, best first."""
+    unlike: dict[Any, Config] = {}
+    for c in configs:
+        unlike.setdefault(tuple((k, v) for k, v in c.items() if k not in ("warps", "stages")), c)
+    return list(unlike.values())
 
 
 def _run(topic: ModuleType, site: Site, sizes: Sizes, tactic: Tactic, config: Config, seed: int) -> str:

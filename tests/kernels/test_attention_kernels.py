@@ -41,11 +41,15 @@ def test_prefill_of_a_real_model_uses_warpgroup_products() -> None:
 def test_a_step_of_single_tokens_launches_no_prefill() -> None:
     site = attention("bf16", 32, 8, 128)
     config = Ragged().tunables(site, sizes(1, 1, 4), H200)[0]
-    names = [s.kernel.source.split(":")[1] for s in Ragged().plan(site, sizes(1, 1, 4), H200, config).steps if isinstance(s, KernelUse)]
+    names = [
+        s.kernel.source.split(":")[1]
+        for s in Ragged().plan(site, sizes(1, 1, 4), H200, config).steps
+        if isinstance(s, KernelUse)
+    ]
     assert names == ["decode", "combine"]
 
 
-@pytest.mark.parametrize(("short", "tile"), product((1, 2, 4), (1, 2, 3, 8)))
+@pytest.mark.parametrize(("short", "tile"), list(product((1, 2, 4), (1, 2, 3, 8))))
 def test_the_prefill_grid_holds_every_split_of_the_tokens(short: int, tile: int) -> None:
     def worst(tokens: int, rows: int) -> int:
         if not rows or not tokens:

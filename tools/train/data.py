@@ -67,7 +67,7 @@ def stream(tokenizer: Tokenizer, records: list[Record], chat_share: float, seed:
 
 
 def _encode(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
-    eos = tokenizer.token_to_id(bpe.EOS)
+    eos = bpe.token_id(tokenizer, bpe.EOS)
     return [[*encoding.ids, eos] for encoding in tokenizer.encode_batch(texts)]
 
 

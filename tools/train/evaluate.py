@@ -176,10 +176,10 @@ def table(results: dict[str, object], put: Callable[[str], None] = print) -> Non
         put(f"{name:8} {report['bits_per_byte']:.4f} bits/byte   {voices}")
     perplexity = results["adapter_perplexity"]
     assert isinstance(perplexity, dict)
-    voices = list(perplexity["base"])
-    put(f"{'perplexity':12}" + "".join(f"{voice:>22}" for voice in voices))
+    columns = list(perplexity["base"])
+    put(f"{'perplexity':12}" + "".join(f"{voice:>22}" for voice in columns))
     for name, row in perplexity.items():
-        put(f"{name:12}" + "".join(f"{row[v]:12.3f} ({row[v] / perplexity['base'][v] - 1:+6.1%})" for v in voices))
+        put(f"{name:12}" + "".join(f"{row[v]:12.3f} ({row[v] / perplexity['base'][v] - 1:+6.1%})" for v in columns))
     checked = results["checks"]
     assert isinstance(checked, dict)
     for name, holds in checked.items():

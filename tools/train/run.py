@@ -56,12 +56,21 @@ class Job:
         tokens = data.stream(self.tokenizer, records, 0.0, self.args.seed)
         return Dev(tokens, sum(len(r["text"].encode()) for r in records))
 
-    def schedule(self, stage: str, **fields: float) -> Schedule:
+    def schedule(self, stage: str, epochs: float, lr: float, weight_decay: float, distil: float = 0.0) -> Schedule:
         """Compiling takes half a minute, so the short trainings go without."""
         a = self.args
-        compiled = a.compile and stage in ("teacher", "target")
-        common = {"batch": a.batch, "length": a.length, "compile": compiled, "seed": a.seed, "num_evals": a.evals}
-        return Schedule(minutes=a.minutes * TIME[stage], **common, **fields)
+        return Schedule(
+            minutes=a.minutes * TIME[stage],
+            epochs=epochs,
+            lr=lr,
+            weight_decay=weight_decay,
+            batch=a.batch,
+            length=a.length,
+            distil=distil,
+            num_evals=a.evals,
+            compile=a.compile and stage in ("teacher", "target"),
+            seed=a.seed,
+        )
 
     def note(self, name: str, schedule: Schedule, done: Fit) -> None:
         self.fits[name] = {"schedule": asdict(schedule), "fit": asdict(done)}
@@ -127,7 +136,7 @@ def _base(
     done = fit(model, list(model.parameters()), tokens, job.dev(data.VOICES), schedule, teacher, _say)
     job.note(name, schedule, done)
     if name != "teacher":
-        specials = {key: job.tokenizer.token_to_id(f"<|{key}|>") for key in ("bos", "eos", "end")}
+        specials = {key: bpe.token_id(job.tokenizer, f"<|{key}|>") for key in ("bos", "eos", "end")}
         llama.save(model, job.folder / name, specials)
         bpe.save(job.tokenizer, job.folder / name, config.max_position_embeddings)
     return model

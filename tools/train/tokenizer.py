@@ -36,7 +36,7 @@ def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:
         ]
     )
     tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
+    trainer = trainers.BpeTrainer(  # type: ignore[no-untyped-call]
         vocab_size=vocab_size,
         special_tokens=list(SPECIALS),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
@@ -68,3 +68,10 @@ def save(tokenizer: Tokenizer, folder: Path, max_length: int) -> None:
 
 def _write(path: Path, value: object) -> None:
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def token_id(tokenizer: Tokenizer, name: str) -> int:
+    """The id of a special token, which must exist."""
+    found = tokenizer.token_to_id(name)
+    assert found is not None, name
+    return found

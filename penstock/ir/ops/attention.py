@@ -27,7 +27,7 @@ def _example(types: Sequence[Type], attrs: Mapping[str, Any], sizes: Mapping[str
     block = int(types[1].shape[3])
     _, _, query_start, query_len, context_len = ragged(sizes, context_of(sizes, block), device)
     tensors = [fill(t, sizes, generator, device) for t in types[:2]]
-    return [*tensors, query_start, query_len, context_len, table(sizes, block, generator, device)]
+    return [*tensors, query_start, query_len, context_len, table(sizes, generator, device)]
 
 
 @op(_attention, example=_example)

@@ -44,14 +44,25 @@ def ragged(sizes: Mapping[str, int], context: int, device: str) -> tuple[Any, An
     return rows, before[rows.long()] + offset, query_start, query_len, before + query_len
 
 
-def table(sizes: Mapping[str, int], block_size: int, generator: Any, device: str) -> Any:
-    """Distinct blocks in random order for every sequence where the pool has enough of them: i32[S,M]."""
-    need, have = sizes["S"] * sizes["M"], sizes["N"] - 1
-    order = torch.randperm(max(have, 1), generator=generator, device=device)
-    return (order[torch.arange(need, device=device) % max(have, 1)] + 1).to(torch.int32).view(sizes["S"], sizes["M"])
+CONTEXT = 1024  # tokens before a step's own that an example assumes, where block tables have room
+
+
+def example_blocks(sizes: Mapping[str, int]) -> int:
+    """Blocks of a pool in which every sequence of an example has its own, the dummy included; blocks hold 16 or more."""
+    step = -(-sizes.get("T", 1) // sizes.get("S", 1))
+    return 1 + sizes.get("S", 1) * min(sizes.get("M", 1), -(-(CONTEXT + step) // 16))
+
+
+def table(sizes: Mapping[str, int], generator: Any, device: str) -> Any:
+    """Blocks in random order, no two alike but the dummies behind those that are used: i32[S,M]."""
+    sequences, width = sizes["S"], sizes["M"]
+    used = min(width, (sizes["N"] - 1) // sequences)
+    order = torch.randperm(sequences * used, generator=generator, device=device).view(sequences, used) + 1
+    return torch.nn.functional.pad(order, (0, width - used)).to(torch.int32)
 
 
 def context_of(sizes: Mapping[str, int], block_size: int) -> int:
-    """The context that an example may assume: what block tables hold, less the step's own tokens, at most 1024."""
-    room = sizes["M"] * block_size - -(-sizes["T"] // sizes["S"]) - 8
-    return max(0, min(1024, room))
+    """The context that an example may assume: what its own blocks hold, less the step's tokens."""
+    used = min(sizes["M"], (sizes["N"] - 1) // sizes["S"])
+    room = used * block_size - -(-sizes["T"] // sizes["S"])
+    return max(0, min(CONTEXT, room))

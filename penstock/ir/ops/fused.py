@@ -38,7 +38,7 @@ def _rope_example(types: Sequence[Type], attrs: Mapping[str, Any], sizes: Mappin
     head = [fill(t, sizes, generator, device) for t in types[:2]]
     norms = [fill(t, sizes, generator, device) for t in types[6:]]
     freqs = example_freqs(types[3], sizes, device)
-    return [*head, positions, freqs, rows, table(sizes, block, generator, device), *norms]
+    return [*head, positions, freqs, rows, table(sizes, generator, device), *norms]
 
 
 @fused(writes={1: 1}, example=_rope_example)

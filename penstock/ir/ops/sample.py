@@ -26,11 +26,12 @@ def mix(x: Any) -> Any:
 
 
 def uniform(seed: Any, position: Any, count: int) -> Any:
-    """Draws in (0, 1), 24 bits each: f32[L,count] for seed and position i32[L]."""
+    """Draws in (0, 1): f32[L,count] for seed and position i32[L]. 23 bits and a half: float32 holds each exactly, and
+    none is 0 or 1, whose logarithm the Gumbel noise could not use."""
     key = mix(mix(seed.long() & MASK) ^ ((position.long() * GOLDEN) & MASK))
     column = (torch.arange(count, device=seed.device) * GOLDEN) & MASK
     bits = mix(key[:, None] ^ mix(column)[None, :])
-    return ((bits >> 8).float() + 0.5) * 2.0**-24
+    return ((bits >> 9).float() + 0.5) * 2.0**-23
 
 
 def _sample(logits: Type, temperature: Type, top_k: Type, top_p: Type, seed: Type, position: Type) -> Type:

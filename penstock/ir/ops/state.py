@@ -66,7 +66,7 @@ def append_example(types: Sequence[Type], attrs: Mapping[str, Any], sizes: Mappi
     block = int(types[0].shape[3])
     rows, positions, *_ = ragged(sizes, context_of(sizes, block), device)
     tensors = [fill(t, sizes, generator, device) for t in types[:3]]
-    return [*tensors, positions, rows, table(sizes, block, generator, device)]
+    return [*tensors, positions, rows, table(sizes, generator, device)]
 
 
 @op(_append, writes={0: 0}, example=append_example)

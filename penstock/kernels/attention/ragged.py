@@ -7,11 +7,22 @@ from typing import Any
 
 from penstock.engine.device import Device
 from penstock.engine.program import Arg, Site, Sizes
-from penstock.kernels.tactic import Config, Draft, KernelUse, Tactic, TritonKernel, cdiv, inputs, next_power_of_2, outputs
+from penstock.kernels.tactic import (
+    Config,
+    Draft,
+    KernelUse,
+    Tactic,
+    TritonKernel,
+    cdiv,
+    inputs,
+    next_power_of_2,
+    outputs,
+)
 
 SOURCE = "penstock.kernels.attention.ragged_triton"
 FLOATS = ("f32", "f16", "bf16")
 MAX_GROUP = 128  # query heads of a KV head; they share a tile
+MAX_COMBINED = 16384  # numbers of a group of heads; more would not fit in the registers of `combine`
 MAX_SHORT = 4  # queries of a row that is still split over its keys
 MAX_SEQUENCES = 4096  # every program scans them
 COMBINE_PROGRAMS = 8  # for each multiprocessor
@@ -62,10 +73,10 @@ def _int(dim: int | str) -> int:
 class Ragged(Tactic):
     """Two families of kernels under one fixed grid, right for whatever rows a step of the bucket holds.
 
-    Rows of at most `Shape.short` queries: `decode` splits the keys of all such rows into tasks of near equal size, sized on
-    the device from the contexts; `combine` joins a row's tasks in order. Longer rows: `prefill`, a tile of queries
-    a program. Programs without work end at once. Sequences must stand in the step in order and without gaps, as
-    `prepare` puts them. Tokens of no sequence, behind the last, become zero.
+    Rows of at most `Shape.short` queries: `decode` splits the keys of all such rows into tasks of near equal size,
+    sized on the device from the contexts; `combine` joins a row's tasks in order. Longer rows: `prefill`, a tile of
+    queries a program. Programs without work end at once. Sequences must stand in the step in order and without gaps,
+    as `prepare` puts them. Tokens of no sequence, behind the last, become zero.
     """
 
     op, name = "attention", "ragged"
@@ -83,6 +94,8 @@ class Ragged(Tactic):
             return f"heads of {shape.head_size} numbers; at most 256"
         if shape.group > MAX_GROUP:
             return f"{shape.group} query heads for each KV head; at most {MAX_GROUP}"
+        if next_power_of_2(shape.group) * shape.padded_size > MAX_COMBINED:
+            return f"{shape.group} query heads of {shape.head_size} for each KV head; at most {MAX_COMBINED} numbers"
         if sizes["S"] > MAX_SEQUENCES:
             return f"{sizes['S']} sequences; at most {MAX_SEQUENCES}"
         return None
@@ -131,11 +144,14 @@ def _decode_configs(shape: Shape) -> tuple[dict[str, int], ...]:
 def _prefill_configs(shape: Shape) -> tuple[dict[str, int], ...]:
     if shape.padded_size > 128:
         big = {"PM": 128, "PN": 32, "PSTAGES": 2, "PWARPS": 8}
-        return (big, {**big, "PN": 64})
+        return (big,)
     big = {"PM": 128, "PN": 64, "PSTAGES": 3, "PWARPS": 8}
+    shallow = {**big, "PSTAGES": 2}
     if shape.group > 64:
-        return (big, {**big, "PN": 128})
-    return (big, {**big, "PN": 128, "PSTAGES": 2}, {"PM": 64, "PN": 64, "PSTAGES": 3, "PWARPS": 4}, {**big, "PSTAGES": 2})
+        return (big, shallow)
+    # 128 keys beside 128 numbers of a head would spill.
+    wide = {**shallow, "PN": 128} if shape.padded_size <= 64 else shallow
+    return (big, wide, {**big, "PM": 64, "PWARPS": 4}, shallow)
 
 
 def _plain_configs(shape: Shape) -> tuple[Config, ...]:
@@ -205,11 +221,15 @@ def _combine(site: Site, sizes: Sizes, device: Device, config: Config, programs:
         "GP": heads,
         "CP": max(1, 4096 // (heads * shape.padded_size)),
     }
-    kernel = _kernel("combine", signature, constants, 8 if heads * shape.padded_size > 4096 else 4, 1)
+    kernel = _kernel("combine", signature, constants, _combine_warps(heads * shape.padded_size), 1)
     scratch = (Arg("workspace", 0), Arg("workspace", partial))
     numbers = (Arg("int", sizes["T"]), Arg("int", sizes["S"]), Arg("int", programs))
     grid = min(sizes["T"] * shape.kv_heads, COMBINE_PROGRAMS * max(device.multiprocessors, 1))
     return KernelUse(kernel, (grid, 1, 1), (*inputs(2, 3, 4), *outputs(0), *scratch, *numbers))
+
+
+def _combine_warps(numbers: int) -> int:
+    return 4 if numbers <= 4096 else 8 if numbers <= 8192 else 16
 
 
 def _prefill(site: Site, sizes: Sizes, config: Config) -> KernelUse:
@@ -234,5 +254,7 @@ def most_tiles(sizes: Sizes, short: int, tile: int) -> int:
     return max(1, rows + (sizes["T"] - rows) // tile)
 
 
-def _kernel(name: str, signature: tuple[tuple[str, str], ...], constants: dict[str, Any], warps: int, stages: int) -> TritonKernel:
+def _kernel(
+    name: str, signature: tuple[tuple[str, str], ...], constants: dict[str, Any], warps: int, stages: int
+) -> TritonKernel:
     return TritonKernel(f"{SOURCE}:{name}", signature, tuple(constants.items()), warps, stages)

@@ -4,7 +4,7 @@ Rows of a tile are (query, head of the KV head's group) pairs, so that a group's
 cache. Scores live in base 2: exp(x) = exp2(x log2 e). One function, `_attend`, is the arithmetic of both kernels.
 """
 
-# mypy: allow-untyped-defs
+# mypy: disable-error-code="no-untyped-def"
 from __future__ import annotations
 
 import triton
@@ -63,8 +63,8 @@ def _attend(
 ):  # fmt: skip
     """Fold tile `tile` of keys and values into the running softmax (m, total, acc) of the rows of q.
 
-    `blocks` is what `_blocks` gave for the tile; `at` is each row's position; keys before `low` or from `context` on are not read. MASKED is False only where every
-    row sees every key of the tile.
+    `blocks` is what `_blocks` gave for the tile; `at` is each row's position; keys before `low` or from `context` on
+    are not read. MASKED is False only where every row sees every key of the tile.
     """
     LOG2E: tl.constexpr = 1.4426950408889634
     n = tile * BN + tl.arange(0, BN)
@@ -188,7 +188,7 @@ def combine(
         tl.extra.cuda.gdc_launch_dependents()
     G: tl.constexpr = H // K
     i = tl.arange(0, SP)
-    queries, tiles, firsts, tasks = _share(query_len_ptr, context_len_ptr, S, programs, SP, SHORT, BN, WINDOW)
+    queries, _, _, tasks = _share(query_len_ptr, context_len_ptr, S, programs, SP, SHORT, BN, WINDOW)
     task_ends = tl.cumsum(tasks, 0)
     query_ends = tl.cumsum(queries, 0)
     starts = tl.load(query_start_ptr + i, mask=i < S, other=0)
@@ -198,43 +198,42 @@ def combine(
     g = tl.arange(0, GP)
     d = tl.arange(0, DP)
     keep = (g < G)[:, None] & (d < D)[None, :]
-    for job in range(tl.program_id(0), (short + tl.maximum(T - covered, 0)) * K, tl.num_programs(0)):
+    for job in range(tl.program_id(0), tl.maximum(T - covered, 0) * K, tl.num_programs(0)):
+        token = (covered + job // K).to(tl.int64)
+        place = (token * H + job % K * G + g)[:, None] * D + d[None, :]
+        tl.store(out_ptr + place, tl.zeros((GP, DP), out_ptr.dtype.element_ty), mask=keep)
+    for job in range(tl.program_id(0), short * K, tl.num_programs(0)):
         head = job % K
         index = job // K
-        if index >= short:
-            token = (covered + index - short).to(tl.int64)
-            place = (token * H + head * G + g)[:, None] * D + d[None, :]
-            tl.store(out_ptr + place, tl.zeros((GP, DP), out_ptr.dtype.element_ty), mask=keep)
-        else:
-            row = tl.sum((query_ends <= index).to(tl.int32))
-            parts = _at(tasks, row, SP)
-            if parts > 1:
-                query = index - (_at(query_ends, row, SP) - _at(queries, row, SP))
-                begin = _at(task_ends, row, SP) - parts
-                highest = tl.full((GP,), float("-inf"), tl.float32)
-                total = tl.zeros((GP,), tl.float32)
-                acc = tl.zeros((GP, DP), tl.float32)
-                for chunk in range(0, parts, CP):
-                    c = chunk + tl.arange(0, CP)
-                    own = (begin + c).to(tl.int64) * K + head
-                    at = query * G + g
-                    live = (c < parts)[:, None] & (g < G)[None, :]
-                    ml = ml_ptr + (own * (2 * BM))[:, None] + at[None, :]
-                    m = tl.load(ml, mask=live, other=float("-inf"))
-                    sums = tl.load(ml + BM, mask=live, other=0.0)
-                    top = tl.maximum(highest, tl.max(m, 0))
-                    base = tl.where(top == float("-inf"), 0.0, top)
-                    weight = tl.exp2(m - base[None, :])
-                    fade = tl.exp2(highest - base)
-                    place = ((own * BM)[:, None] + at[None, :])[:, :, None] * D + d[None, None, :]
-                    x = tl.load(acc_ptr + place, mask=live[:, :, None] & (d < D)[None, None, :], other=0.0)
-                    total = total * fade + tl.sum(sums * weight, 0)
-                    acc = acc * fade[:, None] + tl.sum(x * weight[:, :, None], 0)
-                    highest = top
-                token = (_at(starts, row, SP) + query).to(tl.int64)
-                place = (token * H + head * G + g)[:, None] * D + d[None, :]
-                y = acc / tl.where(g < G, total, 1.0)[:, None]
-                tl.store(out_ptr + place, y.to(out_ptr.dtype.element_ty), mask=keep)
+        row = tl.sum((query_ends <= index).to(tl.int32))
+        query = index - (_at(query_ends, row, SP) - _at(queries, row, SP))
+        begin = _at(task_ends, row, SP) - _at(tasks, row, SP)
+        # What one task did alone is there already.
+        parts = tl.where(_at(tasks, row, SP) > 1, _at(tasks, row, SP), 0)
+        at = query * G + g
+        highest = tl.full((GP,), float("-inf"), tl.float32)
+        total = tl.zeros((GP,), tl.float32)
+        acc = tl.zeros((GP, DP), tl.float32)
+        for chunk in range(0, parts, CP):
+            c = chunk + tl.arange(0, CP)
+            own = (begin + c).to(tl.int64) * K + head
+            live = (c < parts)[:, None] & (g < G)[None, :]
+            ml = ml_ptr + (own * (2 * BM))[:, None] + at[None, :]
+            m = tl.load(ml, mask=live, other=float("-inf"))
+            sums = tl.load(ml + BM, mask=live, other=0.0)
+            place = ((own * BM)[:, None] + at[None, :])[:, :, None] * D + d[None, None, :]
+            x = tl.load(acc_ptr + place, mask=live[:, :, None] & (d < D)[None, None, :], other=0.0)
+            top = tl.maximum(highest, tl.max(m, 0))
+            base = tl.where(top == float("-inf"), 0.0, top)
+            weight = tl.exp2(m - base[None, :])
+            fade = tl.exp2(highest - base)
+            total = total * fade + tl.sum(sums * weight, 0)
+            acc = acc * fade[:, None] + tl.sum(x * weight[:, :, None], 0)
+            highest = top
+        token = (_at(starts, row, SP) + query).to(tl.int64)
+        place = (token * H + head * G + g)[:, None] * D + d[None, :]
+        y = acc / tl.where(total > 0, total, 1.0)[:, None]
+        tl.store(out_ptr + place, y.to(out_ptr.dtype.element_ty), mask=keep & (parts > 0))
 
 
 @triton.jit

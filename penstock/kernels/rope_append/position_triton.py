@@ -1,6 +1,6 @@
 """Rotary embedding and the append to the cache, fused and apart. One token, HB heads a program."""
 
-# mypy: allow-untyped-defs
+# mypy: disable-error-code="no-untyped-def"
 from __future__ import annotations
 
 import triton
@@ -29,7 +29,9 @@ def _cos_sin(angle):
 
 
 @triton.jit
-def _rotation(freqs_ptr, position, row, DP: tl.constexpr, HALF: tl.constexpr, BY_ROW: tl.constexpr, SCALE: tl.constexpr):
+def _rotation(
+    freqs_ptr, position, row, DP: tl.constexpr, HALF: tl.constexpr, BY_ROW: tl.constexpr, SCALE: tl.constexpr
+):
     """For each number i of a head: its partner's index, and what to multiply it and its partner by."""
     d = tl.arange(0, DP)
     left = d < HALF

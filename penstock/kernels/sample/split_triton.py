@@ -16,7 +16,6 @@ import triton
 import triton.language as tl
 
 LEVELS = tl.constexpr(32)  # the last of them is minus infinity
-LARGEST = tl.constexpr(1.0 - 2.0**-24)  # the largest float below 1
 NOWHERE = tl.constexpr(2147483647)
 
 
@@ -41,7 +40,7 @@ def _noise(key, token):  # type: ignore[no-untyped-def]
     as 2 atanh(w / (2 - w)) of the complement w = 1 - u, which is exact.
     """
     bits = _mix(key ^ _mix(_spread(token)))
-    u = tl.minimum(((bits >> 8).to(tl.float32) + 0.5) * 5.9604644775390625e-08, LARGEST)
+    u = ((bits >> 9).to(tl.float32) + 0.5) * 1.1920928955078125e-07  # exact, and never 0 or 1
     w = 1.0 - u
     s = w / (2.0 - w)
     q = s * s

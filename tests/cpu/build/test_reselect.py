@@ -19,6 +19,7 @@ from penstock.engine import store
 from penstock.engine.device import CPU, H200
 from penstock.engine.manifest import Engine
 from penstock.engine.match import mismatch
+from penstock.engine.program import program_to_json
 from penstock.errors import SelectionError
 from penstock.kernels import layouts
 from penstock.kernels.device import software
@@ -73,7 +74,8 @@ def test_planned_anew_into_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert out.parent == tmp_path / "cache" / "engines" and contents(old) == before
     new, first = store.load(out), store.load(engine)
     assert mismatch(new, CPU, software(CPU)) is None
-    assert same_weights(engine, out) and new.programs == first.programs
+    assert same_weights(engine, out)
+    assert program_to_json(new.programs["decode"]) == program_to_json(first.programs["decode"])
     assert (new.spec, new.profile, new.tokens, new.work) == (first.spec, first.profile, first.tokens, first.work)
     assert new.source["key"] != first.source["key"] and new.source["model"] == first.source["model"]
     assert (out / store.GRAPH).read_text() == (engine / store.GRAPH).read_text()
@@ -100,9 +102,9 @@ def test_pins_hold_and_a_wrong_one_leaves_the_engine(tmp_path: Path) -> None:
     before = contents(old)
     out = reselect(old, CPU, tmp_path / "cache", {"linear": "reference"})
     plans = store.load(out).programs["decode"].phases["forward"].plans
-    assert {plan.tactic.split("[")[0] for key, by in plans.items() if key.startswith("linear(") for plan in by.values()} == {
-        "reference"
-    }
+    assert {
+        plan.tactic.split("[")[0] for key, by in plans.items() if key.startswith("linear(") for plan in by.values()
+    } == {"reference"}
     with pytest.raises(SelectionError):
         reselect(old, CPU, tmp_path / "cache", {"linear": "nonsense"}, output=old)
     assert contents(old) == before

@@ -115,10 +115,12 @@ def _fitted(rows: Sequence[tuple[int, int]], sizes: Mapping[str, int], block: in
     return fitted + [(0, 0)] * (sizes["S"] - len(fitted))
 
 
-def _on_attention(site: Site, tensors: list[Any], sizes: Mapping[str, int], rows: Sequence[tuple[int, int]]) -> list[Any]:
+def _on_attention(
+    site: Site, tensors: list[Any], sizes: Mapping[str, int], rows: Sequence[tuple[int, int]]
+) -> list[Any]:
     import torch
 
-    q, kv, query_start, query_len, context_len, table = tensors
+    q, kv, *_, table = tensors
     block = kv.shape[3]
     fitted = _fitted(rows, sizes, block)
     counts = torch.tensor([count for count, _ in fitted], dtype=torch.int32, device=q.device)

@@ -1,0 +1,77 @@
+"""`penstock check`: would this model, format, device and memory fit? Answered from config and headers alone."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from penstock.cli import flags
+from penstock.cli.console import amount, result, result_json, table
+from penstock.errors import PenstockError
+
+Data = dict[str, Any]
+
+
+def check(
+    model: flags.Model = None,
+    dtype: flags.Dtype = "auto",
+    device: Annotated[
+        str, typer.Option("--device", metavar="KIND", help="auto, cuda, cpu; or h200, without one at hand.")
+    ] = "auto",
+    memory_gb: Annotated[
+        float | None, typer.Option("--memory_gb", metavar="GB", help="Memory of the device; default: what it has.")
+    ] = None,
+    gpu_memory_utilization: Annotated[
+        float, typer.Option("--gpu_memory_utilization", metavar="SHARE", help="Share of a GPU's memory to use.")
+    ] = 0.9,
+    max_batch_size: flags.BatchSize = None,
+    max_num_tokens: flags.NumTokens = None,
+    max_seq_len: flags.SeqLen = None,
+    weights: flags.Weights = "checkpoint",
+    plugin: flags.Plugin = None,
+    as_json: flags.Json = False,
+) -> None:
+    """Say whether a model fits. Nothing is loaded. Exit code: 0 it fits, 1 it does not, or cannot be read."""
+    flags.load_plugins(plugin)
+    from penstock import bundled
+    from penstock.cli.check_report import report
+    from penstock.cli.probe import budget_of, target_device
+    from penstock.compiler.options import BuildOptions
+    from penstock.models.hub import resolve
+
+    target = target_device(device)
+    budget = budget_of(target, memory_gb, gpu_memory_utilization)
+    options = BuildOptions(dtype, weights, target.kind, max_batch_size, max_num_tokens, max_seq_len)
+    try:
+        data = report(resolve(model) if model else bundled.target(), options, target, budget)
+    except PenstockError as error:
+        if as_json:
+            result_json({"fits": False, "error": type(error).__name__, "verdict": str(error)})
+        raise
+    if as_json:
+        result_json(data)
+    else:
+        result(_text(data))
+    if not data["fits"]:
+        raise typer.Exit(1)
+
+
+def _text(data: Data) -> str:
+    model, memory, profile = data["model"], data["memory"], data["profile"]
+    stored = f", {amount(model['checkpoint_bytes'])} stored" if model["checkpoint_bytes"] else ""
+    request = f"{amount(memory['kv_per_request'])} for a request of {profile['max_seq_len']} tokens"
+    full = f"{amount(memory['at_limits'])} for {profile['max_batch_size']} of full length"
+    rows = [
+        ("family", f"{model['family']} ({', '.join(model['architectures']) or 'by model_type'})"),
+        ("parameters", amount(model["parameters"], "").strip()),
+        ("format", f"{data['format']} on {data['device']}"),
+        ("weights", amount(memory["weights"]) + stored),
+        ("KV", f"{amount(memory['kv_per_token'])} a token, {request}"),
+        ("buffers", f"about {amount(memory['buffers'])} at {profile['max_num_tokens']} tokens a step"),
+        ("needed", f"{amount(memory['needed'])} for one request; {full}"),
+        ("may be used", amount(memory["budget"])),
+    ]
+    lines = [table(rows, "")]
+    lines += [f"on the reference alone (slow): {op}: {why}" for op, why in data["references"].items()]
+    return "\n".join([*lines, data["verdict"]])

@@ -1,0 +1,143 @@
+"""`penstock inspect`: what is in an engine, why, and how far its parts are from the roof."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from penstock.cli import flags
+from penstock.cli.console import amount, duration, result, result_json, table
+
+Data = dict[str, Any]
+NEAREST = 2  # runners-up shown in the short form
+
+
+def inspect(
+    engine: flags.Engine,
+    nodes: Annotated[
+        bool, typer.Option("--nodes", help="Every timed size of every operation, with all refusals.")
+    ] = False,
+    graph: Annotated[bool, typer.Option("--graph", help="The graphs, as built and after the passes.")] = False,
+    bandwidth: Annotated[
+        float | None, typer.Option("--bandwidth", metavar="GB/S", help="Memory bandwidth that the roof is stated for.")
+    ] = None,
+    as_json: flags.Json = False,
+) -> None:
+    """Show spec, profile, passes, tactics with times, memory, and the roof of an engine."""
+    from penstock.cli.inspect_report import report
+    from penstock.engine import store
+    from penstock.errors import OptionError
+
+    if bandwidth is not None and not bandwidth > 0:
+        raise OptionError(f"--bandwidth {bandwidth} must be positive; give GB/s, such as 4430 for an H200")
+    data = report(engine, None if bandwidth is None else bandwidth * 1e9)
+    drawn = (engine / store.GRAPH).read_text("utf-8") if graph else None
+    if as_json:
+        result_json(data if drawn is None else {**data, "graph": drawn})
+        return
+    sections = [_head(data), _limits(data), _passes(data), _nodes(data, nodes), _memory(data), _roof(data)]
+    result("\n\n".join([*sections, *([drawn] if drawn else [])]))
+
+
+def _head(data: Data) -> str:
+    spec, device, source = data["spec"], data["device"], data["source"]
+    capability = device["capability"]
+    made = ", ".join(f"{name} {version}" for name, version in data["software"].items())
+    model = f"hidden {spec['hidden_size']}, vocabulary {spec['vocab_size']}, {spec['max_position']} positions"
+    rows = [
+        ("engine", data["engine"]),
+        ("source", f"{source.get('model', 'not recorded')} ({source.get('weights', 'not recorded')})"),
+        ("made for", f"{device['name']}{f' (sm_{capability})' if capability else ''} with {made}"),
+        ("format", data["format"]),
+        ("built in", ", ".join(f"{k} {v:.2f} s" for k, v in data["build_seconds"].items()) or "not recorded"),
+        ("model", model + (", head tied to the embedding" if spec["tied_head"] else "")),
+        *(("layers", _layer(layer)) for layer in spec["layers"]),
+    ]
+    return table(rows, "")
+
+
+def _layer(layer: Data) -> str:
+    scaling = f", {layer['rope_scaling']} rope" if layer["rope_scaling"] else ""
+    window = f", window {layer['window']}" if layer["window"] else ""
+    heads = f"{layer['heads']} heads of {layer['head_dim']} over {layer['kv_heads']} KV heads"
+    return f"{layer['count']} of {heads}{window}{scaling}, feed-forward {layer['feedforward']} ({layer['activation']})"
+
+
+def _limits(data: Data) -> str:
+    profile, buckets = data["profile"], data["buckets"]
+    shown = buckets if len(buckets) <= 6 else [*buckets[:3], f"... {len(buckets) - 5} more ...", *buckets[-2:]]
+    rows = [(name, str(value)) for name, value in profile.items()]
+    return "profile\n" + table([*rows, ("buckets", f"{len(buckets)}: {' '.join(shown)}")])
+
+
+def _passes(data: Data) -> str:
+    rows = [
+        (
+            r["pass"],
+            f"{r['nodes'][0]} -> {r['nodes'][1]} nodes",
+            ", ".join(f"{k} {v}x" for k, v in r["fired"].items() if v),
+        )
+        for r in data["passes"]
+    ]
+    return "passes (rules and how often they fired)\n" + table(rows)
+
+
+def _nodes(data: Data, everything: bool) -> str:
+    lines = ["operations of a step: at each timed size the tactic, its time and what multiplies, then the runners-up"]
+    for node in data["nodes"]:
+        lines.append(f"  {node['phase']}: {node['count']} x {node['site']}")
+        choices = node["choices"]
+        few = [choices[0], choices[-1]] if len(choices) > 1 else choices
+        lines += [f"    {_choice(choice, everything)}" for choice in (choices if everything else few)]
+        if everything:
+            lines += [f"    {name} cannot: {why}" for name, why in node["cannot"].items()]
+    return "\n".join(lines)
+
+
+def _choice(choice: Data, everything: bool) -> str:
+    took = (
+        f"{choice['median_us']:.1f} us (+-{choice['spread_us']:.1f})"
+        if choice["median_us"] is not None
+        else "not timed"
+    )
+    rivals = choice["runners_up"] if everything else choice["runners_up"][:NEAREST]
+    others = "".join(f"; {r['tactic']} {r['median_us']:.1f}" for r in rivals)
+    refused = "".join(f"; {name} refused: {why}" for name, why in choice["refused"].items()) if everything else ""
+    return f"{choice['at']:>6}  {choice['tactic']}  {took}  [{', '.join(choice['instructions'])}]{others}{refused}"
+
+
+def _memory(data: Data) -> str:
+    memory = data["memory"]
+    arenas = ", ".join(f"{name} {amount(size)}" for name, size in memory["arena_by_bucket"].items())
+    layouts = ", ".join(f"{count} {name}" for name, count in memory["layouts"].items())
+    rows = [
+        ("weights", amount(memory["weights"]), layouts),
+        ("arena", amount(memory["arena"]), arenas or "torch allocates as it goes"),
+        (
+            "slots",
+            amount(memory["slots"]),
+            "at " + ", ".join(f"{name} {at}" for name, at in memory["slot_fields"].items()),
+        ),
+        ("upload", amount(memory["upload"]), "at most, one a step"),
+        ("KV", amount(memory["kv_per_token"]), f"a token, {amount(memory['kv_per_block'])} a block"),
+        ("", amount(memory["kv_at_limits"]), "if every request of a full batch reached max_seq_len"),
+    ]
+    return "memory\n" + table(rows)
+
+
+def _roof(data: Data) -> str:
+    work, roof = data["work"], data["roof"]
+    flops = work["flops_per_token"] + work.get("flops_per_logit", 0.0)
+    at = "at 1 TB/s (give --bandwidth for your device)" if roof["assumed"] else f"at {amount(roof['bytes_per_s'])}/s"
+    lines = [
+        "work and roof",
+        f"  a step reads {amount(work['weight_bytes'])} of weights, and {amount(work['kv_bytes_per_token'])} of KV for "
+        f"each position of context; a token costs {amount(flops, 'FLOP')}",
+        f"  {at} a step of one token takes at least {duration(roof['seconds_per_token'])}: "
+        f"{roof['tokens_per_s']:.0f} tok/s, context not counted",
+    ]
+    if roof["timed_step_seconds"]:
+        share = "" if roof["assumed"] else f": {roof['share']:.0%} of the roof"
+        lines.append(f"  its operations, as timed one by one, take {duration(roof['timed_step_seconds'])}{share}")
+    return "\n".join(lines)

@@ -1,0 +1,166 @@
+"""What `penstock inspect` knows of an engine: plain data, from engine.json and timing.json alone."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from penstock.compiler.memory import plan_memory
+from penstock.engine import store
+from penstock.engine.manifest import Engine
+from penstock.engine.program import KernelLaunch, Phase, Plan, Site, bucket_name
+from penstock.ir.ops.state import FIELDS
+from penstock.spec import ModelSpec
+
+Data = dict[str, Any]
+
+
+def report(directory: Path, bandwidth: float | None = None) -> Data:
+    """Everything, for JSON and for the text. `bandwidth`: bytes a second of the roof; None: a round 1 TB/s.
+
+    Raises EngineError where the directory is no engine, EngineCorruptError where a file is not what was written.
+    """
+    engine = store.load(directory)
+    timing = json.loads((directory / store.TIMING).read_text("utf-8"))
+    program = engine.programs["decode"]
+    nodes = [entry for name, phase in program.phases.items() for entry in _sites(engine, name, phase, timing)]
+    return {
+        "engine": str(directory),
+        "format": engine.format,
+        "device": asdict(engine.device),
+        "software": dict(engine.software),
+        "source": {key: engine.source[key] for key in ("model", "weights", "key") if key in engine.source},
+        "build_seconds": dict(engine.build_seconds),
+        "spec": _spec(engine),
+        "profile": engine.profile.to_json(),
+        "buckets": list(program.buckets),
+        "passes": [dict(r) for r in engine.report],
+        "nodes": nodes,
+        "kernels": {key: dict(facts) for key, facts in engine.kernels.items()},
+        "memory": _memory(engine),
+        "work": dict(engine.work),
+        "roof": _roof(engine, nodes, bandwidth),
+    }
+
+
+def _spec(engine: Engine) -> Data:
+    """The facts that people ask for first; engine.json has all of them."""
+    spec = ModelSpec.from_json(dict(engine.spec))
+    kinds = Counter((layer.mixer, layer.feedforward) for layer in spec.layers)
+    layers = [
+        {
+            "count": count, "heads": mixer.heads, "kv_heads": mixer.kv_heads, "head_dim": mixer.head_dim,
+            "window": mixer.window, "rope_theta": mixer.rope.theta,
+            "rope_scaling": type(mixer.rope.scaling).__name__ if mixer.rope.scaling else None,
+            "feedforward": mlp.size, "activation": mlp.act,
+        }
+        for (mixer, mlp), count in kinds.items()
+    ]  # fmt: skip
+    return {
+        "vocab_size": spec.vocab_size, "hidden_size": spec.hidden_size, "max_position": spec.max_position,
+        "tied_head": spec.tied_head, "layers": layers,
+    }  # fmt: skip
+
+
+def _sites(engine: Engine, phase_name: str, phase: Phase, timing: Mapping[str, Any]) -> list[Data]:
+    """One entry for each distinct operation of a phase, in the order of the graph."""
+    counts = Counter(Site.of(node).key for node in phase.graph.nodes if not node.is_leaf)
+    ops = {Site.of(node).key: node.op for node in phase.graph.nodes if not node.is_leaf}
+    return [
+        {
+            "phase": phase_name, "op": ops[key], "site": key, "count": count,
+            "choices": _choices(engine, phase.plans[key], timing.get(key, {})),
+            "cannot": timing.get(key, {}).get("cannot", {}),
+        }
+        for key, count in counts.items()
+    ]  # fmt: skip
+
+
+def _choices(engine: Engine, plans: Mapping[str, Plan], timed: Mapping[str, Any]) -> list[Data]:
+    """What runs at each timed size, with its time and its rivals'. A bucket between two sizes uses the larger."""
+    points = timed.get("points", {})
+    chosen: dict[str, Data] = {}
+    for bucket, plan in plans.items():
+        point = _point(engine, bucket, points)
+        if point not in chosen:
+            chosen[point] = {**_choice(engine, plan, points.get(point, {})), "at": point, "buckets": []}
+        chosen[point]["buckets"].append(bucket)
+    return list(chosen.values())
+
+
+def _point(engine: Engine, bucket: str, points: Mapping[str, Any]) -> str:
+    """The timed size whose ranking a bucket used: as selection names them."""
+    if bucket in points:  # "any", on a CPU
+        return bucket
+    sizes = engine.programs["decode"].buckets[bucket]
+    names = (f"T{engine.profile.tuned(sizes['T'])}", f"L{sizes['L']}")
+    return next((n for n in names if n in points), "") or next(reversed(list(points)), bucket)
+
+
+def _choice(engine: Engine, plan: Plan, rivals: Mapping[str, Any]) -> Data:
+    own = rivals.get(plan.tactic, {})
+    timed = sorted((r["median_us"], name) for name, r in rivals.items() if "median_us" in r and name != plan.tactic)
+    return {
+        "tactic": plan.tactic,
+        "median_us": own.get("median_us"),
+        "spread_us": own.get("spread_us"),
+        "instructions": instructions(engine, plan),
+        "launches": len(plan.launches),
+        "runners_up": [{"tactic": name, "median_us": median} for median, name in timed],
+        "refused": {name: r["refused"] for name, r in rivals.items() if "refused" in r},
+    }
+
+
+def instructions(engine: Engine, plan: Plan) -> list[str]:
+    """What multiplies in each launch: a stored kernel's wgmma, mma or fma, the library, or torch's reference."""
+    names = {"cublas": "library", "reference": "torch"}
+    return [
+        engine.kernels[x.kernel].get("instruction") or "not noted"
+        if isinstance(x, KernelLaunch)
+        else names.get(x.name, x.name)
+        for x in plan.launches
+    ]
+
+
+def _memory(engine: Engine) -> Data:
+    """Bytes, and where the slots' fields lie (indices of 32-bit numbers)."""
+    profile, slots = engine.profile, engine.profile.slots
+    places = {name: slots.field(name) for name in FIELDS}
+    places |= {"freqs": slots.freqs_at, "block_table": slots.table_at, "history": slots.history_at}
+    return {
+        "weights": engine.weight_bytes,
+        "layouts": dict(Counter(w.layout for w in engine.weights.values())),
+        "arena": engine.arena,
+        "arena_by_bucket": _arenas(engine),
+        "slots": 4 * slots.size,
+        "slot_fields": places,
+        "upload": 4 * profile.upload_size,
+        "kv_per_token": engine.block_bytes / profile.block_size,
+        "kv_per_block": engine.block_bytes,
+        "kv_at_limits": engine.block_bytes * profile.table_width * profile.max_batch_size,
+    }
+
+
+def _arenas(engine: Engine) -> dict[str, int]:
+    """Of the largest bucket of each timed size; empty where torch allocates as it goes."""
+    program, profile = engine.programs["decode"], engine.profile
+    if not engine.buffers:
+        return {}
+    names = [bucket_name(t, profile.logit_buckets(t)[-1]) for t in profile.token_buckets if t in profile.tuned_buckets]
+    return {name: plan_memory(program.phases, program.buckets[name], name)[1] for name in names}
+
+
+def _roof(engine: Engine, nodes: list[Data], bandwidth: float | None) -> Data:
+    """The least time of a step of one token by its bytes, beside what its operations took when they were timed."""
+    rate = bandwidth or 1e12
+    least = engine.work["weight_bytes"] / rate
+    times = [n["count"] * n["choices"][0]["median_us"] for n in nodes if n["choices"] and n["choices"][0]["median_us"]]
+    took = sum(times) / 1e6
+    return {
+        "bytes_per_s": rate, "assumed": bandwidth is None, "seconds_per_token": least, "tokens_per_s": 1 / least,
+        "timed_step_seconds": took, "share": least / took if took else None,
+    }  # fmt: skip

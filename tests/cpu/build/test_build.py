@@ -1,0 +1,199 @@
+"""A build: cached, atomic, honest about what it was given; an engine directory that is damaged says so."""
+
+from __future__ import annotations
+
+import errno
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from penstock.compiler import build as build_module
+from penstock.compiler import weights as weights_module
+from penstock.compiler.build import build
+from penstock.compiler.options import BuildOptions
+from penstock.engine import store
+from penstock.errors import (
+    ConfigError,
+    EngineCorruptError,
+    EngineError,
+    EngineSchemaError,
+    OptionError,
+    ResourceError,
+)
+from penstock.ir.text import graph_to_json
+
+SMALL = {"max_batch_size": 4, "max_num_tokens": 24}
+
+
+def options(cache: Path, **changes: Any) -> BuildOptions:
+    return BuildOptions(**({"device": "cpu", "cache_dir": cache, **SMALL} | changes))
+
+
+def test_building_again_is_a_look_up(tiny_model: Path, tiny_engine: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*_: Any) -> Any:
+        raise AssertionError("planned again")
+
+    monkeypatch.setattr(build_module, "plan_engine", never)
+    assert build(tiny_model, options(cache)) == tiny_engine
+    with pytest.raises(AssertionError, match="planned again"):
+        build(tiny_model, options(cache, max_batch_size=3))
+
+
+def test_weights_are_the_checkpoints(tiny_model: Path, tiny_engine: Path) -> None:
+    """Fused weights are their parts, in order, bit for bit."""
+    source, built = load_file(tiny_model / "model.safetensors"), load_file(tiny_engine / store.weights_file())
+    prefix = "model.layers.1.self_attn."
+    fused = torch.cat([source[f"{prefix}{p}_proj.weight"] for p in "qkv"])
+    assert torch.equal(built[f"{prefix}q_proj+k_proj+v_proj.weight"], fused)
+    assert sum(t.numel() for t in built.values()) >= sum(t.numel() for t in source.values())
+
+
+def test_every_fused_node_was_timed_against_its_parts(tiny_engine: Path) -> None:
+    timing = json.loads((tiny_engine / store.TIMING).read_text())
+    fused = [site for site in timing if site.split("(")[0] in ("add_rms_norm", "linear_glu", "rope_append", "packed_glu")]
+    assert fused
+    for site in fused:
+        assert all("parts" in row for row in timing[site]["points"].values()), site
+
+
+def test_the_manifest_reads_back_as_it_was(tiny_engine: Path, tmp_path: Path) -> None:
+    engine = store.load(tiny_engine)
+    with store.writing(tmp_path / "copy") as part:
+        store.save(engine, part)
+    again = store.load(tmp_path / "copy")
+    assert again.profile == engine.profile and again.weights.keys() == engine.weights.keys()
+    for name, phase in engine.programs["decode"].phases.items():
+        other = again.programs["decode"].phases[name]
+        assert graph_to_json(other.graph) == graph_to_json(phase.graph) and other.plans == phase.plans
+
+
+def test_random_weights_need_no_checkpoint_and_repeat(tiny_model: Path, cache: Path, tmp_path: Path) -> None:
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    shutil.copy(tiny_model / "config.json", bare)
+    first = build(bare, options(cache, weights="random"), tmp_path / "one")
+    second = build(bare, options(tmp_path / "other", weights="random"), tmp_path / "two")
+    one, two = (load_file(p / store.weights_file()) for p in (first, second))
+    assert one.keys() == two.keys() and all(torch.equal(one[k], two[k]) for k in one)
+    matrices = [m for m in one.values() if m.shape == (64, 128)]
+    assert matrices
+    for matrix in matrices:
+        assert 0.9 < float(matrix.std()) * matrix.shape[1] ** 0.5 < 1.1, "scaled to keep what it multiplies"
+
+
+def test_a_full_disk_leaves_nothing(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(weights_module.os, "pwrite", full)
+    with pytest.raises(ResourceError, match=r"no space left under .* free some"):
+        build(tiny_model, options(tmp_path / "cache"), tmp_path / "out" / "engine")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_directory_of_something_else_is_not_replaced(tiny_model: Path, cache: Path, tmp_path: Path) -> None:
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "thesis.txt").write_text("years of work")
+    with pytest.raises(EngineError, match="exists and is no engine"):
+        build(tiny_model, options(cache), tmp_path / "notes")
+    assert (tmp_path / "notes" / "thesis.txt").read_text() == "years of work"
+
+
+def _cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def _flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("file", "damage", "named"),
+    [
+        (store.weights_file(), _cut, "bytes were written"),
+        (store.weights_file(), Path.unlink, "missing"),
+        (store.MANIFEST, _flip, "was changed"),
+        ("tokenizer.json", _flip, "was changed"),
+        (store.FILES, _cut, "cannot be read"),
+    ],
+)
+def test_a_damaged_engine_is_named(tiny_engine: Path, tmp_path: Path, file: str, damage: Callable[[Path], None], named: str) -> None:
+    copy = Path(shutil.copytree(tiny_engine, tmp_path / "engine"))
+    damage(copy / file)
+    with pytest.raises(EngineCorruptError, match=named):
+        store.load(copy)
+
+
+def test_another_schema_is_refused(tiny_engine: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(tiny_engine, tmp_path / "engine"))
+    data = json.loads((copy / store.MANIFEST).read_text())
+    with store.writing(tmp_path / "old") as part:
+        (part / store.MANIFEST).write_text(json.dumps(data | {"schema": 0}))
+    with pytest.raises(EngineSchemaError, match=r"schema 0, this version reads 1; build it again"):
+        store.load(tmp_path / "old")
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "named"),
+    [
+        ({"dtype": "float8"}, OptionError, "dtype='float8'"),
+        ({"weights": "zeros"}, OptionError, "weights='zeros'"),
+        ({"max_seq_len": 999}, OptionError, "max_seq_len=999 exceeds the 256 positions"),
+        ({"max_num_tokens": 2}, OptionError, "max_num_tokens=2 is below max_batch_size=4"),
+        ({"device": "tpu"}, OptionError, "device='tpu'"),
+    ],
+)
+def test_bad_options_are_named_before_any_work(
+    tiny_model: Path, tmp_path: Path, changes: dict[str, Any], error: type[Exception], named: str
+) -> None:
+    with pytest.raises(error, match=named):
+        build(tiny_model, options(tmp_path / "cache", **changes))
+    assert not (tmp_path / "cache").exists()
+
+
+def test_an_unknown_config_key_stops_the_build(tiny_model: Path, cache: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | {"attention_sparkle": 3}))
+    with pytest.raises(ConfigError, match="attention_sparkle"):
+        build(copy, options(cache))
+
+
+def test_host_memory_stays_near_one_tensor(tmp_path: Path) -> None:
+    """A build of 256 MiB of weights grows the process by far less than that: tensors are streamed."""
+    program = f"""
+import json, resource, sys
+from pathlib import Path
+import torch
+from safetensors.torch import save_file
+from penstock.compiler.build import build
+from penstock.compiler.options import BuildOptions
+config = dict(architectures=["LlamaForCausalLM"], model_type="llama", hidden_size=1024, intermediate_size=2816,
+    num_hidden_layers=5, num_attention_heads=16, num_key_value_heads=4, vocab_size=8192, max_position_embeddings=64,
+    rms_norm_eps=1e-5, rope_theta=1e4, hidden_act="silu", tie_word_embeddings=True)
+home = Path({str(tmp_path)!r})
+(home / "m").mkdir()
+(home / "m" / "config.json").write_text(json.dumps(config))
+from penstock.models import declared, read_spec, weights
+options = BuildOptions(device="cpu", cache_dir=home / "c", max_batch_size=2, max_num_tokens=8)
+binding = weights(read_spec(config), config, "f32")
+save_file({{n: torch.randn(t.shape) * 0.02 for n, t in declared(binding).items()}}, home / "m" / "model.safetensors")
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+out = build(home / "m", options)
+grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+print(json.dumps([grown, (out / "rank0.safetensors").stat().st_size]))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    grown, written = json.loads(done.stdout.splitlines()[-1])
+    assert written > 200 << 20
+    assert grown < written / 2

@@ -1,0 +1,325 @@
+"""The command line end to end on a tiny model: results on stdout, talk on stderr, exit codes, both flag spellings."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from penstock.cli import main
+from penstock.engine import store
+from tests.cpu import tiny
+
+LIMITS = ["--max_batch_size", "4", "--max_num_tokens", "24", "--device", "cpu"]
+TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:"
+
+
+@dataclass(frozen=True)
+class Ran:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def data(self) -> Any:
+        return json.loads(self.out)
+
+
+Run = Callable[..., Ran]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    def one(*args: object) -> Ran:
+        capsys.readouterr()
+        code = main([str(a) for a in args])
+        captured = capsys.readouterr()
+        return Ran(code, captured.out, captured.err)
+
+    return one
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tiny.write(tmp_path_factory.mktemp("cli") / "model")
+    (directory / "chat_template.jinja").write_text(TEMPLATE)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def engine(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("cli-engine")
+    target = directory / "engine"
+    args = ["build", "--checkpoint_dir", model, "--output_dir", target, "--cache_dir", directory / "cache", *LIMITS]
+    assert main([str(a) for a in args]) == 0
+    return target
+
+
+def test_build_prints_the_engine_alone_and_then_finds_it(run: Run, model: Path, engine: Path) -> None:
+    ran = run(
+        "build", "--checkpoint-dir", model, "--output-dir", engine, "--cache-dir", engine.parent / "cache", "--verify",
+        *(word.replace("_", "-") for word in LIMITS),
+    )  # fmt: skip
+    assert (ran.code, ran.out) == (0, f"{engine}\n")
+    assert "cached" in ran.err and "select" not in ran.err and "verified" in ran.err
+    ran = run("build", "--checkpoint_dir", model, "--output_dir", engine, "--json", *LIMITS)
+    assert ran.data["cached"] is True and ran.data["profile"]["max_batch_size"] == 4
+
+
+def test_verify_finds_weights_that_changed_behind_the_same_key(
+    run: Run, model: Path, engine: Path, tmp_path: Path
+) -> None:
+    own = shutil.copytree(engine, tmp_path / "engine")
+    file = own / store.weights_file()
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    args = ("build", "--checkpoint_dir", model, "--output_dir", own, *LIMITS)
+    assert run(*args).code == 0
+    ran = run(*args, "--verify")
+    assert ran.code == 1 and "is not what" in ran.err
+
+
+def test_the_classic_flags_mean_what_they_say(run: Run, model: Path, tmp_path: Path) -> None:
+    target = tmp_path / "engine"
+    ran = run(
+        "build", "--checkpoint_dir", model, "--output_dir", target, "--cache_dir", tmp_path / "cache",
+        "--gemm_plugin", "disable", "--max_batch_size", 4, "--max_input_len", 100, "--max_seq_len", 200,
+        "--paged_kv_cache", "enable", "--use_inflight_batching", "--device", "cpu", "--max_num_tokens", 16,
+    )  # fmt: skip
+    assert ran.code == 0 and ran.err.count("--") >= 3  # each of the three says what it means
+    profile = store.load(target).profile
+    assert (profile.max_batch_size, profile.max_seq_len, profile.max_num_tokens) == (4, 200, 16)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        ("build --nonsense 3", 2, "--nonsense"),
+        ("build --max_batch_size many", 2, "--max_batch_size"),
+        ("build --checkpoint_dir {model} --max_batch_size 0 --device cpu", 2, "max_batch_size=0"),
+        ("build --checkpoint_dir {model} --max_seq_len 300 --device cpu", 2, "256 positions"),
+        ("build --checkpoint_dir {model} --paged_kv_cache disable", 2, "always paged"),
+        ("build --checkpoint_dir {model} --max_input_len 64 --max_seq_len 64", 2, "--max_input_len 64"),
+        ("build --checkpoint_dir {model} --gemm_plugin fp8", 2, "fp8 is not built yet"),
+        ("build --checkpoint_dir {model} --gemm_plugin int4", 2, "not one of auto"),
+        ("build --checkpoint_dir {model} --gemm_plugin float16", 2, "the checkpoint says float32"),
+        ("build --checkpoint_dir {model} --gemm_plugin disable --tactic linear=cublas", 2, "drop one"),
+        ("build --checkpoint_dir {model} --quant_mode int4_awq", 2, "quant_mode='int4_awq' is not built yet"),
+        ("build --checkpoint_dir {model} --tactic linear", 2, "OP=NAME"),
+        ("build --checkpoint_dir {model} --tactic linear=a --tactic linear=b", 2, "contradicts linear=a"),
+        ("build --checkpoint_dir {model} --tactic linear=magic --device cpu --cache_dir {tmp}", 1, "'magic'"),
+        ("build --checkpoint_dir {model} --plugin no_such_module", 2, "no_such_module"),
+        ("build --checkpoint_dir {model} --device tpu", 2, "tpu"),
+        ("build --checkpoint_dir {tmp} --device cpu", 1, "config.json does not exist"),
+        ("build --checkpoint_dir {tmp}/none --device cpu", 1, "no directory"),
+        ("inspect {tmp}", 1, "no engine directory"),
+        ("inspect {engine} --bandwidth -1", 2, "must be positive"),
+        ("run --engine_dir {engine}", 2, "--input_text"),
+        ("run --engine_dir {engine} --input_text x --tp_size 8", 2, "tp_size=8 is not built yet"),
+        ("run --engine_dir {model} --input_text x", 1, "no engine directory"),
+        ("generate {engine} -p x --temperature -1", 2, "temperature=-1"),
+        ("generate {engine} --prompt=", 2, "empty"),
+        ("refit {engine}", 2, "--checkpoint_dir"),
+        ("serve {engine} --port 8000", 2, "penstock serve is not built yet"),
+        ("quantize --qformat int4_awq", 2, "penstock quantize is not built yet"),
+        ("bench latency", 2, "penstock bench is not built yet"),
+        ("profile {engine}", 2, "penstock profile is not built yet"),
+        ("diff {engine} {engine}", 2, "penstock diff is not built yet"),
+        ("unknown", 2, "unknown"),
+    ],
+)
+def test_errors_are_one_line_with_an_exit_code(
+    run: Run, model: Path, engine: Path, tmp_path: Path, words: str, code: int, said: str
+) -> None:
+    ran = run(*words.format(model=model, engine=engine, tmp=tmp_path).split(" "))
+    assert (ran.code, ran.out) == (code, "")
+    errors = [line for line in ran.err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and said in errors[0] and "Traceback" not in ran.err
+
+
+def test_debug_shows_the_error_itself(run: Run, tmp_path: Path) -> None:
+    with pytest.raises(Exception, match="no engine directory"):
+        run("inspect", tmp_path, "--debug")
+
+
+def test_an_interrupt_is_130(run: Run, engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("penstock.cli.inspect_report.report", interrupted)
+    assert run("inspect", engine).code == 130
+
+
+def test_inspect_tells_every_section(run: Run, engine: Path) -> None:
+    ran = run("inspect", engine, "--nodes", "--graph", "--bandwidth", 100)
+    assert ran.code == 0 and ran.err == ""
+    for said in ("2 of 4 heads of 16 over 2 KV heads", "fuse_qkv 2x", "reference", "[torch", "at 100 GB/s", "of the roof",
+                 "block_table 20", "# as built", "# after the passes", "linear_glu("):  # fmt: skip
+        assert said in ran.out
+
+
+def test_inspect_json_adds_up(run: Run, engine: Path) -> None:
+    data, manifest = run("inspect", engine, "--json", "--bandwidth", 100).data, store.load(engine)
+    assert data["memory"]["weights"] == manifest.weight_bytes
+    assert data["memory"]["kv_per_block"] == 64 * data["memory"]["kv_per_token"] == 64 * 2 * 2 * 2 * 16 * 4
+    assert data["roof"]["seconds_per_token"] == pytest.approx(manifest.work["weight_bytes"] / 100e9)
+    graph = manifest.programs["decode"].phases["forward"].graph
+    forward = [n for n in data["nodes"] if n["phase"] == "forward"]
+    assert sum(n["count"] for n in forward) == sum(not n.is_leaf for n in graph.nodes)
+    glu = next(n for n in forward if n["op"] == "linear_glu")["choices"][0]
+    rivals = {glu["tactic"]: glu["median_us"], **{r["tactic"]: r["median_us"] for r in glu["runners_up"]}}
+    assert set(rivals) == {"parts", "reference"} and glu["median_us"] == min(rivals.values())
+
+
+def test_inspect_refuses_a_changed_engine(run: Run, engine: Path, tmp_path: Path) -> None:
+    own = shutil.copytree(engine, tmp_path / "engine")
+    (own / store.TIMING).write_text("{}")
+    ran = run("inspect", own)
+    assert ran.code == 1 and store.TIMING in ran.err
+
+
+def test_check_adds_up_and_its_verdict_is_the_exit_code(run: Run, model: Path, engine: Path) -> None:
+    ran = run("check", model, *LIMITS, "--json")
+    memory, manifest = ran.data["memory"], store.load(engine)
+    assert ran.code == 0 and ran.data["fits"] is True
+    assert memory["weights"] == manifest.weight_bytes and memory["kv_per_request"] == 4 * manifest.block_bytes
+    ran = run("check", model, *LIMITS, "--memory_gb", 0.0001)
+    assert ran.code == 1 and "does not fit" in ran.out
+    ran = run("check", model, "--device", "h200", "--dtype", "bfloat16", "--json")
+    assert ran.code == 0 and ran.data["references"] == {} and ran.data["format"] == "bf16"
+
+
+def test_check_renders_what_is_not_supported(run: Run, model: Path, tmp_path: Path) -> None:
+    strange = tmp_path / "strange"
+    shutil.copytree(model, strange)
+    config = json.loads((strange / "config.json").read_text()) | {"mystery": 3}
+    (strange / "config.json").write_text(json.dumps(config))
+    ran = run("check", strange, "--device", "cpu", "--json")
+    assert ran.code == 1 and ran.data["error"] == "ConfigError" and "mystery" in ran.data["verdict"]
+
+
+def test_generate_streams_the_text_that_json_prints(run: Run, engine: Path) -> None:
+    args = ("generate", engine, "-p", "In the beginning", "--max-tokens", 6, "--temperature", 0)
+    plain, data = run(*args), run(*args, "--json").data
+    assert plain.code == 0 and plain.out == data["text"] + "\n"
+    assert len(data["token_ids"]) == 6 and data["finish_reason"] == "length"
+    assert "top_p=1.0 (default)" in plain.err and "temperature" not in plain.err and "tok/s" in plain.err
+
+
+def test_generate_takes_its_prompt_from_a_pipe(run: Run, engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("A tuple is"))
+    data = run("generate", engine, "--max_tokens", 2, "--seed", 5, "--json").data
+    assert data["prompt"] == "A tuple is" and len(data["token_ids"]) == 2
+
+
+def test_a_seed_repeats_and_another_does_not(run: Run, engine: Path) -> None:
+    texts = [run("generate", engine, "-p", "God", "--max_tokens", 12, "--seed", seed).out for seed in (1, 1, 2)]
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_run_prints_each_input_with_its_output(run: Run, engine: Path) -> None:
+    args = ("--input_text", "In the", "--input-text", "A tuple", "--max_output_len", 4, "--temperature", 0)
+    ran = run("run", "--engine_dir", engine, *args)
+    data = run("run", "--engine_dir", engine, *args, "--json").data
+    assert ran.code == 0 and [d["input_text"] for d in data] == ["In the", "A tuple"]
+    for index, each in enumerate(data):
+        assert f'Output [Text {index} Beam 0]: "{each["text"]}"' in ran.out and len(each["token_ids"]) == 4
+    alone = run("generate", engine, "-p", "A tuple", "--max_tokens", 4, "--temperature", 0, "--json").data
+    assert alone["token_ids"] == data[1]["token_ids"]
+
+
+def test_chat_answers_each_line_of_a_pipe_with_the_history(
+    run: Run, engine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("hello\n\nagain\n"))
+    ran = run("chat", engine, "--max_tokens", 3, "--temperature", 0, "--system", "Be brief.")
+    assert ran.code == 0
+    lengths = [int(line[1:].split()[0]) for line in ran.err.splitlines() if line.startswith("[")]
+    assert len(lengths) == 2 and lengths[1] > lengths[0]  # the second prompt holds the first turn
+
+
+def test_chat_without_a_template_is_refused(run: Run, engine: Path, tmp_path: Path, model: Path) -> None:
+    bare = tmp_path / "bare"
+    shutil.copytree(model, bare)
+    (bare / "chat_template.jinja").unlink()
+    target = tmp_path / "engine"
+    cache = engine.parent / "cache"  # its timings are known, so this build is quick
+    assert run("build", "--checkpoint_dir", bare, "--output_dir", target, "--cache_dir", cache, *LIMITS).code == 0
+    ran = run("chat", target)
+    assert ran.code == 1 and "no chat template" in ran.err
+
+
+def test_refit_changes_the_text_and_nothing_else(run: Run, engine: Path, tmp_path: Path) -> None:
+    other = tiny.write(tmp_path / "other", seed=9)
+    target = tmp_path / "refitted"
+    ran = run("refit", engine, "--checkpoint_dir", other, "--output_dir", target)
+    assert (ran.code, ran.out) == (0, f"{target}\n")
+    args = ("-p", "In the beginning", "--max_tokens", 8, "--temperature", 0, "--json")
+    assert run("generate", target, *args).data["token_ids"] != run("generate", engine, *args).data["token_ids"]
+    assert (target / store.TIMING).read_text() == (engine / store.TIMING).read_text()
+
+
+def test_convert_then_build_gives_the_same_text(run: Run, model: Path, engine: Path, tmp_path: Path) -> None:
+    checkpoint, target = tmp_path / "checkpoint", tmp_path / "engine"
+    assert (
+        run("convert", "--model_dir", model, "--output_dir", checkpoint, "--dtype", "float32", "--tp_size", 2).code == 0
+    )
+    cache = engine.parent / "cache"
+    assert run("build", "--checkpoint_dir", checkpoint, "--output_dir", target, "--cache_dir", cache, *LIMITS).code == 0
+    args = ("-p", "In the beginning", "--max_tokens", 8, "--temperature", 0, "--json")
+    assert run("generate", target, *args).data["token_ids"] == run("generate", engine, *args).data["token_ids"]
+
+
+def test_demo_shows_stages_text_and_roof(
+    run: Run, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("penstock.bundled.target", lambda: model)
+    monkeypatch.setattr("penstock.kernels.roof.CPU_BUFFER", 1 << 20)
+    monkeypatch.setattr("penstock.kernels.roof.CPU_SIDE", 64)
+    ran = run("demo", "--device", "cpu", "--cache_dir", tmp_path, "--max_tokens", 8)
+    assert ran.code == 0 and "In the beginning" in ran.out
+    stages = [line.split()[0] for line in ran.out.splitlines() if line.startswith("  ") and len(line.split()) > 2]
+    assert [s for s in stages if s in ("read", "select", "weights", "load", "first", "decode")] == [
+        "read", "select", "weights", "load", "first", "decode",
+    ]  # fmt: skip
+    assert "tok/s" in ran.out and "% of it" in ran.out and "Assumed" in ran.out
+    again = run("demo", "--device", "cpu", "--cache_dir", tmp_path, "--max_tokens", 8)
+    assert "when built" in again.out and "when built" not in ran.out
+
+
+@pytest.mark.parametrize("word", ["--help", "--version", "build --help"])
+def test_asking_for_help_is_quick_and_loads_nothing_heavy(word: str) -> None:
+    code = (
+        "import sys; from penstock.cli import main; code = main(sys.argv[1:])\n"
+        "heavy = {'torch', 'triton', 'numpy', 'tokenizers', 'transformers'} & set(sys.modules)\n"
+        "sys.exit(code or (f'imported {heavy}' if heavy else 0))"
+    )
+    taken = []
+    for _ in range(3):
+        start = time.perf_counter()
+        done = subprocess.run([sys.executable, "-c", code, *word.split()], capture_output=True, text=True)
+        taken.append(time.perf_counter() - start)
+        assert done.returncode == 0, done.stderr
+    assert min(taken) < 1.0  # 0.25 s on an idle core; the tests share theirs
+
+
+def test_check_imports_no_torch(model: Path) -> None:
+    code = (
+        "import sys; from penstock.cli import main; code = main(sys.argv[1:])\n"
+        "sys.exit(code or ('torch was imported' if 'torch' in sys.modules else 0))"
+    )
+    start = time.perf_counter()
+    words = [sys.executable, "-c", code, "check", str(model), "--device", "h200"]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert time.perf_counter() - start < 4.0  # 0.6 s on an idle core; the bar is two seconds
