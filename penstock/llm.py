@@ -87,8 +87,12 @@ class LLM:
             pins=tactics or {}, cache_dir=Path(cache_dir) if cache_dir is not None else None,
         )  # fmt: skip
         path = bundled.target() if model is None else resolve(model, revision, token)
-        self.engine_dir = _matching(path, options, progress) if store.is_engine(path) else build(path, options, None, progress)
-        self.tokenizer = None if skip_tokenizer_init else Tokenizer.from_dir(tokenizer or _text_home(path, self.engine_dir))
+        self.engine_dir = (
+            _matching(path, options, progress) if store.is_engine(path) else build(path, options, None, progress)
+        )
+        self.tokenizer = (
+            None if skip_tokenizer_init else Tokenizer.from_dir(tokenizer or _text_home(path, self.engine_dir))
+        )
         self._memory, self._options, self._progress = memory, options, progress
         self._loop: Loop = open_loop(self.engine_dir, memory, self.tokenizer)
         progress("ready", 1, 1)
@@ -195,7 +199,9 @@ class LLM:
     def __enter__(self) -> LLM:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.shutdown()
 
     def _submission(self, prompt: Prompt, params: SamplingParams, sink: Any, streaming: bool = False) -> Submission:

@@ -1,4 +1,4 @@
-"""`python -m penstock.bench --model llama3.1-8b --out results.jsonl`: build, load, decode, first token, prefill, roof."""
+"""`python -m penstock.bench --model llama3.1-8b --out FILE`: build, load, decode, first token, prefill, roof."""
 
 from __future__ import annotations
 

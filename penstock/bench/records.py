@@ -36,7 +36,12 @@ def environment(device: Device) -> dict[str, Any]:
     """GPU, driver, versions and CPU of this machine."""
     import torch
 
-    facts: dict[str, Any] = {"device": device.name, **software(device), "python": platform.python_version(), "cpu": _cpu()}
+    facts: dict[str, Any] = {
+        "device": device.name,
+        **software(device),
+        "python": platform.python_version(),
+        "cpu": _cpu(),
+    }
     if device.kind == "cuda":
         query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
         facts |= {"cuda": torch.version.cuda, "driver": _output(query)}
@@ -62,7 +67,9 @@ def now() -> str:
 
 
 def _cpu() -> str:
-    names = [x.split(":", 1)[1].strip() for x in Path("/proc/cpuinfo").read_text().splitlines() if x.startswith("model name")]
+    names = [
+        x.split(":", 1)[1].strip() for x in Path("/proc/cpuinfo").read_text().splitlines() if x.startswith("model name")
+    ]
     return f"{len(names)} x {names[0]}" if names else platform.machine()
 
 

@@ -60,13 +60,14 @@ class Stage:
     started: float
     done: int = 0
     total: int = 0
-    ended: float | None = None
+    latest: float = 0.0  # when it last reported
     shown: float = 0.0  # when it was last written about
+    over: bool = False
     task: Any = None
 
     @property
     def seconds(self) -> float:
-        return (self.ended or time.perf_counter()) - self.started
+        return self.latest - self.started
 
 
 @dataclass
@@ -96,23 +97,23 @@ class Progress:
         now = self.clock()
         known = name in self.stages
         stage = self.stages.setdefault(name, Stage(now, shown=now))
+        stage.latest = now
         whole = (done, total) == (1, 1)  # the stage is over; a count of its own stays as it is
         if not (whole and stage.total > 1):
             stage.done, stage.total = done, total
-        stage.ended = now if whole else None
+        stage.over = whole
         if self._bars is not None:
             self._bar(name, stage)
         else:
             self._line(name, stage, known)
 
     def _line(self, name: str, stage: Stage, known: bool) -> None:
-        now = self.clock()
-        if stage.ended is not None:
+        if stage.over:
             say(f"{name}: {stage.seconds:.2f} s" if known else name)
         elif not known:
             say(f"{name} ...")
-        elif now - stage.shown > PLAIN_EVERY:
-            stage.shown = now
+        elif stage.latest - stage.shown > PLAIN_EVERY:
+            stage.shown = stage.latest
             say(f"{name}: {stage.done}{f' of {stage.total}' if stage.total else ''} after {stage.seconds:.0f} s")
 
     def _bar(self, name: str, stage: Stage) -> None:
@@ -124,7 +125,7 @@ class Progress:
 
     def seconds(self) -> dict[str, float]:
         """By stage, of those that ended."""
-        return {name: stage.seconds for name, stage in self.stages.items() if stage.ended is not None}
+        return {name: stage.seconds for name, stage in self.stages.items() if stage.over}
 
 
 def _bars() -> Any:

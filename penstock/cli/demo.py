@@ -70,8 +70,8 @@ def _stages(progress: Progress, engine: Engine, output: RequestOutput) -> str:
         for name, about in STAGES.items()
         if name in seconds
     ]
-    opened = max((stage.ended or 0.0 for name, stage in progress.stages.items() if name != "ready"), default=0.0)
-    ready = progress.stages["ready"].ended or opened
+    opened = max(stage.latest for name, stage in progress.stages.items() if name != "ready")
+    ready = progress.stages["ready"].latest
     first, rate = rates(output)
     count = len(output.outputs[0].token_ids)
     rows += [
@@ -94,8 +94,8 @@ def _distance(engine: Engine, roof: Roof, output: RequestOutput) -> str:
     limit = 1 / roof.seconds(read, operations)
     return (
         f"the roof: this machine reads {amount(roof.read_bytes_per_s)}/s and multiplies "
-        f"{amount(roof.flops_per_s, 'FLOP')}/s;\na token needs {amount(read)} and {amount(operations, 'FLOP')}, so at most "
-        f"{limit:.0f} tok/s; decoding reached {rate:.1f}, {rate / limit:.1%} of it.\n"
+        f"{amount(roof.flops_per_s, 'FLOP')}/s;\na token needs {amount(read)} and {amount(operations, 'FLOP')}, "
+        f"so at most {limit:.0f} tok/s; decoding reached {rate:.1f}, {rate / limit:.1%} of it.\n"
         f"Assumed: every weight comes from memory once a token, one request at a time, and nothing else takes time."
     )
 

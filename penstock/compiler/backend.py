@@ -10,7 +10,7 @@ from typing import Any
 
 from penstock.compiler.candidates import Pins
 from penstock.compiler.memory import Offsets, plan_memory
-from penstock.compiler.select import Selector, rows_to_json
+from penstock.compiler.select import Compiler, Selector, rows_to_json
 from penstock.compiler.timing import time_cpu
 from penstock.compiler.timing_cache import TimingCache
 from penstock.compiler.workers import Workshop
@@ -18,6 +18,7 @@ from penstock.engine.device import Device
 from penstock.engine.manifest import Engine, Weight
 from penstock.engine.profile import Profile
 from penstock.engine.program import KernelLaunch, Phase, Plan, Program, Site, Sizes
+from penstock.errors import BuildError
 from penstock.ir.graph import Graph
 from penstock.kernels.compile import stored
 from penstock.kernels.device import software
@@ -72,7 +73,8 @@ def plan_engine(draft: Unplanned, device: Device, root: Path, pins: Pins, progre
             selection = selector.run(tuple(draft.graphs.values()))
         finally:
             cache.save()
-    program = _program(draft, selector, device)
+        program = _program(draft, selector, device)
+        _compile_rest(program, selector, compiler, report)
     buffers, arena = _memory(program) if device.kind == "cuda" else ({}, 0)
     weights = _laid_out(draft, selector)
     facts = _kernel_facts(program, folder)
@@ -81,6 +83,13 @@ def plan_engine(draft: Unplanned, device: Device, root: Path, pins: Pins, progre
         buffers, arena, facts, draft.tokens, draft.work, draft.report,
     )  # fmt: skip
     return Planned(engine, rows_to_json(selection), folder)
+
+
+def _compile_rest(program: Program, selector: Selector, compiler: Compiler, report: Callable[[str], None]) -> None:
+    """Kernels that only a bucket between the tuned ones needs. Raises BuildError where one does not compile."""
+    refused = compiler(selector.kernels.values(), lambda: report("compile"))
+    if failed := {key: reason for key, reason in refused.items() if key in _kernel_keys(program)}:
+        raise BuildError(f"{len(failed)} kernels of buckets between the tuned ones do not compile: {failed}")
 
 
 def _compiles_nothing(kernels: Iterable[TritonKernel], progress: Callable[[], None]) -> dict[str, str]:
@@ -122,13 +131,11 @@ def _laid_out(draft: Unplanned, selector: Selector) -> dict[str, Weight]:
 
 
 def _kernel_facts(program: Program, folder: Path) -> dict[str, Any]:
-    keys = {
-        launch.kernel
-        for phase in program.phases.values()
-        for by_bucket in phase.plans.values()
-        for plan in by_bucket.values()
-        for launch in plan.launches
-        if isinstance(launch, KernelLaunch)
-    }
-    binaries = {key: stored(folder, key) for key in sorted(keys)}
+    binaries = {key: stored(folder, key) for key in sorted(_kernel_keys(program))}
     return {key: binary.facts() for key, binary in binaries.items() if binary is not None}
+
+
+def _kernel_keys(program: Program) -> set[str]:
+    """The kernels that some plan launches."""
+    plans = (p for phase in program.phases.values() for by_bucket in phase.plans.values() for p in by_bucket.values())
+    return {launch.kernel for plan in plans for launch in plan.launches if isinstance(launch, KernelLaunch)}

@@ -53,7 +53,9 @@ class BuildOptions:
         """Raises OptionError where a limit exceeds the model's or contradicts another."""
         seq_len = _given(self.max_seq_len, min(spec.max_position, DEFAULT_SEQ_LEN))
         if seq_len > spec.max_position:
-            raise OptionError(f"max_seq_len={seq_len} exceeds the {spec.max_position} positions the model was made for; lower it")
+            raise OptionError(
+                f"max_seq_len={seq_len} exceeds the {spec.max_position} positions the model was made for; lower it"
+            )
         batch = _given(self.max_batch_size, 64 if device.kind == "cuda" else 16)
         tokens = _given(self.max_num_tokens, max(batch, 8192 if device.kind == "cuda" else 512))
         rope = spec.request_rope

@@ -52,7 +52,9 @@ class Selection:
 
     rows: list[Row] = field(default_factory=list)
     refused: dict[str, dict[str, str]] = field(default_factory=dict)  # site -> tactic -> why it cannot
-    ranking: dict[tuple[str, str], tuple[Candidate, ...]] = field(default_factory=dict)  # (site, point) -> fastest first
+    ranking: dict[tuple[str, str], tuple[Candidate, ...]] = field(
+        default_factory=dict
+    )  # (site, point) -> fastest first
     layouts: dict[str, dict[int, str]] = field(default_factory=dict)  # site -> weight input -> layout
 
 
@@ -94,7 +96,8 @@ class Selector:
     def point(self, site: Site, sizes: Sizes) -> str:
         """The name of the tuned point whose ranking a bucket uses."""
         points = self.points(site)
-        names = ("any", f"T{self.profile.tuned(sizes['T'])}", f"L{sizes['L']}")
+        rows = next((n for n in self.profile.logit_buckets(self.profile.max_num_tokens) if n >= sizes["L"]), 0)
+        names = ("any", f"T{self.profile.tuned(sizes['T'])}", f"L{rows}")
         return next((n for n in names if n in points), "") or next(reversed(points))
 
     def plan(self, site: Site, sizes: Sizes) -> Plan:

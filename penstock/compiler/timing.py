@@ -91,7 +91,9 @@ def time_cpu(site: Site, sizes: Sizes, plan: Plan) -> Timing:
         results = run_eager(site.op, plan, [x.clone() for x in inputs], len(site.outputs), sizes)
         if refused := gate(site, results, expected(site, inputs, sizes)):
             return Timing(refused=refused)
-        return summary([_seconds(lambda: run_eager(site.op, plan, inputs, len(site.outputs), sizes)) for _ in range(REPEATS)])
+        return summary(
+            [_seconds(lambda: run_eager(site.op, plan, inputs, len(site.outputs), sizes)) for _ in range(REPEATS)]
+        )
 
 
 def _seconds(work: Callable[[], object]) -> float:
@@ -144,7 +146,9 @@ class CudaTimer:
         count = min(32, max(1, -(-2 * self.device.l2_bytes // weights))) if weights else 1
         state = set(get(site.op).writes or ())
         fresh = [inputs[i].clone() if i in state else x for i, x in enumerate(inputs)]
-        return [fresh] + [[x.clone() if i in site.weights else x for i, x in enumerate(fresh)] for _ in range(count - 1)]
+        return [fresh] + [
+            [x.clone() if i in site.weights else x for i, x in enumerate(fresh)] for _ in range(count - 1)
+        ]
 
     def _bound(self, site: Site, sizes: Sizes, plan: Plan, inputs: list[Any], kernels: Mapping[str, Kernel]) -> Any:
         outputs = [self._output(site, index, type, inputs, sizes) for index, type in enumerate(site.outputs)]

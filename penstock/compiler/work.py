@@ -18,7 +18,9 @@ def work_of(graph: Graph, profile: Profile) -> dict[str, float]:
     products = [n for n in graph.nodes if n.op.startswith("linear")]
     heads = [n for n in products if "L" in n.types[0].symbols]
     matrices = {n.inputs[1].node.name: n.inputs[1].type for n in products}
-    vectors = {v.node.name: v.type for n in graph.nodes for v in n.inputs if v.node.op == "weight" and len(v.type.shape) == 1}
+    vectors = {
+        v.node.name: v.type for n in graph.nodes for v in n.inputs if v.node.op == "weight" and len(v.type.shape) == 1
+    }
     kv = sum(n.types[0].nbytes({"N": 1}) for n in graph.leaves("state"))
     return {
         "weight_bytes": float(sum(t.nbytes() for t in (matrices | vectors).values())),

@@ -101,11 +101,14 @@ def from_json(data: Mapping[str, Any]) -> Engine:
     """Raises EngineSchemaError for another schema, EngineCorruptError where the checksum does not match."""
     if data.get("schema") != SCHEMA:
         raise EngineSchemaError(
-            f"the engine has schema {data.get('schema')!r}, this version reads {SCHEMA}; build it again from its checkpoint"
+            f"the engine has schema {data.get('schema')!r}, this version reads {SCHEMA}; "
+            "build it again from its checkpoint"
         )
     rest = {k: v for k, v in data.items() if k != "checksum"}
     if data.get("checksum") != checksum(rest):
-        raise EngineCorruptError("engine.json was changed after it was written (checksum differs); build the engine again")
+        raise EngineCorruptError(
+            "engine.json was changed after it was written (checksum differs); build the engine again"
+        )
     return Engine(
         spec=data["spec"],
         profile=Profile(**data["profile"]),

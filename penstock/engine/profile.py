@@ -62,7 +62,7 @@ class Profile:
         sizes = [1, 2, 4, 8, 16, 24, *range(32, 513, 32)]
         while sizes[-1] < self.max_num_tokens:
             sizes.append(int(sizes[-1] / 0.88) // 32 * 32)
-        return tuple(s for s in sizes if s < self.max_num_tokens) + (self.max_num_tokens,)
+        return (*(s for s in sizes if s < self.max_num_tokens), self.max_num_tokens)
 
     @cached_property
     def tuned_buckets(self) -> tuple[int, ...]:

@@ -34,20 +34,23 @@ def writing(target: Path) -> Iterator[Path]:
     """
     if target.exists() and not is_engine(target) and any(target.iterdir()):
         raise EngineError(f"{target} exists and is no engine; name an empty or a new directory")
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    part, old = (target.with_name(f".{target.name}.{os.getpid()}.{kind}") for kind in ("part", "old"))
     try:
         part.mkdir(parents=True)
         yield part
         (part / FILES).write_text(json.dumps(_inventory(part), indent=1))
         if target.exists():
-            shutil.rmtree(target)
+            target.rename(old)  # aside, so that a crash between two renames loses nothing
         part.rename(target)
     except OSError as error:
         if error.errno in (28, 122):  # no space, quota
-            raise ResourceError(f"no space left under {target.parent} while writing the engine; free some, or name another place") from None
+            raise ResourceError(
+                f"no space left under {target.parent} while writing the engine; free some, or name another place"
+            ) from None
         raise
     finally:
         shutil.rmtree(part, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def save(engine: Engine, directory: Path) -> None:
@@ -87,9 +90,7 @@ def fingerprint(path: Path) -> str:
 
 def _inventory(directory: Path) -> dict[str, dict[str, Any]]:
     files = sorted(p for p in directory.rglob("*") if p.is_file() and p.name != FILES)
-    return {
-        str(p.relative_to(directory)): {"size": p.stat().st_size, "fingerprint": fingerprint(p)} for p in files
-    }
+    return {str(p.relative_to(directory)): {"size": p.stat().st_size, "fingerprint": fingerprint(p)} for p in files}
 
 
 def _sha256(path: Path) -> str:

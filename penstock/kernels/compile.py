@@ -46,7 +46,9 @@ def compile_triton(kernel: TritonKernel, capability: int) -> Binary:
     source = ASTSource(function, ordered, {(function.arg_names.index(k),): v for k, v in kernel.constants}, attrs)
     try:
         built = compile(source, target=GPUTarget("cuda", capability, 32), options=options)
-    except Exception as error:  # the compiler raises whatever it likes; a kernel that does not compile is one tactic less
+    except (
+        Exception
+    ) as error:  # the compiler raises whatever it likes; a kernel that does not compile is one tactic less
         raise BuildError(f"{kernel.source} does not compile for sm_{capability}: {error}") from error
     meta = built.metadata
     scratch = int(getattr(meta, "global_scratch_size", 0) or 0)

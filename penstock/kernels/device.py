@@ -27,7 +27,9 @@ def detect(kind: str = "auto") -> Device:
             facts.total_memory,
         )  # fmt: skip
     if kind == "cuda":
-        raise OptionError("device='cuda' was asked for and torch sees no GPU; use device='cpu', or install a CUDA build of torch")
+        raise OptionError(
+            "device='cuda' was asked for and torch sees no GPU; use device='cpu', or install a CUDA build of torch"
+        )
     return CPU
 
 

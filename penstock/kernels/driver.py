@@ -44,13 +44,17 @@ def load(cubin: bytes, facts: Mapping[str, Any]) -> Kernel:
     cuda = _driver()
     result = cuda.cuLibraryLoadData(cubin, [], [], 0, [], [], 0)
     if int(result[0]):
-        raise EngineMismatch(f"kernel {facts['entry']} does not load on this GPU ({result[0]!r}); build the engine again here")
+        raise EngineMismatch(
+            f"kernel {facts['entry']} does not load on this GPU ({result[0]!r}); build the engine again here"
+        )
     library = result[1]
     kernel = _check(cuda.cuLibraryGetKernel(library, facts["entry"].encode()), f"finding kernel {facts['entry']}")
     function = _check(cuda.cuKernelGetFunction(kernel), f"loading kernel {facts['entry']}")
     if facts["shared"] > LARGE_SHARED:
         limit = cuda.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-        _check(cuda.cuFuncSetAttribute(function, limit, facts["shared"]), f"reserving shared memory of {facts['entry']}")
+        _check(
+            cuda.cuFuncSetAttribute(function, limit, facts["shared"]), f"reserving shared memory of {facts['entry']}"
+        )
     return Kernel(function, 32 * facts["num_warps"], facts["shared"], library)
 
 
@@ -59,7 +63,9 @@ def load_file(folder: Path, key: str, facts: Mapping[str, Any]) -> Kernel:
     return load((folder / f"{key}.cubin").read_bytes(), facts)
 
 
-def launch(kernel: Kernel, grid: tuple[int, int, int], values: Sequence[tuple[int, bool]], stream: int, dependent: bool) -> None:
+def launch(
+    kernel: Kernel, grid: tuple[int, int, int], values: Sequence[tuple[int, bool]], stream: int, dependent: bool
+) -> None:
     """Launch on a stream. `values`: (number, is a pointer). Triton's two scratch pointers are appended as null."""
     cuda = _driver()
     config = cuda.CUlaunchConfig()

@@ -28,7 +28,12 @@ def run_eager(op: str, plan: Plan, inputs: Sequence[Any], outputs: int, sizes: S
 
 
 def bind(
-    plan: Plan, inputs: Sequence[Any], outputs: Sequence[Any], workspace: Any, kernels: Mapping[str, Kernel], sizes: Sizes
+    plan: Plan,
+    inputs: Sequence[Any],
+    outputs: Sequence[Any],
+    workspace: Any,
+    kernels: Mapping[str, Kernel],
+    sizes: Sizes,
 ) -> tuple[Step, ...]:
     """The plan's launches on fixed tensors. `workspace`: u8 tensor of at least plan.workspace bytes."""
     memory = _Memory(inputs, outputs, workspace, sizes)

@@ -1,4 +1,4 @@
-"""How a weight is arranged. A layout is invertible: `unpack(pack(w)) == w`, so that refit and people can read it back."""
+"""How a weight is arranged. A layout is invertible, `unpack(pack(w)) == w`, so that it can be read back."""
 
 from __future__ import annotations
 

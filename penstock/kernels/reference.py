@@ -71,7 +71,7 @@ ALIGN = 256  # bytes; every tensor of a plan starts at a multiple
 
 
 def _places(site: Site, sizes: Sizes) -> tuple[Mapping[Value, Arg], int]:
-    """Where each value of the parts lives (the fused op's own inputs and outputs, or the workspace), and the bytes used."""
+    """Where each value of the parts lives, the fused op's own inputs and outputs or the workspace; and its bytes."""
     graph = parts_graph(site.op, site.inputs, site.attrs)
     places: dict[Value, Arg] = {n[0]: Arg("in", int(n.name)) for n in graph.leaves("input")}
     results = {v: i for i, v in enumerate(graph.outputs)}

@@ -43,6 +43,6 @@ def tactics(op: str) -> tuple[Tactic, ...]:
 def _defined_in(name: str) -> Iterator[Tactic]:
     module = importlib.import_module(name)
     for item in vars(module).values():
-        if isclass(item) and issubclass(item, Tactic) and not isabstract(item) and item.__module__ == name:
-            if getattr(item, "op", None):
-                yield item()
+        own = isclass(item) and issubclass(item, Tactic) and not isabstract(item) and item.__module__ == name
+        if own and hasattr(item, "op"):  # the derived tactics get theirs when they are made
+            yield item()

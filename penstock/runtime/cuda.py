@@ -42,7 +42,8 @@ class CudaBackend:
         if memory_left <= 0:
             raise ResourceError(
                 f"the engine needs {(engine.weight_bytes + engine.arena) / 2**30:.1f} GiB for weights and buffers, "
-                f"{budget / 2**30:.1f} GiB may be used; lower max_num_tokens, or raise gpu_memory_utilization or max_gpu_bytes"
+                f"{budget / 2**30:.1f} GiB may be used; lower max_num_tokens, or raise gpu_memory_utilization or "
+                f"max_gpu_bytes"
             )
         weights = load_weights(engine, directory, "cuda")
         kernels = {key: load_file(directory / KERNELS, key, facts) for key, facts in engine.kernels.items()}

@@ -31,7 +31,7 @@ Sink = Callable[[RequestOutput | PenstockError], None]
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """A request as it arrives. `sink` gets every output if `streaming`, else the last one; or the error that ended it."""
+    """A request as it arrives. `sink` gets every output if `streaming`, else the last; or the error that ended it."""
 
     id: str
     prompt_token_ids: tuple[int, ...]
@@ -185,4 +185,7 @@ def check_prompt(ids: Sequence[int], vocab_size: int) -> None:
         raise PromptError("the prompt is empty; give at least one token")
     for index, token in enumerate(ids):
         if not 0 <= token < vocab_size:
-            raise PromptError(f"token id {token} at position {index} is outside the vocabulary of {vocab_size} (0 to {vocab_size - 1})")
+            raise PromptError(
+                f"token id {token} at position {index} is outside the vocabulary of {vocab_size}: "
+                f"ids go from 0 to {vocab_size - 1}"
+            )

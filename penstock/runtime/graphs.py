@@ -71,7 +71,7 @@ class Graphs:
         """Bind every node of every phase to its memory, run once to warm library handles up, and capture."""
         steps, results = self._bound(key)
         graph = torch.cuda.CUDAGraph()
-        with torch.no_grad(), torch.cuda.graph(graph, pool=self._pool):
+        with torch.no_grad(), torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             for step in steps:
                 step()
         self.captured[key] = Captured(graph, results)

@@ -54,7 +54,7 @@ def open_backend(engine: Engine, directory: Path, memory: Memory) -> Backend:
     return CudaBackend(engine, directory, memory.budget())
 
 
-def open_loop(directory: Path, memory: Memory = Memory(), tokenizer: Tokenizer | None = None) -> Loop:  # noqa: B008
+def open_loop(directory: Path, memory: Memory = Memory(), tokenizer: Tokenizer | None = None) -> Loop:
     """Load an engine and start its executor. `tokenizer` None: token ids only."""
     engine = store.load(directory)
     return Loop(Executor(engine, open_backend(engine, directory, memory), tokenizer))

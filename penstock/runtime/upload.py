@@ -25,7 +25,9 @@ class Sampler:
     freqs: tuple[float, ...] = ()
 
 
-def encode(plan: StepPlan, layout: SlotLayout, samplers: Mapping[str, Sampler], prompts: Mapping[str, Sequence[int]]) -> Numbers:
+def encode(
+    plan: StepPlan, layout: SlotLayout, samplers: Mapping[str, Sampler], prompts: Mapping[str, Sequence[int]]
+) -> Numbers:
     """The upload of a plan, as `ir.ops.state.prepare` reads it. `samplers` and `prompts` are by request id."""
     writes = [*_admissions(plan.admitted, layout, samplers), *_prompt_tokens(plan.rows, layout, prompts)]
     index = np.concatenate([i for i, _ in writes]) if writes else np.empty(0, np.int32)
@@ -41,14 +43,22 @@ def _admissions(
     for each in admitted:
         sampler, slot = samplers[each.request.id], each.slot
         floats = _bits((sampler.temperature, sampler.top_p))
-        fields = {"length": 0, "temperature": floats[0], "top_k": sampler.top_k, "top_p": floats[1], "seed": sampler.seed}
+        fields = {
+            "length": 0,
+            "temperature": floats[0],
+            "top_k": sampler.top_k,
+            "top_p": floats[1],
+            "seed": sampler.seed,
+        }
         yield _numbers([layout.field(f) + slot for f in fields]), _numbers(list(fields.values()))
         yield _span(layout.table_at + slot * layout.table, len(each.block_table)), _numbers(each.block_table)
         if layout.freqs:
             yield _span(layout.freqs_at + slot * layout.freqs, layout.freqs), _bits(sampler.freqs)
 
 
-def _prompt_tokens(rows: Sequence[Row], layout: SlotLayout, prompts: Mapping[str, Sequence[int]]) -> Iterator[tuple[Numbers, Numbers]]:
+def _prompt_tokens(
+    rows: Sequence[Row], layout: SlotLayout, prompts: Mapping[str, Sequence[int]]
+) -> Iterator[tuple[Numbers, Numbers]]:
     """The prompt's share of each row; tokens behind it were sampled on the device and never left it."""
     for row in rows:
         tokens = prompts[row.request_id][row.start : row.start + row.num_tokens]

@@ -19,7 +19,9 @@ def load_weights(engine: Engine, directory: Path, device: str) -> Mapping[str, A
         with safe_open(directory / weights_file(), framework="pt", device=device) as file:
             weights = {name: file.get_tensor(name) for name in engine.weights}
     except (SafetensorError, OSError) as error:
-        raise EngineCorruptError(f"{directory / weights_file()} cannot be read ({error}); build the engine again") from None
+        raise EngineCorruptError(
+            f"{directory / weights_file()} cannot be read ({error}); build the engine again"
+        ) from None
     for name, weight in engine.weights.items():
         if weights[name].nbytes != weight.type.nbytes():
             raise EngineCorruptError(f"weight {name} is no {weight.type}; build the engine again")

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -72,7 +73,9 @@ def test_the_gpu_in_bf16_agrees_with_the_cpu(cache: Path, engine_dir: Path, prom
             same = w.argmax(-1) == g.argmax(-1)
             log = w.log_softmax(-1)
             margin = log.amax(-1) - log.gather(-1, g.argmax(-1, keepdim=True))[:, 0]
-            assert not (margin[~same] >= tolerance(BF16).margin).any(), f"a clear call came out differently: {margin[~same].max()}"
+            assert not (margin[~same] >= tolerance(BF16).margin).any(), (
+                f"a clear call came out differently: {margin[~same].max()}"
+            )
             agreed, total = agreed + int(same.sum()), total + same.numel()
     print(f"{agreed} of {total} positions agree")
     assert agreed >= 0.99 * total
@@ -102,7 +105,9 @@ def test_serving_launches_nothing_outside_replays(llm: LLM, prompts: list[list[i
     uploads, steps = backend.uploads, llm.stats()["steps"]
     try:
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-            params = [SamplingParams(temperature=0.8, seed=i, max_tokens=5 + i % 40, ignore_eos=True) for i in range(PROMPTS)]
+            params = [
+                SamplingParams(temperature=0.8, seed=i, max_tokens=5 + i % 40, ignore_eos=True) for i in range(PROMPTS)
+            ]
             llm.generate([{"prompt_token_ids": p} for p in prompts], params)
     finally:
         driver.launch, backend.launch, backend.read = plain_launch, start, read
@@ -110,7 +115,7 @@ def test_serving_launches_nothing_outside_replays(llm: LLM, prompts: list[list[i
     assert backend.uploads - uploads == llm.stats()["steps"] - steps
     assert not [e.key for e in profile.key_averages() if e.key.startswith("cudaLaunchKernel")]
     steady = events[2:-2]
-    assert steady.count("launch") and all(a != b for a, b in zip(steady, steady[1:], strict=False))
+    assert steady.count("launch") and all(a != b for a, b in pairwise(steady))
     assert events[:2] == ["launch", "launch"], "step 2 is launched before step 1 is read"
 
 

@@ -85,5 +85,3 @@ def test_the_cases_reach_every_tactic() -> None:
 
 def _all(site: Site, sizes: Sizes) -> tuple[Candidate, ...]:
     return candidates(site, sizes, detect("cuda"), {})[0]
-
-

@@ -1,4 +1,4 @@
-"""Run a tactic's draft through Triton's interpreter on CPU tensors. Import only where TRITON_INTERPRET=1 was set before triton."""
+"""Run a tactic's draft through Triton's interpreter, on CPU tensors. TRITON_INTERPRET=1 must be set before triton loads."""
 
 from __future__ import annotations
 
@@ -14,7 +14,14 @@ from triton.runtime import interpreter
 from penstock.engine.program import Arg, Call
 from penstock.kernels.tactic import Draft, KernelUse
 
-_POINTEES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "i32": torch.int32, "i64": torch.int64, "u8": torch.uint8}
+_POINTEES = {
+    "fp32": torch.float32,
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+    "i32": torch.int32,
+    "i64": torch.int64,
+    "u8": torch.uint8,
+}
 _TORCH = {tl.float32: torch.float32, tl.float16: torch.float16, tl.bfloat16: torch.bfloat16, tl.float64: torch.float64}
 
 

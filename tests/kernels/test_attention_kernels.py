@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from itertools import product
 
 import pytest
@@ -11,7 +14,7 @@ from penstock.kernels.attention.ragged import Ragged, most_tiles
 from penstock.kernels.tactic import KernelUse, cdiv
 from tests.kernels.cases.attention import CASES, attention, sizes
 from tests.kernels.resources import compile_problems, compiled, count
-from tests.kernels.subprocess_cases import failures
+from tests.kernels.subprocess_cases import ROOT, failures
 
 TOPIC = "tests.kernels.cases.attention"
 OPS = ("attention", "rope_append", "rope", "kv_append")
@@ -20,6 +23,13 @@ OPS = ("attention", "rope_append", "rope", "kv_append")
 @pytest.mark.parametrize("op", OPS)
 def test_kernels_agree_with_the_references(op: str) -> None:
     assert failures(TOPIC, (op,)) == []
+
+
+def test_stale_cache_changes_no_bit() -> None:
+    command = [sys.executable, "-m", "tests.kernels.interpret.attention_stale"]
+    env = {**os.environ, "TRITON_INTERPRET": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=200, check=False)
+    assert done.stdout.strip() == "equal", done.stderr[-2000:]
 
 
 @pytest.mark.parametrize("op", OPS)

@@ -23,7 +23,9 @@ def _attention(
     return q
 
 
-def _example(types: Sequence[Type], attrs: Mapping[str, Any], sizes: Mapping[str, int], generator: Any, device: str) -> list[Any]:
+def _example(
+    types: Sequence[Type], attrs: Mapping[str, Any], sizes: Mapping[str, int], generator: Any, device: str
+) -> list[Any]:
     block = int(types[1].shape[3])
     _, _, query_start, query_len, context_len = ragged(sizes, context_of(sizes, block), device)
     tensors = [fill(t, sizes, generator, device) for t in types[:2]]

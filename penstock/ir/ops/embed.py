@@ -10,7 +10,9 @@ from penstock.ir.op import op
 from penstock.ir.ops.examples import fill, integers
 
 
-def _example(types: Sequence[Type], attrs: Mapping[str, Any], sizes: Mapping[str, int], generator: Any, device: str) -> list[Any]:
+def _example(
+    types: Sequence[Type], attrs: Mapping[str, Any], sizes: Mapping[str, int], generator: Any, device: str
+) -> list[Any]:
     tokens, weights = types
     return [
         integers(0, int(weights.shape[0]), tokens.concrete(sizes), generator, device),

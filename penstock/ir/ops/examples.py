@@ -9,7 +9,9 @@ from penstock.ir.graph import Type
 from penstock.ir.lazy import torch
 
 
-def example(types: Sequence[Type], attrs: Mapping[str, Any], sizes: Mapping[str, int], generator: Any, device: str) -> list[Any]:
+def example(
+    types: Sequence[Type], attrs: Mapping[str, Any], sizes: Mapping[str, int], generator: Any, device: str
+) -> list[Any]:
     """Normal floats scaled so that sums stay near one; zeros for integers."""
     return [fill(t, sizes, generator, device) for t in types]
 
@@ -48,7 +50,7 @@ CONTEXT = 1024  # tokens before a step's own that an example assumes, where bloc
 
 
 def example_blocks(sizes: Mapping[str, int]) -> int:
-    """Blocks of a pool in which every sequence of an example has its own, the dummy included; blocks hold 16 or more."""
+    """Blocks, the dummy included, of a pool in which every sequence of an example has its own; of 16 tokens or more."""
     step = -(-sizes.get("T", 1) // sizes.get("S", 1))
     return 1 + sizes.get("S", 1) * min(sizes.get("M", 1), -(-(CONTEXT + step) // 16))
 

@@ -32,7 +32,9 @@ def linear_glu(x: Value, w: Value, *, act: str) -> tuple[Value, ...]:
     return (emit("packed_glu", emit("linear", x, w)[0], act=act)[0],)
 
 
-def _rope_example(types: Sequence[Type], attrs: Mapping[str, Any], sizes: Mapping[str, int], generator: Any, device: str) -> list[Any]:
+def _rope_example(
+    types: Sequence[Type], attrs: Mapping[str, Any], sizes: Mapping[str, int], generator: Any, device: str
+) -> list[Any]:
     block = int(types[1].shape[3])
     rows, positions, *_ = ragged(sizes, context_of(sizes, block), device)
     head = [fill(t, sizes, generator, device) for t in types[:2]]
@@ -48,7 +50,7 @@ def rope_append(
 ) -> tuple[Value, ...]:  # fmt: skip
     """Split [q|k|v], normalise q and k by head where `norms` has their two weights, rotate both, append k and v.
 
-    qkv: [T,(H+2K)*D]; kv: [N,2,K,B,D], replaced in place; the rest as in `rope` and `kv_append`; norms: none, or two [D].
+    qkv: [T,(H+2K)*D]; kv: [N,2,K,B,D], replaced in place; norms: none, or two [D]; the rest as in `rope`, `kv_append`.
     Returns (q [T,H*D], kv).
     """
     kv_heads, size = int(kv.type.shape[2]), int(kv.type.shape[4])

@@ -18,7 +18,9 @@ def _rope(x: Type, positions: Type, freqs: Type, rows: Type, *, heads: int, scal
     return x
 
 
-def example(types: Sequence[Type], attrs: Mapping[str, Any], sizes: Mapping[str, int], generator: Any, device: str) -> list[Any]:
+def example(
+    types: Sequence[Type], attrs: Mapping[str, Any], sizes: Mapping[str, int], generator: Any, device: str
+) -> list[Any]:
     """Positions of a plausible ragged step, frequencies of the common geometric kind."""
     rows, positions, *_ = ragged(sizes, 1024, device)
     return [fill(types[0], sizes, generator, device), positions, example_freqs(types[2], sizes, device), rows]

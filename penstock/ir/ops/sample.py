@@ -38,7 +38,9 @@ def _sample(logits: Type, temperature: Type, top_k: Type, top_p: Type, seed: Typ
     return tensor("i32", *logits.shape[:1])
 
 
-def _example(types: Sequence[Type], attrs: Mapping[str, Any], sizes: Mapping[str, int], generator: Any, device: str) -> list[Any]:
+def _example(
+    types: Sequence[Type], attrs: Mapping[str, Any], sizes: Mapping[str, int], generator: Any, device: str
+) -> list[Any]:
     rows = sizes["L"]
     logits = fill(types[0], sizes, generator, device) * 3
     ones = torch.ones(rows, device=device)

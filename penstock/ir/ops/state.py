@@ -61,7 +61,9 @@ def _append(kv: Type, k: Type, v: Type, positions: Type, rows: Type, block_table
     return kv
 
 
-def append_example(types: Sequence[Type], attrs: Mapping[str, Any], sizes: Mapping[str, int], generator: Any, device: str) -> list[Any]:
+def append_example(
+    types: Sequence[Type], attrs: Mapping[str, Any], sizes: Mapping[str, int], generator: Any, device: str
+) -> list[Any]:
     """Keys and values of a plausible ragged step."""
     block = int(types[0].shape[3])
     rows, positions, *_ = ragged(sizes, context_of(sizes, block), device)
@@ -99,7 +101,9 @@ PREPARED = (
 )  # fmt: skip
 
 
-def prepare_example(types: Sequence[Type], attrs: Mapping[str, Any], sizes: Mapping[str, int], generator: Any, device: str) -> list[Any]:
+def prepare_example(
+    types: Sequence[Type], attrs: Mapping[str, Any], sizes: Mapping[str, int], generator: Any, device: str
+) -> list[Any]:
     """An upload of S rows that share T tokens, with a few writes."""
     layout = SlotLayout(**attrs)
     slots = torch.zeros(layout.size, dtype=torch.int32, device=device)
@@ -117,12 +121,14 @@ def prepare_example(types: Sequence[Type], attrs: Mapping[str, Any], sizes: Mapp
 
 
 @op(_prepare, writes={0: 0}, sized=True, example=prepare_example)
-def prepare(slots: Any, upload: Any, *, num_slots: int, history: int, table: int, freqs: int = 0, sizes: Any = None) -> Any:
+def prepare(
+    slots: Any, upload: Any, *, num_slots: int, history: int, table: int, freqs: int = 0, sizes: Any = None
+) -> Any:
     """Apply the step's writes to the slots, then expand its rows into everything the forward pass reads.
 
     slots: i32[A]; upload: i32[U] = HEADER numbers, then ROW numbers for each of the step's rows, then (index, value)
-    pairs. Returns the values that PREPARED names. `sizes`, handed in by whoever runs the step, are the bucket's T, S, L;
-    left out, the exact sizes of the step are used. Padding tokens have row -1, padding rows no tokens and block 0.
+    pairs. Returns the values that PREPARED names. `sizes`, handed in by whoever runs the step, are the bucket's T, S
+    and L; left out, the exact sizes of the step are used. Padding tokens have row -1, padding rows no tokens and block 0.
     """
     layout = SlotLayout(num_slots, history, table, freqs)
     num_rows, num_tokens, num_logits, num_writes = upload[:HEADER].tolist()
@@ -165,7 +171,9 @@ def _bits(x: Any) -> Any:
     return x.view(torch.float32)
 
 
-def commit_example(types: Sequence[Type], attrs: Mapping[str, Any], sizes: Mapping[str, int], generator: Any, device: str) -> list[Any]:
+def commit_example(
+    types: Sequence[Type], attrs: Mapping[str, Any], sizes: Mapping[str, int], generator: Any, device: str
+) -> list[Any]:
     slots, upload = prepare_example(types, attrs, sizes, generator, device)
     return [slots, upload, integers(0, 100, (sizes["L"],), generator, device)]
 

@@ -119,9 +119,9 @@ class Ragged(Tactic):
         tasks = programs + min(sizes["S"], sizes["T"])
         rows = tasks * shape.kv_heads * shape.decode_rows
         partial = cdiv(rows * shape.head_size * 4, 256) * 256
-        steps = [_decode(site, sizes, config, programs, tasks, partial)]
+        steps = [_decode(site, sizes, device, config, programs, tasks, partial)]
         if sizes["T"] > shape.short:
-            steps.append(_prefill(site, sizes, config))
+            steps.append(_prefill(site, sizes, device, config))
         steps.append(_combine(site, sizes, device, config, programs, partial))
         return Draft(tuple(steps), partial + rows * 2 * 4)
 
@@ -138,7 +138,7 @@ def _decode_configs(shape: Shape) -> tuple[dict[str, int], ...]:
     wide = {"BN": 128 if shape.padded_size <= 64 else 64 if shape.padded_size <= 128 else 32, "STAGES": 3}
     wide["WARPS"] = 8 if shape.decode_rows > 32 else 4
     narrow = {**wide, "BN": wide["BN"] // 2, "STAGES": 4}
-    return ({**wide, "TASKS": 4}, {**wide, "TASKS": 2}, {**narrow, "TASKS": 4}, {**wide, "STAGES": 4, "TASKS": 3})
+    return ({**wide, "TASKS": 4}, {**wide, "TASKS": 2}, {**narrow, "TASKS": 4}, {**wide, "TASKS": 8})
 
 
 def _prefill_configs(shape: Shape) -> tuple[dict[str, int], ...]:
@@ -163,7 +163,7 @@ def _plain_configs(shape: Shape) -> tuple[Config, ...]:
     return ({**decode, "PM": rows, "PN": keys, "PSTAGES": 2, "PWARPS": warps},)
 
 
-def _constants(site: Site, sizes: Sizes) -> dict[str, Any]:
+def _constants(site: Site, sizes: Sizes, device: Device) -> dict[str, Any]:
     shape = Shape.of(site)
     return {
         "H": shape.heads,
@@ -173,7 +173,7 @@ def _constants(site: Site, sizes: Sizes) -> dict[str, Any]:
         "SP": _scanned(sizes["S"]),
         "SHORT": shape.short,
         "WINDOW": int(site.attr("window", 0)),
-        "PDL": True,
+        "PDL": device.capability >= 90,
     }
 
 
@@ -193,18 +193,25 @@ def _scores(site: Site) -> dict[str, Any]:
 ROWS = (("query_start_ptr", "*i32"), ("query_len_ptr", "*i32"), ("context_len_ptr", "*i32"))
 
 
-def _decode(site: Site, sizes: Sizes, config: Config, programs: int, tasks: int, partial: int) -> KernelUse:
+def _decode(
+    site: Site, sizes: Sizes, device: Device, config: Config, programs: int, tasks: int, partial: int
+) -> KernelUse:
     shape = Shape.of(site)
     signature = (
         ("q_ptr", f"*{shape.format}"), ("kv_ptr", f"*{shape.format}"), *ROWS, ("table_ptr", "*i32"),
         ("out_ptr", f"*{shape.format}"), ("acc_ptr", "*fp32"), ("ml_ptr", "*fp32"),
         ("S", "i32"), ("M", "i32"), ("programs", "i32"),
     )  # fmt: skip
-    constants = {**_constants(site, sizes), **_scores(site), "BM": shape.decode_rows, "BN": config["BN"]}
+    constants = {**_constants(site, sizes, device), **_scores(site), "BM": shape.decode_rows, "BN": config["BN"]}
     kernel = _kernel("decode", signature, constants, config["WARPS"], config["STAGES"])
     scratch = (Arg("workspace", 0), Arg("workspace", partial))
     numbers = (Arg("int", sizes["S"]), Arg("int", sizes["M"]), Arg("int", programs))
-    return KernelUse(kernel, (tasks, shape.kv_heads, 1), (*inputs(*range(6)), *outputs(0), *scratch, *numbers))
+    return KernelUse(
+        kernel,
+        (tasks, shape.kv_heads, 1),
+        (*inputs(*range(6)), *outputs(0), *scratch, *numbers),
+        device.capability >= 90,
+    )
 
 
 def _combine(site: Site, sizes: Sizes, device: Device, config: Config, programs: int, partial: int) -> KernelUse:
@@ -215,7 +222,7 @@ def _combine(site: Site, sizes: Sizes, device: Device, config: Config, programs:
     )  # fmt: skip
     heads = next_power_of_2(shape.group)
     constants = {
-        **_constants(site, sizes),
+        **_constants(site, sizes, device),
         "BM": shape.decode_rows,
         "BN": config["BN"],
         "GP": heads,
@@ -225,23 +232,28 @@ def _combine(site: Site, sizes: Sizes, device: Device, config: Config, programs:
     scratch = (Arg("workspace", 0), Arg("workspace", partial))
     numbers = (Arg("int", sizes["T"]), Arg("int", sizes["S"]), Arg("int", programs))
     grid = min(sizes["T"] * shape.kv_heads, COMBINE_PROGRAMS * max(device.multiprocessors, 1))
-    return KernelUse(kernel, (grid, 1, 1), (*inputs(2, 3, 4), *outputs(0), *scratch, *numbers))
+    return KernelUse(kernel, (grid, 1, 1), (*inputs(2, 3, 4), *outputs(0), *scratch, *numbers), device.capability >= 90)
 
 
 def _combine_warps(numbers: int) -> int:
     return 4 if numbers <= 4096 else 8 if numbers <= 8192 else 16
 
 
-def _prefill(site: Site, sizes: Sizes, config: Config) -> KernelUse:
+def _prefill(site: Site, sizes: Sizes, device: Device, config: Config) -> KernelUse:
     shape = Shape.of(site)
     signature = (
         ("q_ptr", f"*{shape.format}"), ("kv_ptr", f"*{shape.format}"), *ROWS, ("table_ptr", "*i32"),
         ("out_ptr", f"*{shape.format}"), ("S", "i32"), ("M", "i32"),
     )  # fmt: skip
-    constants = {**_constants(site, sizes), **_scores(site), "BM": config["PM"], "BN": config["PN"]}
+    constants = {**_constants(site, sizes, device), **_scores(site), "BM": config["PM"], "BN": config["PN"]}
     kernel = _kernel("prefill", signature, constants, config["PWARPS"], config["PSTAGES"])
     grid = (most_tiles(sizes, shape.short, config["PM"] // shape.group), shape.kv_heads, 1)
-    return KernelUse(kernel, grid, (*inputs(*range(6)), *outputs(0), Arg("int", sizes["S"]), Arg("int", sizes["M"])))
+    return KernelUse(
+        kernel,
+        grid,
+        (*inputs(*range(6)), *outputs(0), Arg("int", sizes["S"]), Arg("int", sizes["M"])),
+        device.capability >= 90,
+    )
 
 
 def most_tiles(sizes: Sizes, short: int, tile: int) -> int:

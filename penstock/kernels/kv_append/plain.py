@@ -26,4 +26,4 @@ class Plain(Tactic):
         )  # fmt: skip
         constants = {"K": heads, **position.head(size), "B": block}
         args = (*inputs(*range(6)), Arg("int", sizes["M"]))
-        return Draft((position.use("kv_append", signature, constants, args, sizes["T"], heads, config),))
+        return Draft((position.use("kv_append", signature, constants, args, sizes["T"], heads, device, config),))

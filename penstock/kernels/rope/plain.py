@@ -26,7 +26,7 @@ class Plain(Tactic):
         rotation = position.rotation(site.inputs[2], site.attr("scale", 1.0))
         constants = {"H": heads, **position.head(_size(site)), **rotation}
         args = (*inputs(*range(4)), *outputs(0))
-        return Draft((position.use("rope", signature, constants, args, sizes["T"], heads, config),))
+        return Draft((position.use("rope", signature, constants, args, sizes["T"], heads, device, config),))
 
 
 def _size(site: Site) -> int:

@@ -40,7 +40,9 @@ class Fused(Tactic):
         }
         args = (*inputs(*range(6)), *(inputs(6, 7) if len(site.inputs) > 6 else inputs(0, 0)), *outputs(0))
         args = (*args, Arg("int", sizes["M"]))
-        return Draft((position.use("rope_append", signature, constants, args, sizes["T"], _heads(site), config),))
+        return Draft(
+            (position.use("rope_append", signature, constants, args, sizes["T"], _heads(site), device, config),)
+        )
 
 
 def _geometry(site: Site) -> dict[str, Any]:

@@ -40,12 +40,12 @@ def _warps(numbers: int) -> int:
 
 def use(
     function: str, signature: tuple[tuple[str, str], ...], constants: dict[str, Any], args: tuple[Arg, ...],
-    tokens: int, heads: int, config: Config,
+    tokens: int, heads: int, device: Device, config: Config,
 ) -> KernelUse:  # fmt: skip
     """A launch over tokens and groups of HB heads."""
-    constants = {**constants, "HB": config["HB"], "PDL": True}
+    constants = {**constants, "HB": config["HB"], "PDL": device.capability >= 90}
     kernel = TritonKernel(f"{SOURCE}:{function}", signature, tuple(constants.items()), config["WARPS"])
-    return KernelUse(kernel, (tokens, cdiv(heads, config["HB"]), 1), args)
+    return KernelUse(kernel, (tokens, cdiv(heads, config["HB"]), 1), args, device.capability >= 90)
 
 
 def pointer(type: Type) -> str:

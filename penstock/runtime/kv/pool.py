@@ -23,8 +23,9 @@ def choose_blocks(engine: Engine, budget: int) -> int:
     if blocks < 1 + profile.table_width:
         need = (1 + profile.table_width) * engine.block_bytes
         raise ResourceError(
-            f"{max(budget, 0) / 2**20:.0f} MiB are left for KV and one request of max_seq_len={profile.max_seq_len} needs "
-            f"{need / 2**20:.0f} MiB; lower max_seq_len or max_num_tokens, or raise gpu_memory_utilization or max_gpu_bytes"
+            f"{max(budget, 0) / 2**20:.0f} MiB are left for KV and one request of max_seq_len={profile.max_seq_len} "
+            f"needs {need / 2**20:.0f} MiB; lower max_seq_len or max_num_tokens, or raise gpu_memory_utilization or "
+            f"max_gpu_bytes"
         )
     return blocks
 

@@ -37,7 +37,9 @@ def options(cache: Path, **changes: Any) -> BuildOptions:
     return BuildOptions(**({"device": "cpu", "cache_dir": cache, **SMALL} | changes))
 
 
-def test_building_again_is_a_look_up(tiny_model: Path, tiny_engine: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_building_again_is_a_look_up(
+    tiny_model: Path, tiny_engine: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def never(*_: Any) -> Any:
         raise AssertionError("planned again")
 
@@ -58,7 +60,9 @@ def test_weights_are_the_checkpoints(tiny_model: Path, tiny_engine: Path) -> Non
 
 def test_every_fused_node_was_timed_against_its_parts(tiny_engine: Path) -> None:
     timing = json.loads((tiny_engine / store.TIMING).read_text())
-    fused = [site for site in timing if site.split("(")[0] in ("add_rms_norm", "linear_glu", "rope_append", "packed_glu")]
+    fused = [
+        site for site in timing if site.split("(")[0] in ("add_rms_norm", "linear_glu", "rope_append", "packed_glu")
+    ]
     assert fused
     for site in fused:
         assert all("parts" in row for row in timing[site]["points"].values()), site
@@ -127,7 +131,9 @@ def _flip(path: Path) -> None:
         (store.FILES, _cut, "cannot be read"),
     ],
 )
-def test_a_damaged_engine_is_named(tiny_engine: Path, tmp_path: Path, file: str, damage: Callable[[Path], None], named: str) -> None:
+def test_a_damaged_engine_is_named(
+    tiny_engine: Path, tmp_path: Path, file: str, damage: Callable[[Path], None], named: str
+) -> None:
     copy = Path(shutil.copytree(tiny_engine, tmp_path / "engine"))
     damage(copy / file)
     with pytest.raises(EngineCorruptError, match=named):

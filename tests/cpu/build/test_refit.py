@@ -44,7 +44,7 @@ def test_refit_is_what_building_gives(case: str, tmp_path: Path) -> None:
     assert out == tmp_path / "refitted" and same_weights(out, built)
     assert contents(engine) == before
     assert store.load(out).weights.keys() == store.load(engine).weights.keys()
-    store.check(out, full=True)
+    store.check(out)
 
 
 def test_in_place_and_back(tmp_path: Path) -> None:

@@ -80,7 +80,7 @@ def test_planned_anew_into_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert new.source["key"] != first.source["key"] and new.source["model"] == first.source["model"]
     assert (out / store.GRAPH).read_text() == (engine / store.GRAPH).read_text()
     assert json.loads((out / store.TIMING).read_text())
-    store.check(out, full=True)
+    store.check(out)
     # A second time it is found.
     monkeypatch.setattr(backend, "Selector", None)
     assert reselect(old, CPU, tmp_path / "cache") == out

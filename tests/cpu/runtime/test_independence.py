@@ -1,4 +1,4 @@
-"""A request's tokens do not depend on its neighbours, its blocks, its chunks, or when it joined: exactly, in float32."""
+"""A request's tokens do not depend on its neighbours, blocks, chunks, or when it joined: exactly, in float32."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ def llm(tiny_engine: Path) -> Iterator[LLM]:
 def test_greedy_text_is_hugging_faces(llm: LLM, tiny_model: Path) -> None:
     reference = LlamaForCausalLM.from_pretrained(tiny_model).eval()
     prompts = ["In the beginning", "A tuple is", "God"]
-    for prompt, output in zip(prompts, llm.generate(prompts, GREEDY), strict=True):
+    for output in llm.generate(prompts, GREEDY):
         ids = torch.tensor([output.prompt_token_ids])
         with torch.no_grad():
             want = reference.generate(ids, max_new_tokens=12, do_sample=False, eos_token_id=None, pad_token_id=0)
@@ -50,7 +50,9 @@ def test_streaming_gives_the_same_text(llm: LLM) -> None:
 
 def test_leaving_a_stream_early_frees_its_blocks(llm: LLM) -> None:
     async def first() -> None:
-        async for _ in llm.generate_async("In the beginning", SamplingParams(temperature=0, max_tokens=200, ignore_eos=True)):
+        async for _ in llm.generate_async(
+            "In the beginning", SamplingParams(temperature=0, max_tokens=200, ignore_eos=True)
+        ):
             break
 
     asyncio.run(first())

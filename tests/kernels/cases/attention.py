@@ -64,7 +64,7 @@ def sizes(tokens: int, sequences: int, blocks: int) -> Sizes:
 
 CASES: list[tuple[Site, Sizes]] = [
     (attention("bf16", 8, 2, 128), sizes(13, 4, 2)),
-    (attention("bf16", 4, 1, 64), sizes(1, 1, 5)),
+    (attention("bf16", 8, 1, 128), sizes(1, 1, 8)),  # more tasks than `combine` joins at once
     (attention("bf16", 4, 1, 64), sizes(8, 8, 3)),
     (attention("f16", 14, 2, 64, 16), sizes(25, 5, 9)),  # a group of 7, small blocks
     (attention("f16", 3, 3, 80, 32), sizes(21, 3, 5)),  # no groups, an odd head

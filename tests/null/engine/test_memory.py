@@ -81,7 +81,9 @@ def test_values_alive_together_do_not_overlap(tokens: int, workspace: int) -> No
             for value in node.outputs:  # the workspace must not have hit the results
                 if value in spans:
                     start, size = spans[value]
-                    assert not workspace or all(written[b] == value or value == node[0] for b in range(start, start + size))
+                    assert not workspace or all(
+                        written[b] == value or value == node[0] for b in range(start, start + size)
+                    )
             for value in node.inputs:
                 source = inputs.get(value, value)
                 if source in spans:

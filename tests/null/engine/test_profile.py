@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,7 +23,7 @@ def test_every_step_has_a_bucket_that_holds_it(tokens: int, logits: int) -> None
 
 def test_buckets_step_by_at_most_32_up_to_512_and_waste_at_most_12_percent_above() -> None:
     sizes = PROFILE.token_buckets
-    for below, above in zip(sizes, sizes[1:], strict=False):
+    for below, above in pairwise(sizes):
         if above <= 512:
             assert above - below <= 32
         else:

@@ -1,0 +1,113 @@
+"""Inspecting an engine for a GPU that is not here: the build's workshop is replaced, everything else is real."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from penstock.cli import main
+from penstock.compiler import backend, build
+from penstock.compiler.candidates import candidates
+from penstock.compiler.options import BuildOptions
+from penstock.compiler.timing import Timing
+from penstock.compiler.weights import write_weights
+from penstock.engine import store
+from penstock.engine.device import H200, Device
+from penstock.engine.program import Plan, Site, Sizes
+from penstock.kernels import compile as kernels
+from penstock.kernels.tactic import TritonKernel
+
+
+class FakeWorkshop:
+    """Times are drawn from a hash of what is timed, one tactic is refused, and a kernel is an empty file."""
+
+    def __init__(self, folder: Path, device: Device) -> None:
+        self.folder, self.device = folder, device
+
+    def __enter__(self) -> FakeWorkshop:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def compile(self, wanted: Iterable[TritonKernel], progress: Callable[[], None]) -> dict[str, str]:
+        for kernel in wanted:
+            binary = kernels.Binary(
+                "entry", kernel.num_warps, 0, 0, b"", "", "wgmma" if "matmul" in kernel.source else "fma"
+            )
+            kernels.store(binary, self.folder, kernel.key(self.device.capability))
+        return {}
+
+    def time(self, site: Site, sizes: Sizes, plan: Plan) -> Timing:
+        if plan.tactic == "cublas" and site.op == "linear":
+            return Timing(refused="too slow to wait for")
+        digest = hashlib.sha256(f"{site.key}{dict(sizes)}{plan.tactic}".encode()).digest()
+        return Timing(1 + digest[0], 0.5)
+
+
+@pytest.fixture(scope="module")
+def engine(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("gpu")
+    options = BuildOptions(dtype="bfloat16", max_batch_size=16, max_num_tokens=256, cache_dir=folder / "cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(backend, "Workshop", FakeWorkshop)
+        patch.setattr(build, "detect", lambda _: H200)
+        patch.setattr(build, "write_weights", lambda *args: write_weights(*args[:3], "cpu", args[4]))
+        return build.build(tiny_model, options, folder / "engine")
+
+
+def inspected(engine: Path, capsys: pytest.CaptureFixture[str], *flags: str) -> Any:
+    capsys.readouterr()
+    assert main(["inspect", str(engine), *flags]) == 0
+    return capsys.readouterr().out
+
+
+def test_each_bucket_is_shown_under_the_timed_size_that_it_uses(
+    engine: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, manifest = json.loads(inspected(engine, capsys, "--json")), store.load(engine)
+    timing = json.loads((engine / store.TIMING).read_text())
+    program = manifest.programs["decode"]
+    for node in data["nodes"]:
+        plans = program.phases[node["phase"]].plans[node["site"]]
+        shown = {bucket: choice for choice in node["choices"] for bucket in choice["buckets"]}
+        assert set(shown) == set(plans) == set(program.buckets)
+        for bucket, plan in plans.items():
+            own, timed = shown[bucket], timing[node["site"]]["points"][shown[bucket]["at"]]
+            assert own["tactic"] == plan.tactic and own["median_us"] == timed[plan.tactic]["median_us"]
+
+
+def test_the_refused_and_the_slower_are_listed(engine: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = json.loads(inspected(engine, capsys, "--json"))
+    linear = next(n for n in data["nodes"] if n["op"] == "linear")
+    for choice in linear["choices"]:
+        assert choice["refused"] == {"cublas": "too slow to wait for"} and choice["tactic"] != "cublas"
+        medians = [r["median_us"] for r in choice["runners_up"]]
+        assert medians == sorted(medians)
+    seen = {i for n in data["nodes"] for c in n["choices"] for i in c["instructions"]}
+    assert {"wgmma", "fma"} <= seen <= {"wgmma", "fma", "library", "torch"}
+    text = inspected(engine, capsys, "--nodes")
+    assert "cublas refused: too slow to wait for" in text and "[wgmma" in text
+
+
+def test_the_memory_plan_is_the_engines(engine: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    memory, manifest = json.loads(inspected(engine, capsys, "--json"))["memory"], store.load(engine)
+    assert max(memory["arena_by_bucket"].values()) == memory["arena"] == manifest.arena > 0
+    assert memory["slots"] == 4 * manifest.profile.slots.size
+
+
+@pytest.mark.parametrize(("pin", "left"), [("!cublas", {"gemv", "skinny", "tiled"}), ("cublas", {"cublas"})])
+def test_a_pin_names_the_one_tactic_or_the_one_left_out(engine: Path, pin: str, left: set[str]) -> None:
+    program = store.load(engine).programs["decode"]
+    site = next(Site.of(n) for n in program.phases["forward"].graph.nodes if n.op == "linear")
+    found = {c.tactic_name for t in (1, 16, 256) for c in candidates(site, sizes(t), H200, {"linear": pin})[0]}
+    assert found == left
+
+
+def sizes(tokens: int) -> dict[str, int]:
+    return {"T": tokens, "S": 1, "L": 1, "M": 4, "U": 100}
