@@ -1,7 +1,8 @@
 """Report the size of the package, and fail when it outgrows its limits.
 
 Prints lines per top-level folder of penstock/, files over 300 lines, functions over 45, and the median function. Exits
-with 1 when the total passes [tool.penstock] max_lines, a file passes 400 lines, or a function passes 60.
+with 1 when the total passes [tool.penstock] max_lines, a file passes 400 lines, or a function passes 60 (a kernel, which
+the compiler wants in one piece: 80).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 REPORT_FILE, MAX_FILE = 300, 400
-REPORT_FUNCTION, MAX_FUNCTION = 45, 60
+REPORT_FUNCTION, MAX_FUNCTION, MAX_KERNEL = 45, 60, 80
 
 
 @dataclass(frozen=True)
@@ -65,9 +66,10 @@ def measure(root: Path) -> Report:
 def breaches(report: Report, max_lines: int) -> list[str]:
     """One line per limit that is passed."""
     found = [f"file {f.name}: {f.lines} lines, limit {MAX_FILE}" for f in report.files if f.lines > MAX_FILE]
-    found += [
-        f"function {f.name}: {f.lines} lines, limit {MAX_FUNCTION}" for f in report.functions if f.lines > MAX_FUNCTION
-    ]
+    for each in report.functions:
+        limit = MAX_KERNEL if "_triton.py" in each.name else MAX_FUNCTION
+        if each.lines > limit:
+            found.append(f"function {each.name}: {each.lines} lines, limit {limit}")
     if report.total > max_lines:
         found.append(f"package: {report.total} lines, limit {max_lines} ([tool.penstock] max_lines)")
     return found

@@ -83,12 +83,13 @@ def _sites(engine: Engine, phase_name: str, phase: Phase, timing: Mapping[str, A
 def _choices(engine: Engine, plans: Mapping[str, Plan], timed: Mapping[str, Any]) -> list[Data]:
     """What runs at each timed size, with its time and its rivals'. A bucket between two sizes uses the larger."""
     points = timed.get("points", {})
-    chosen: dict[str, Data] = {}
+    chosen: dict[tuple[str, str], Data] = {}  # a bucket that the fastest cannot run takes the next one
     for bucket, plan in plans.items():
         point = _point(engine, bucket, points)
-        if point not in chosen:
-            chosen[point] = {**_choice(engine, plan, points.get(point, {})), "at": point, "buckets": []}
-        chosen[point]["buckets"].append(bucket)
+        key = (point, plan.tactic)
+        if key not in chosen:
+            chosen[key] = {**_choice(engine, plan, points.get(point, {})), "at": point, "buckets": []}
+        chosen[key]["buckets"].append(bucket)
     return list(chosen.values())
 
 
@@ -96,8 +97,9 @@ def _point(engine: Engine, bucket: str, points: Mapping[str, Any]) -> str:
     """The timed size whose ranking a bucket used: as selection names them."""
     if bucket in points:  # "any", on a CPU
         return bucket
-    sizes = engine.programs["decode"].buckets[bucket]
-    names = (f"T{engine.profile.tuned(sizes['T'])}", f"L{sizes['L']}")
+    sizes, profile = engine.programs["decode"].buckets[bucket], engine.profile
+    rows = next((n for n in profile.logit_buckets(profile.max_num_tokens) if n >= sizes["L"]), 0)
+    names = (f"T{profile.tuned(sizes['T'])}", f"L{rows}")
     return next((n for n in names if n in points), "") or next(reversed(list(points)), bucket)
 
 

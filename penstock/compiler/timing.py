@@ -16,7 +16,7 @@ from penstock.ir.lazy import torch
 from penstock.ir.op import get
 from penstock.ir.ops.examples import example_blocks
 from penstock.kernels.driver import Kernel
-from penstock.kernels.launch import bind, run_eager
+from penstock.kernels.launch import Eager, bind
 
 REPEATS = 9
 SEED = 20
@@ -87,13 +87,11 @@ def row_error(got: Any, want: Any) -> float:
 def time_cpu(site: Site, sizes: Sizes, plan: Plan) -> Timing:
     """Run the plan as the CPU backend does."""
     inputs = example_inputs(site, sizes, "cpu")
+    run = Eager(site.op, plan, len(inputs), len(site.outputs))
     with torch.no_grad():
-        results = run_eager(site.op, plan, [x.clone() for x in inputs], len(site.outputs), sizes)
-        if refused := gate(site, results, expected(site, inputs, sizes)):
+        if refused := gate(site, run([x.clone() for x in inputs], sizes), expected(site, inputs, sizes)):
             return Timing(refused=refused)
-        return summary(
-            [_seconds(lambda: run_eager(site.op, plan, inputs, len(site.outputs), sizes)) for _ in range(REPEATS)]
-        )
+        return summary([_seconds(lambda: run(inputs, sizes)) for _ in range(REPEATS)])
 
 
 def _seconds(work: Callable[[], object]) -> float:

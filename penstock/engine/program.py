@@ -66,7 +66,7 @@ class KernelLaunch:
     dependent: bool = True  # programmatic dependent launch: the kernel waits by itself for what it reads
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Call:
     """A named function of the runtime on tensors: a library's product, or an op's reference."""
 
@@ -75,6 +75,11 @@ class Call:
     attrs: tuple[tuple[str, Attr], ...]
     inputs: tuple[tuple[Arg, Type], ...]
     outputs: tuple[tuple[Arg, Type], ...]
+
+    @cached_property
+    def node(self) -> Node:
+        """The node that the call stands for. Its inputs are handed in, so it has none."""
+        return Node(self.op, (), self.attrs, tuple(t for _, t in self.outputs))
 
 
 Launch = KernelLaunch | Call

@@ -51,8 +51,8 @@ _OPS: dict[str, Op] = {}
 
 def get(name: str) -> Op:
     """The op of that name. Raises GraphError for an unknown one."""
-    import penstock.ir.ops  # noqa: F401  (registers the vocabulary on first use)
-
+    if name not in _OPS:
+        import penstock.ir.ops  # noqa: F401  (registers the vocabulary on first use)
     if name not in _OPS:
         raise GraphError(f"unknown op {name!r}; known are {', '.join(sorted(_OPS))}")
     return _OPS[name]

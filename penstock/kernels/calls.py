@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from penstock.engine.program import Call, Sizes
-from penstock.ir.graph import Node, Value
 from penstock.ir.interpret import run_node
 
 Results = tuple[Any, ...]
@@ -15,15 +14,11 @@ Function = Callable[[Call, Sequence[Any], Sequence[Any] | None, Sizes | None], R
 
 def reference(call: Call, inputs: Sequence[Any], outputs: Sequence[Any] | None, sizes: Sizes | None) -> Results:
     """The op's own meaning. Where outputs are given, results are copied into them."""
-    node = Node(call.op, tuple(_NO_VALUE for _ in inputs), call.attrs, tuple(t for _, t in call.outputs))
-    results = run_node(node, inputs, sizes)
+    results = run_node(call.node, inputs, sizes)
     for out, result in zip(outputs or (), results, strict=bool(outputs)):
         if out.data_ptr() != result.data_ptr():
             out.copy_(result)
     return tuple(outputs) if outputs else results
-
-
-_NO_VALUE = Value(Node("input", (), (("name", ""),), ()))
 
 
 def cublas(call: Call, inputs: Sequence[Any], outputs: Sequence[Any] | None, sizes: Sizes | None) -> Results:

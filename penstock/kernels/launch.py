@@ -10,21 +10,38 @@ from penstock.engine.program import Arg, Call, KernelLaunch, Plan, Sizes
 from penstock.ir.graph import Type
 from penstock.ir.op import get
 from penstock.kernels import driver
-from penstock.kernels.calls import CALLS
+from penstock.kernels.calls import CALLS, Function
 from penstock.kernels.driver import Kernel
 
 Step = Callable[[], None]
 
 
-def run_eager(op: str, plan: Plan, inputs: Sequence[Any], outputs: int, sizes: Sizes | None = None) -> tuple[Any, ...]:
-    """Run an op's plan of calls alone on tensors of any size; workspace offsets serve as names. Returns the outputs."""
-    env: dict[Arg, Any] = {Arg("in", i): x for i, x in enumerate(inputs)}
-    env |= {Arg("out", out): inputs[source] for source, out in (get(op).writes or {}).items()}
-    for call in plan.launches:
-        assert isinstance(call, Call), "kernels run only under capture"
-        results = CALLS[call.name](call, [env[a] for a, _ in call.inputs], None, sizes)
-        env.update(zip((a for a, _ in call.outputs), results, strict=True))
-    return tuple(env[Arg("out", i)] for i in range(outputs))
+class Eager:
+    """An op's plan of calls alone, resolved once and run on tensors of any size: workspace offsets serve as names."""
+
+    def __init__(self, op: str, plan: Plan, inputs: int, outputs: int) -> None:
+        places = {Arg("in", i): i for i in range(inputs)}
+        places |= {Arg("out", out): source for source, out in (get(op).writes or {}).items()}
+        self._steps = tuple(_resolved(launch, places) for launch in plan.launches)
+        self._results = [places[Arg("out", i)] for i in range(outputs)]
+        self._scratch = [None] * (max(places.values(), default=0) + 1 - inputs)
+
+    def __call__(self, inputs: Sequence[Any], sizes: Sizes | None = None) -> list[Any]:
+        """The op's results."""
+        env = [*inputs, *self._scratch]
+        for function, call, sources, targets in self._steps:
+            results = function(call, [env[i] for i in sources], None, sizes)
+            for target, result in zip(targets, results, strict=True):
+                env[target] = result
+        return [env[i] for i in self._results]
+
+
+def _resolved(call: Call | KernelLaunch, places: dict[Arg, int]) -> tuple[Function, Call, list[int], list[int]]:
+    assert isinstance(call, Call), "kernels run only under capture"
+    sources = [places[a] for a, _ in call.inputs]
+    for arg, _ in call.outputs:
+        places.setdefault(arg, max(places.values(), default=-1) + 1)
+    return CALLS[call.name], call, sources, [places[a] for a, _ in call.outputs]
 
 
 def bind(

@@ -37,7 +37,7 @@ DRAFT = Config(128, 3, 2, 1, 352)
 TEACHER = Config(512, 8, 8, 4, 1408)
 
 # Shares of the total time; the rest is for reading, compiling and measuring.
-TIME = {"teacher": 0.24, "target": 0.36, "draft": 0.14, "adapter": 0.05}
+TIME = {"teacher": 0.2, "target": 0.36, "draft": 0.14, "adapter": 0.07}
 
 
 @dataclass
@@ -202,8 +202,8 @@ def _say(line: str) -> None:
 
 
 def _share(text: str) -> dict[str, float]:
-    """`scripture=0.7,manual=0.6` over the defaults."""
-    shares = {"scripture": 0.7, "dictionary": 0.4, "manual": 0.6, "jargon": 1.0}
+    """`scripture=0.5,manual=0.4` over the defaults."""
+    shares = {"scripture": 0.35, "dictionary": 0.35, "manual": 0.35, "jargon": 1.0}
     for pair in filter(None, text.split(",")):
         voice, _, value = pair.partition("=")
         if voice not in shares or not 0 < float(value) <= 1:
@@ -219,7 +219,7 @@ def _arguments() -> argparse.Namespace:
     add("--out", type=Path, required=True)
     add("--minutes", type=float, default=8.0, help="wall time of the trainings together")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    add("--share", type=_share, default="", help="how much of each voice the base reads, as scripture=0.7,manual=0.6")
+    add("--share", type=_share, default="", help="how much of each voice the base reads, as scripture=0.5,manual=0.4")
     add("--chat", type=float, default=0.06, help="share of chat samples in the base's tokens")
     add("--batch", type=int, default=32)
     add("--length", type=int, default=1024)

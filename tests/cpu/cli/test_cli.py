@@ -16,7 +16,11 @@ from typing import Any
 import pytest
 
 from penstock.cli import main
+from penstock.cli.demo import _distance, token_cost
 from penstock.engine import store
+from penstock.kernels.roof import Roof
+from penstock.runtime.requests import CompletionOutput, RequestMetrics, RequestOutput
+from penstock.text import ChatTemplate
 from tests.cpu import tiny
 
 LIMITS = ["--max_batch_size", "4", "--max_num_tokens", "24", "--device", "cpu"]
@@ -241,11 +245,20 @@ def test_run_prints_each_input_with_its_output(run: Run, engine: Path) -> None:
 def test_chat_answers_each_line_of_a_pipe_with_the_history(
     run: Run, engine: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    asked: list[list[dict[str, str]]] = []
+    render = ChatTemplate.render
+
+    def noted(self: ChatTemplate, messages: Any, *args: Any, **more: Any) -> str:
+        asked.append([dict(m) for m in messages])
+        return render(self, messages, *args, **more)
+
+    monkeypatch.setattr(ChatTemplate, "render", noted)
     monkeypatch.setattr("sys.stdin", io.StringIO("hello\n\nagain\n"))
     ran = run("chat", engine, "--max_tokens", 3, "--temperature", 0, "--system", "Be brief.")
-    assert ran.code == 0
-    lengths = [int(line[1:].split()[0]) for line in ran.err.splitlines() if line.startswith("[")]
-    assert len(lengths) == 2 and lengths[1] > lengths[0]  # the second prompt holds the first turn
+    assert ran.code == 0 and [[m["role"] for m in messages] for messages in asked] == [
+        ["system", "user"], ["system", "user", "assistant", "user"],
+    ]  # fmt: skip
+    assert asked[1][3]["content"] == "again" and ran.out.startswith(asked[1][2]["content"] + "\n")
 
 
 def test_chat_without_a_template_is_refused(run: Run, engine: Path, tmp_path: Path, model: Path) -> None:
@@ -295,6 +308,17 @@ def test_demo_shows_stages_text_and_roof(
     assert "tok/s" in ran.out and "% of it" in ran.out and "Assumed" in ran.out
     again = run("demo", "--device", "cpu", "--cache_dir", tmp_path, "--max_tokens", 8)
     assert "when built" in again.out and "when built" not in ran.out
+
+
+def test_the_distance_from_the_roof_is_arithmetic(engine: Path) -> None:
+    manifest = store.load(engine)
+    done = CompletionOutput(0, "x", tuple(range(11)), "length")
+    output = RequestOutput("r", "p", (1, 2, 3), (done,), True, RequestMetrics(0.0, 0.5, 0.6))  # 10 tokens in 0.1 s
+    read, operations = token_cost(manifest, context=3 + 11 / 2)
+    assert read == manifest.work["weight_bytes"] + 8.5 * manifest.work["kv_bytes_per_token"]
+    assert operations == manifest.work["flops_per_token"] + manifest.work["flops_per_logit"]
+    text = _distance(manifest, Roof(read * 400, operations * 1e6), output)
+    assert "at most 400 tok/s" in text and "reached 100.0, 25.0% of it" in text
 
 
 @pytest.mark.parametrize("word", ["--help", "--version", "build --help"])

@@ -129,8 +129,9 @@ def test_a_failed_step_ends_its_requests_and_no_others(tiny_engine: Path, monkey
             raise RuntimeError("a cosmic ray")
         return plain(self, *rest)
 
-    monkeypatch.setattr(CpuBackend, "launch", faulty)
     with LLM(tiny_engine, device="cpu") as model:
+        model.generate("God", GREEDY)
+        monkeypatch.setattr(CpuBackend, "launch", faulty)
         with pytest.raises(ExecutorError, match="a cosmic ray"):
             model.generate("In the beginning", GREEDY)
         assert len(model.generate("God", GREEDY)[0].outputs[0].token_ids) == 12

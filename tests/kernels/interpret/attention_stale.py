@@ -1,4 +1,4 @@
-"""Worker: attention's bits must not depend on what the cache holds behind a context, NaN included. TRITON_INTERPRET=1."""
+"""Worker under TRITON_INTERPRET=1: attention must not depend on what lies behind a context, be it NaN."""
 
 from __future__ import annotations
 
