@@ -1,8 +1,8 @@
 """Report the size of the package, and fail when it outgrows its limits.
 
 Prints lines per top-level folder of penstock/, files over 300 lines, functions over 45, and the median function. Exits
-with 1 when the total passes [tool.penstock] max_lines, a file passes 400 lines, or a function passes 60 (a kernel, which
-the compiler wants in one piece: 80).
+with 1 when the total passes [tool.penstock] max_lines, a file passes 400 lines, or a function passes 60 (a kernel,
+which the compiler wants in one piece: 80).
 """
 
 from __future__ import annotations

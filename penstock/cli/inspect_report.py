@@ -85,22 +85,12 @@ def _choices(engine: Engine, plans: Mapping[str, Plan], timed: Mapping[str, Any]
     points = timed.get("points", {})
     chosen: dict[tuple[str, str], Data] = {}  # a bucket that the fastest cannot run takes the next one
     for bucket, plan in plans.items():
-        point = _point(engine, bucket, points)
+        point = engine.profile.point(engine.programs["decode"].buckets[bucket], points) if points else bucket
         key = (point, plan.tactic)
         if key not in chosen:
             chosen[key] = {**_choice(engine, plan, points.get(point, {})), "at": point, "buckets": []}
         chosen[key]["buckets"].append(bucket)
     return list(chosen.values())
-
-
-def _point(engine: Engine, bucket: str, points: Mapping[str, Any]) -> str:
-    """The timed size whose ranking a bucket used: as selection names them."""
-    if bucket in points:  # "any", on a CPU
-        return bucket
-    sizes, profile = engine.programs["decode"].buckets[bucket], engine.profile
-    rows = next((n for n in profile.logit_buckets(profile.max_num_tokens) if n >= sizes["L"]), 0)
-    names = (f"T{profile.tuned(sizes['T'])}", f"L{rows}")
-    return next((n for n in names if n in points), "") or next(reversed(list(points)), bucket)
 
 
 def _choice(engine: Engine, plan: Plan, rivals: Mapping[str, Any]) -> Data:

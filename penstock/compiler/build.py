@@ -131,7 +131,9 @@ def write_engine(planned: Planned, front: Frontend, model: Path, target: Path, p
         (part / store.TIMING).write_text(json.dumps(planned.timing, indent=1))
         (part / store.GRAPH).write_text(f"# as built\n{front.before}\n# after the passes\n{front.after}")
         for file in text_files(model):
-            shutil.copyfile(file, part / file.name)
+            copy = part / file.relative_to(model)
+            copy.parent.mkdir(exist_ok=True)
+            shutil.copyfile(file, copy)
         store.save(replace(planned.engine, build_seconds=seconds), part)
 
 

@@ -95,10 +95,7 @@ class Selector:
 
     def point(self, site: Site, sizes: Sizes) -> str:
         """The name of the tuned point whose ranking a bucket uses."""
-        points = self.points(site)
-        rows = next((n for n in self.profile.logit_buckets(self.profile.max_num_tokens) if n >= sizes["L"]), 0)
-        names = ("any", f"T{self.profile.tuned(sizes['T'])}", f"L{rows}")
-        return next((n for n in names if n in points), "") or next(reversed(points))
+        return self.profile.point(sizes, self.points(site))
 
     def plan(self, site: Site, sizes: Sizes) -> Plan:
         """The plan of a site in a bucket, its kernels noted for storing."""

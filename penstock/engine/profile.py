@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
@@ -83,6 +84,13 @@ class Profile:
     def tuned(self, size: int) -> int:
         """The tuned bucket whose tactics a size uses: the next one up, or the largest."""
         return next((t for t in self.tuned_buckets if t >= size), self.tuned_buckets[-1])
+
+    def point(self, sizes: Sizes, points: Iterable[str]) -> str:
+        """Of the named sizes at which a site was timed ("T64", "L8", "any"), the one whose ranking a bucket uses."""
+        known = list(points)
+        rows = next((n for n in self.logit_buckets(self.max_num_tokens) if n >= sizes["L"]), 0)
+        names = ("any", f"T{self.tuned(sizes['T'])}", f"L{rows}")
+        return next((name for name in names if name in known), known[-1])
 
     def sizes(self, tokens: int, logits: int) -> Sizes:
         """The run-time dimensions of bucket (T, L)."""

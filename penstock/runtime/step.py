@@ -99,7 +99,7 @@ class CpuBackend:
                 times.append(time.perf_counter() - start)
             return sorted(times)[3]
 
-        best = min((1, torch.get_num_threads()), key=seconds)
+        best: int = min((1, torch.get_num_threads()), key=seconds)
         self.states["slots"].zero_()
         return best
 

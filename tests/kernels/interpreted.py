@@ -1,4 +1,4 @@
-"""Run a tactic's draft through Triton's interpreter, on CPU tensors. TRITON_INTERPRET=1 must be set before triton loads."""
+"""Run a tactic's draft through Triton's interpreter, on CPU tensors; TRITON_INTERPRET=1 is set before triton loads."""
 
 from __future__ import annotations
 

@@ -128,7 +128,7 @@ def prepare(
 
     slots: i32[A]; upload: i32[U] = HEADER numbers, then ROW numbers for each of the step's rows, then (index, value)
     pairs. Returns the values that PREPARED names. `sizes`, handed in by whoever runs the step, are the bucket's T, S
-    and L; left out, the exact sizes of the step are used. Padding tokens have row -1, padding rows no tokens and block 0.
+    and L; left out, the exact sizes of the step are used. Padding tokens have row -1; padding rows no tokens, block 0.
     """
     layout = SlotLayout(num_slots, history, table, freqs)
     num_rows, num_tokens, num_logits, num_writes = upload[:HEADER].tolist()

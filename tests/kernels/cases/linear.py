@@ -11,9 +11,7 @@ def _site(op: str, inputs: tuple[Type, ...], weights: tuple[int, ...] = (), **at
     return Site(op, inputs, get(op).types(inputs, attrs), tuple(sorted(attrs.items())), weights)
 
 
-def linear(
-    format: str, n: int, k: int, *, bias: bool = False, out: str = "", w: str = "", tokens: str = "T"
-) -> Site:
+def linear(format: str, n: int, k: int, *, bias: bool = False, out: str = "", w: str = "", tokens: str = "T") -> Site:
     """x [tokens,k] @ w [n,k].T, w in x's format unless named."""
     types = (tensor(format, tokens, k), tensor(w or format, n, k), *((tensor(format, n),) if bias else ()))
     return _site("linear", types, (1, 2) if bias else (1,), **({"out": out} if out else {}))
