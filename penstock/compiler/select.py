@@ -24,8 +24,9 @@ from penstock.ir.graph import Graph
 from penstock.kernels.reference import has_parts, parts_sites
 from penstock.kernels.tactic import PLAIN, Draft, KernelUse, TritonKernel, frozen_plan
 
-ANCHORS = (1, 16, 64, 512, 8192)  # tokens at which every configuration is timed; between them only the best ones
-KEPT = 2  # configurations of each tactic that are timed between anchors
+ANCHORS = (1, 16, 64, 512, 8192)  # tokens at which many configurations are timed; between them only the best ones
+TRIED = 4  # configurations of each tactic that are timed at an anchor, by the tactic's own order
+KEPT = 2  # and between anchors
 
 Timer = Callable[[Site, Sizes, Plan], Timing]
 
@@ -137,16 +138,14 @@ class Selector:
         return not point.startswith("T") or int(point[1:]) in (*ANCHORS, self.profile.tuned_buckets[-1])
 
     def _wanted(self, site: Site, point: str, sizes: Sizes, anchor: bool) -> tuple[Candidate, ...]:
-        """All candidates at an anchor; elsewhere those of each tactic that did best at the nearest anchors."""
+        """Of each tactic its most promising configurations at an anchor, elsewhere those that did best at anchors."""
         every, refused = candidates(site, sizes, self.device, self.pins)
         self.result.refused.setdefault(site.key, {}).update(refused)
-        if anchor:
-            return every
-        best = self._anchor_medians(site)
+        best = {} if anchor else self._anchor_medians(site)
         by_tactic: dict[str, list[Candidate]] = {}
         for candidate in sorted(every, key=lambda c: best.get(c.name, float("inf"))):
             by_tactic.setdefault(candidate.tactic_name, []).append(candidate)
-        return tuple(c for group in by_tactic.values() for c in group[:KEPT])
+        return tuple(c for group in by_tactic.values() for c in group[: TRIED if anchor else KEPT])
 
     def _anchor_medians(self, site: Site) -> dict[str, float]:
         """Each candidate's time relative to the best of its point, the least over the anchors."""
