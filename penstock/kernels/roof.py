@@ -52,8 +52,8 @@ def _measure_cpu() -> Roof:
 def _measure_cuda(format: str) -> Roof:
     dtype = getattr(torch, formats.parse(format).torch_dtype)
     size = min(GPU_BUFFER, torch.cuda.mem_get_info()[0] // 2) // 4096 * 4096
-    buffer = torch.ones(size // 4, dtype=torch.int32, device="cuda")
-    read = _median(buffer.sum, _device_seconds)
+    buffer = torch.randint(0, 1 << 30, (size // 4,), dtype=torch.int32, device="cuda")
+    read = _median(lambda: buffer.sum(dtype=torch.int32), _device_seconds)  # a wider sum would wait for its adders
     del buffer
     left, right = (torch.randn(GPU_SIDE, GPU_SIDE, device="cuda").to(dtype) for _ in range(2))
     product = _median(lambda: left @ right, _device_seconds)
