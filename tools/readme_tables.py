@@ -1,6 +1,6 @@
 """Tables of the README, made from the results that are kept: `python tools/readme_tables.py`, or with --check.
 
-Between `<!-- results:NAME -->` and `<!-- end of results -->` stands the table of bench/results/NAME.jsonl: the latest
+Between `<!-- results:NAME -->` and `<!-- end of results -->` stands the table of bench/results/NAME/*.jsonl: the latest
 record of each model, format and figure. A figure is never typed by hand.
 """
 
@@ -15,20 +15,22 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 SECTION = re.compile(r"(<!-- results:([\w.-]+) -->\n).*?(<!-- end of results -->)", re.DOTALL)
-NOTHING = "No results are kept yet: `bench/results/{name}.jsonl` does not exist.\n"
+NOTHING = "No results are kept yet: `bench/results/{name}/` is empty.\n"
 Record = Mapping[str, Any]
 
 
 def filled(readme: str, results: Path) -> str:
     """The README's text with every section made anew."""
-    return SECTION.sub(lambda m: m[1] + section(m[2], results / f"{m[2]}.jsonl") + m[3], readme)
+    return SECTION.sub(lambda m: m[1] + section(m[2], results / m[2]) + m[3], readme)
 
 
-def section(name: str, file: Path) -> str:
-    """The table of one results file, with the environments that it was measured in."""
-    if not file.is_file():
+def section(name: str, folder: Path) -> str:
+    """The table of one machine's results, with the environments that they were measured in."""
+    lines = [line for file in sorted(folder.glob("*.jsonl")) for line in file.read_text("utf-8").splitlines()]
+    if not lines:
         return NOTHING.format(name=name)
-    records = latest([json.loads(line) for line in file.read_text("utf-8").splitlines() if line.strip()])
+    records = sorted((json.loads(line) for line in lines), key=lambda record: str(record.get("when", "")))
+    records = latest(records)
     head = ["| model | format | figure | value | of the roof | commit |", "|---|---|---|---|---|---|"]
     return "\n".join(["", *head, *map(_row, records), "", *_environments(records), ""]) + "\n"
 

@@ -11,7 +11,6 @@ from penstock.engine.program import Sizes, bucket_name
 from penstock.errors import OptionError
 from penstock.ir.ops.state import FIELDS, HEADER, ROW, SlotLayout
 
-# Above the last one products only scale, so a larger bucket uses its tactics.
 _TUNED = (*(1 << i for i in range(10)), 2048, 8192)
 
 
@@ -67,9 +66,10 @@ class Profile:
 
     @cached_property
     def tuned_buckets(self) -> tuple[int, ...]:
-        """Sizes at which tactics are timed: powers of two up to 512, then of four; at most twelve."""
-        below = tuple(size for size in _TUNED if size < self.max_num_tokens)
-        return (*below, min(self.max_num_tokens, _TUNED[-1]))
+        """Capture buckets at which tactics are timed: about powers of two up to 512, then of four, and the last."""
+        wanted = (size for size in _TUNED if size < self.max_num_tokens)
+        near = {next(bucket for bucket in self.token_buckets if bucket >= size) for size in wanted}
+        return tuple(sorted(near | {self.token_buckets[-1]}))
 
     def logit_buckets(self, tokens: int) -> tuple[int, ...]:
         """Logit rows that a step of so many tokens is captured for."""

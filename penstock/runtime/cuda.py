@@ -55,7 +55,7 @@ class CudaBackend:
         states = {"slots": slots, **pool.allocate(engine, self.num_blocks, "cuda")}
         self.graphs = Graphs(engine, Memory(arena, upload, weights, states, kernels))
         self.uploads = 0  # copies to the device, for the test that there is at most one a step
-        self._lanes = tuple(self._lane() for _ in range(RING))
+        self._lanes: tuple[_Lane, ...] = tuple(self._lane() for _ in range(RING))
         self._count = 0
         self._warm_up()
         self.graphs.capture_sparse()
@@ -69,7 +69,7 @@ class CudaBackend:
         lane.upload[:size].numpy()[:] = upload
         self.graphs.memory.upload[:size].copy_(lane.upload[:size], non_blocking=True)
         self.uploads += 1
-        _, captured = self.graphs.find(tokens, logits)
+        captured = self.graphs.find(tokens, logits)
         captured.graph.replay()
         sampled = captured.results["sampled"]
         lane.sampled[: sampled.numel()].copy_(sampled, non_blocking=True)
@@ -86,8 +86,11 @@ class CudaBackend:
         return self.graphs.capture_next()
 
     def close(self) -> None:
+        """Give the device's memory back."""
         torch.cuda.synchronize()
-        self.graphs.captured.clear()
+        self.graphs.close()
+        self._lanes = ()
+        torch.cuda.empty_cache()
 
     def _lane(self) -> _Lane:
         profile = self.engine.profile
@@ -98,8 +101,11 @@ class CudaBackend:
         )
 
     def _warm_up(self) -> None:
-        """Create the library handles and workspaces that must not be made under capture."""
-        x = torch.ones(16, 16, dtype=torch.bfloat16, device="cuda")
-        torch.mm(x, x)
-        torch.mm(x, x, out_dtype=torch.float32)
+        """Create this thread's library handles and workspaces, which must not be made under capture."""
+        for dtype in (torch.float32, torch.float16, torch.bfloat16):
+            x = torch.ones(16, 16, dtype=dtype, device="cuda")
+            torch.mm(x, x)
+            torch.addmm(x[0], x, x)
+            if dtype != torch.float32:
+                torch.mm(x, x, out_dtype=torch.float32)
         torch.cuda.synchronize()

@@ -11,10 +11,11 @@ import secrets
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 
 from penstock.engine.manifest import Engine
-from penstock.errors import ExecutorError, PenstockError, PromptError
+from penstock.errors import ExecutorError, OptionError, PenstockError, PromptError
 from penstock.runtime.kv.blocks import BlockPool, KvManager
 from penstock.runtime.output import Stream
 from penstock.runtime.requests import RequestOutput, SamplingParams, resolve
@@ -42,6 +43,16 @@ class Submission:
     arrival: float = field(default_factory=time.monotonic)
 
 
+@dataclass(frozen=True, slots=True)
+class _Live:
+    """A request that has not ended, as the executor keeps it beside the scheduler's record."""
+
+    stream: Stream
+    sink: Sink
+    streaming: bool
+    sampler: Sampler
+
+
 @dataclass
 class Stats:
     """Counters since the start."""
@@ -55,18 +66,19 @@ class Stats:
 class Executor:
     """Runs submissions to their end. Raises PromptError and the like from `submit`, before any work."""
 
-    def __init__(self, engine: Engine, backend: Backend, tokenizer: Tokenizer | None) -> None:
+    def __init__(
+        self, engine: Engine, backend: Backend, tokenizer: Tokenizer | None, limits: Limits | None = None
+    ) -> None:
+        """`limits` within the engine's profile; None: the profile's own."""
         profile = engine.profile
         self.engine, self.backend, self.tokenizer = engine, backend, tokenizer
         self.kv = KvManager(BlockPool(backend.num_blocks, profile.block_size))
-        limits = Limits(profile.max_batch_size, profile.max_num_tokens, profile.max_seq_len, backend.steps_in_flight)
-        self.scheduler = Scheduler(limits, self.kv)
+        limits = limits or Limits(profile.max_batch_size, profile.max_num_tokens, profile.max_seq_len)
+        self.scheduler = Scheduler(replace(limits, max_steps_in_flight=backend.steps_in_flight), self.kv)
         self.stats = Stats()
         self._rope = ModelSpec.from_json(dict(engine.spec)).request_rope
         self._eos = frozenset(engine.tokens.get("eos", ())) | frozenset(tokenizer.eos_token_ids if tokenizer else ())
-        self._streams: dict[str, Stream] = {}
-        self._sinks: dict[str, tuple[Sink, bool]] = {}
-        self._samplers: dict[str, Sampler] = {}
+        self._live: dict[str, _Live] = {}
         self._in_flight: deque[tuple[StepPlan, Ticket]] = deque()
 
     @property
@@ -74,22 +86,24 @@ class Executor:
         return self.scheduler.has_work
 
     def submit(self, new: Submission) -> None:
-        """Queue a request; nothing is started when it is refused."""
-        params, _ = resolve(new.params, self.engine.tokens.get("generation", {}))
+        """Queue a request; nothing is started or kept when it is refused."""
+        if new.id in self._live:
+            raise OptionError(f"request id {new.id!r} is taken by a request that has not finished; choose another")
+        params, notes = resolve(new.params, self.engine.tokens.get("generation", {}))
         check_prompt(new.prompt_token_ids, self.engine.vocab_size)
         assert params.max_tokens is not None
         request = Request(
-            new.id, new.prompt_token_ids, params.max_tokens, self.engine.profile.max_seq_len, self._eos,
+            new.id, new.prompt_token_ids, params.max_tokens, self.scheduler.limits.max_seq_len, self._eos,
             frozenset(params.stop_token_ids), params.ignore_eos,
         )  # fmt: skip
+        stream = Stream(request, new.prompt, params, new.arrival, self.tokenizer, notes)
+        live = _Live(stream, new.sink, new.streaming, self._sampler(params, request))
         self.scheduler.add(request)
-        self._streams[new.id] = Stream(request, new.prompt, params, new.arrival, self.tokenizer)
-        self._sinks[new.id] = (new.sink, new.streaming)
-        self._samplers[new.id] = self._sampler(params, request)
+        self._live[new.id] = live
 
     def abort(self, request_id: str) -> None:
         """End a request now, with what it has; unknown ids have ended already."""
-        if request_id in self._streams and (event := self.scheduler.abort(request_id)):
+        if request_id in self._live and (event := self.scheduler.abort(request_id)):
             self._handle(event)
 
     def step(self) -> bool:
@@ -103,29 +117,26 @@ class Executor:
 
     def fail_all(self, error: PenstockError) -> None:
         """End every request with an error: the device is gone."""
-        for request_id in tuple(self._streams):
-            self._forget(request_id)[0](error)
+        for request_id in tuple(self._live):
+            _deliver(self._live.pop(request_id), error)
 
     def _launch(self, plan: StepPlan) -> None:
-        prompts = {row.request_id: self._prompt(row.request_id) for row in plan.rows}
+        live = {row.request_id: self._live.get(row.request_id) for row in plan.rows}
+        prompts = {name: each.stream.request.prompt if each else () for name, each in live.items()}  # a ghost has none
+        samplers = {name: each.sampler for name, each in live.items() if each}
         try:
-            upload = encode(plan, self.engine.profile.slots, self._samplers, prompts)
+            upload = encode(plan, self.engine.profile.slots, samplers, prompts)
             ticket = self.backend.launch(upload, plan.num_tokens, len(plan.rows), plan.num_logits)
-        except RuntimeError as error:  # what torch raises when a step cannot run
+        except Exception as error:  # the step's border: it fails its own requests, and no others
             self._failed(plan, error)
             return
         self._in_flight.append((plan, ticket))
         self.stats.steps += 1
 
-    def _prompt(self, request_id: str) -> Sequence[int]:
-        """Empty for a ghost, whose request has ended and which is past its prompt."""
-        stream = self._streams.get(request_id)
-        return stream.request.prompt if stream else ()
-
     def _retire(self, plan: StepPlan, ticket: Ticket) -> None:
         try:
             tokens = self.backend.read(ticket)
-        except RuntimeError as error:
+        except Exception as error:  # as above
             self._failed(plan, error)
             return
         for event in self.scheduler.retire(plan.step_id, dict(zip(plan.sampling_slots, tokens, strict=True))):
@@ -134,36 +145,42 @@ class Executor:
     def _failed(self, plan: StepPlan, error: Exception) -> None:
         ids = ", ".join(row.request_id for row in plan.rows)
         failure = ExecutorError(f"step {plan.step_id} failed and ended requests {ids}: {error}")
+        failure.__cause__ = error
         for event in self.scheduler.fail(plan.step_id, failure):
             self._handle(event)
 
     def _handle(self, event: Event) -> None:
-        stream = self._streams.get(event.request_id)
-        if stream is None:
+        """News of a request to its caller. Whatever a request's own text or sink raises ends that request alone."""
+        live = self._live.get(event.request_id)
+        if live is None:
             return
-        now = time.monotonic()
-        stopped = False
+        try:
+            self._tell(live, event)
+        except Exception as error:  # the request's border
+            self._drop(event, ExecutorError(f"request {event.request_id} failed while its output was made: {error}"))
+
+    def _tell(self, live: _Live, event: Event) -> None:
+        now, stopped = time.monotonic(), False
         if event.token is not None:
             self.stats.generated_tokens += 1
-            stopped = stream.add(event.token, now)
+            stopped = live.stream.add(event.token, now)
         if stopped and event.finish_reason is None:
             self.scheduler.abort(event.request_id, reason="stop")
-        if stopped or event.finish_reason is not None:
-            self._finish(stream, event, now)
-        elif self._sinks[event.request_id][1]:
-            self._sinks[event.request_id][0](stream.output())
-
-    def _finish(self, stream: Stream, event: Event, now: float) -> None:
-        sink, _ = self._forget(event.request_id)
-        stream.end(event.finish_reason or "stop", now)
+        if not stopped and event.finish_reason is None:
+            if live.streaming:
+                live.sink(live.stream.output())
+            return
+        del self._live[event.request_id]
+        live.stream.end(event.finish_reason or "stop", now)
         self.stats.requests += 1
-        self.stats.prompt_tokens += len(stream.request.prompt)
-        error = event.error
-        sink(error if isinstance(error, PenstockError) else stream.output())
+        self.stats.prompt_tokens += len(live.stream.request.prompt)
+        live.sink(event.error if isinstance(event.error, PenstockError) else live.stream.output())
 
-    def _forget(self, request_id: str) -> tuple[Sink, bool]:
-        del self._streams[request_id], self._samplers[request_id]
-        return self._sinks.pop(request_id)
+    def _drop(self, event: Event, error: PenstockError) -> None:
+        if live := self._live.pop(event.request_id, None):
+            if event.finish_reason is None:
+                self.scheduler.abort(event.request_id)
+            _deliver(live, error)
 
     def _sampler(self, params: SamplingParams, request: Request) -> Sampler:
         """top_k 0 or less is off. The rope of a model that asks for it is fixed here, by the length it may reach."""
@@ -179,11 +196,19 @@ def fold_seed(seed: int | None, sample: int = 0) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}.{sample}".encode()).digest()[:4], "big") >> 1
 
 
+def _deliver(live: _Live, error: PenstockError) -> None:
+    """Tell a caller that its request failed; a caller who cannot be told has gone, and nobody else must suffer."""
+    with suppress(Exception):
+        live.sink(error)
+
+
 def check_prompt(ids: Sequence[int], vocab_size: int) -> None:
     """Raises PromptError for an empty prompt, or an id outside the vocabulary."""
     if not ids:
         raise PromptError("the prompt is empty; give at least one token")
     for index, token in enumerate(ids):
+        if not isinstance(token, int) or isinstance(token, bool):
+            raise PromptError(f"token id {token!r} at position {index} is a {type(token).__name__}; give integers")
         if not 0 <= token < vocab_size:
             raise PromptError(
                 f"token id {token} at position {index} is outside the vocabulary of {vocab_size}: "

@@ -42,6 +42,7 @@ class Graphs:
     def __init__(self, engine: Engine, memory: Memory) -> None:
         self.engine, self.memory = engine, memory
         self.captured: dict[Key, Captured] = {}
+        self.larger = 0  # steps that ran in a larger bucket than their own, for want of its capture
         profile = engine.profile
         self._all = [(t, n) for t in profile.token_buckets for n in profile.logit_buckets(t)]
         self._pool = torch.cuda.graph_pool_handle()
@@ -60,15 +61,21 @@ class Graphs:
             self.capture(missing)
         return missing is not None
 
-    def find(self, tokens: int, logits: int) -> tuple[Key, Captured]:
-        """The smallest captured bucket that holds the step."""
+    def find(self, tokens: int, logits: int) -> Captured:
+        """The smallest captured bucket that holds the step; a larger one than its own is counted."""
         key = self.engine.profile.bucket(tokens, max(logits, 1))
         if key not in self.captured:
             key = min(k for k in self.captured if k[0] >= key[0] and k[1] >= key[1])
-        return key, self.captured[key]
+            self.larger += 1
+        return self.captured[key]
+
+    def close(self) -> None:
+        """Forget the graphs and the memory they point to."""
+        self.captured.clear()
+        self.memory = None  # type: ignore[assignment]  # nothing may be captured any more
 
     def capture(self, key: Key) -> None:
-        """Bind every node of every phase to its memory, run once to warm library handles up, and capture."""
+        """Bind every node of every phase to its memory, and capture."""
         steps, results = self._bound(key)
         graph = torch.cuda.CUDAGraph()
         with torch.no_grad(), torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):

@@ -19,6 +19,7 @@ class Stream:
     params: SamplingParams
     arrival: float
     tokenizer: Tokenizer | None
+    notes: tuple[str, ...] = ()  # which sampling defaults were taken
     text: str = ""
     token_ids: list[int] = field(default_factory=list)
     first_token: float | None = None

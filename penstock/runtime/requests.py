@@ -19,14 +19,14 @@ _INTEGERS: Final[dict[str, tuple[int, int | None]]] = {
     "beam_width": (1, None),
     "max_tokens": (1, None),
     "min_tokens": (0, None),
-    "top_k": (-1, None),
+    "top_k": (-1, 2**31 - 1),  # the device keeps it in 32 bits
     "no_repeat_ngram_size": (0, None),
     "seed": (-(2**63), 2**63 - 1),
     "logprobs": (0, None),
     "prompt_logprobs": (0, None),
 }
 _REALS: Final[dict[str, tuple[float, float]]] = {
-    "temperature": (0.0, math.inf),
+    "temperature": (0.0, 1e6),
     "top_p": (0.0, 1.0),
     "min_p": (0.0, 1.0),
     "length_penalty": (-math.inf, math.inf),
@@ -43,8 +43,9 @@ _FLAGS: Final = (
     "detokenize",
     "skip_special_tokens",
 )
-# Below this, logits / temperature leaves what float32 can tell apart.
+# Below these, logits / temperature and sums of probabilities leave what float32 can tell apart.
 _LEAST_TEMPERATURE: Final = 1e-5
+_LEAST_TOP_P: Final = 1e-6
 
 # Field -> (its key in generation_config.json, what it is where that says nothing).
 _MODEL_DEFAULTS: Final[dict[str, tuple[str, float | int]]] = {
@@ -112,6 +113,10 @@ class SamplingParams:
         value, least = self.temperature, _LEAST_TEMPERATURE
         if value is not None and 0 < value < least:
             raise SamplingError(f"temperature={value!r} is too small; give 0 for greedy, or at least {least}")
+        if self.top_p is not None and self.top_p < _LEAST_TOP_P:
+            raise SamplingError(
+                f"top_p={self.top_p!r} is too small; give temperature=0 for greedy, or at least {_LEAST_TOP_P}"
+            )
 
     def _check_stops(self) -> None:
         for text in self.stop:

@@ -29,7 +29,8 @@ def test_a_table_holds_the_latest_of_each_figure_and_its_share(tmp_path: Path) -
         record(value=100.0), record(metric="build_s", unit="s", value=41.25),
         record(value=251.4, spread=1.26, share_of_roof=0.8712, commit="abc", environment={"device": "X", "torch": "2"}),
     ]  # fmt: skip
-    (tmp_path / "h200.jsonl").write_text("\n".join(lines))
+    (tmp_path / "h200").mkdir()
+    (tmp_path / "h200" / "a.jsonl").write_text("\n".join(lines))
     text = filled("a\n<!-- results:h200 -->\nold\n<!-- end of results -->\nb", tmp_path)
     assert "| m | bf16 | decode_bs1 | 251 ± 1.26 tok/s | 87.1% | abc |" in text and "100 tok/s" not in text
     assert "| m | bf16 | build_s | 41.2 s |  |  |" in text and "Measured with device X, torch 2." in text

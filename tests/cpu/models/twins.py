@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -86,11 +87,14 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 }  # fmt: skip
 
 
-def save_twin(case: str, directory: Path, **save: Any) -> Any:
-    """Build the case's model with random weights, save it to `directory`, and return it in float32."""
+def save_twin(case: str, directory: Path, changes: Mapping[str, Any] | None = None, **save: Any) -> Any:
+    """Build the case's model with random weights, save it to `directory`, and return it in float32.
+
+    `changes`: keys of the config that differ from the case's.
+    """
     family, more = CASES[case]
     torch.manual_seed(sum(map(ord, case)))
-    config = transformers.AutoConfig.for_model(family, **{**SIZES, **more})
+    config = transformers.AutoConfig.for_model(family, **{**SIZES, **more, **(changes or {})})
     config.architectures = None  # save_pretrained fills it in
     model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=torch.float32)
     with torch.no_grad():
