@@ -36,7 +36,8 @@ check: $(STAMP)  ## lint, format, types, floors, size
 	@$(BIN)/python tools/size_report.py
 
 test-long: $(STAMP)  ## full counts and foreign tools
-	@$(BIN)/python -m pytest -q -m long --timeout 7200
+	@$(BIN)/python -m pytest -q -m long --timeout 7200; status=$$?; echo "results are in out/long/:"; \
+		ls out/long/*.json; exit $$status
 
 format: $(STAMP)  ## rewrite the sources in the one format
 	@$(BIN)/ruff check --fix --quiet .

@@ -9,11 +9,12 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from penstock.version import __version__
 
 if TYPE_CHECKING:
     from penstock.errors import PenstockError as PenstockError
     from penstock.llm import LLM as LLM
+    from penstock.llm import compile as compile
     from penstock.runtime.requests import LoRARequest as LoRARequest
     from penstock.runtime.requests import RequestOutput as RequestOutput
     from penstock.runtime.requests import SamplingParams as SamplingParams
@@ -24,6 +25,7 @@ _HOME = {
     "PenstockError": "penstock.errors",
     "RequestOutput": "penstock.runtime.requests",
     "SamplingParams": "penstock.runtime.requests",
+    "compile": "penstock.llm",
 }
 __all__ = [*sorted(_HOME), "__version__"]
 

@@ -13,35 +13,28 @@ from typing import Any
 from penstock import bundled
 from penstock.compiler.backend import Progress
 from penstock.compiler.build import build, silent
-from penstock.compiler.options import BuildOptions
+from penstock.compiler.options import FORMATS, BuildOptions
 from penstock.compiler.refit import refit
 from penstock.compiler.reselect import reselect
+from penstock.compiler.timing_cache import cache_root
 from penstock.engine import store
+from penstock.engine.manifest import Engine
 from penstock.engine.match import mismatch
+from penstock.engine.profile import Profile
 from penstock.errors import OptionError, PenstockError, PromptError
+from penstock.ir.graph import Graph
 from penstock.kernels.device import detect, software
 from penstock.models.hub import resolve
 from penstock.runtime.executor import Submission
-from penstock.runtime.loop import Loop, fresh_id
-from penstock.runtime.open import Memory, open_loop
+from penstock.runtime.loop import Loop, fresh_id, run_all
+from penstock.runtime.open import Memory, RunLimits, open_loop
 from penstock.runtime.output import delta
-from penstock.runtime.requests import RequestOutput, SamplingParams
+from penstock.runtime.requests import LoRARequest, RequestOutput, SamplingParams
 from penstock.text.tokenizer import Tokenizer
 from penstock.unsupported import refuse, require_default
 
 Prompt = str | Mapping[str, Sequence[int]]
-
-# Arguments of the public surface that are not built yet, with the value that means "not asked for".
-_NEUTRAL: Mapping[str, Any] = {
-    "quantization": None,
-    "kv_cache_dtype": "auto",
-    "tensor_parallel_size": 1,
-    "pipeline_parallel_size": 1,
-    "lora_paths": None,
-    "max_loras": None,
-    "max_lora_rank": None,
-    "speculative": None,
-}
+Mixture = LoRARequest | Sequence[tuple[str, float]] | None  # an adapter, weighted adapters, or the base model
 
 
 class LLM:
@@ -50,13 +43,17 @@ class LLM:
     model: a Hugging Face directory, a Penstock checkpoint, an engine directory, or a hub name; None: the bundled model.
     revision, token: for hub names. weights: "checkpoint", or "random" for the shapes of a config alone.
     dtype: "auto", "bfloat16", "float16", "float32". device: "auto", "cuda", "cpu".
-    max_batch_size, max_num_tokens, max_seq_len: limits of a step and of a request; None: what fits model and device.
+    max_batch_size, max_num_tokens, max_seq_len: limits of a step and of a request; None: what fits model and device, or
+    what the engine was built for, above which an engine directory cannot go.
     gpu_memory_utilization, max_gpu_bytes: how much of the GPU may be used.
     tokenizer: a directory, where the model's own is elsewhere; skip_tokenizer_init: token ids in and out.
     cache_dir: where engines and timings are kept. tactics: {op: tactic}, pinned. progress(stage, done, total).
+    quantization, kv_cache_dtype, tensor_parallel_size, pipeline_parallel_size, lora_paths, max_loras, max_lora_rank,
+    speculative: not built yet; UnsupportedError for anything but their defaults.
 
-    Raises OptionError for an unknown argument, ModelError and CheckpointError where the model cannot be read,
-    ResourceError where memory or disk does not suffice: all before any text is generated.
+    Raises OptionError for an unknown argument, or one that an engine directory contradicts; ModelError, TokenizerError
+    and CheckpointError where the model cannot be read, ResourceError where memory or disk does not suffice: all before
+    any text is generated.
     """
 
     def __init__(
@@ -78,56 +75,70 @@ class LLM:
         cache_dir: str | Path | None = None,
         tactics: Mapping[str, str] | None = None,
         progress: Progress = silent,
-        **others: Any,
+        quantization: str | None = None,
+        kv_cache_dtype: str = "auto",
+        tensor_parallel_size: int = 1,
+        pipeline_parallel_size: int = 1,
+        lora_paths: Sequence[str | Path] | None = None,
+        max_loras: int | None = None,
+        max_lora_rank: int | None = None,
+        speculative: object | None = None,
+        **unknown: object,
     ) -> None:
-        _check_others(others)
-        memory = Memory(gpu_memory_utilization, max_gpu_bytes)
+        _refuse_unknown("LLM", unknown)
+        _refuse_unbuilt(None, quantization=quantization, lora_paths=lora_paths, max_loras=max_loras)
+        _refuse_unbuilt(None, max_lora_rank=max_lora_rank, speculative=speculative)
+        _refuse_unbuilt(1, tensor_parallel_size=tensor_parallel_size, pipeline_parallel_size=pipeline_parallel_size)
+        _refuse_unbuilt("auto", kv_cache_dtype=kv_cache_dtype)
+        self._memory = Memory(gpu_memory_utilization, max_gpu_bytes)
+        self._limits = RunLimits(max_batch_size, max_num_tokens, max_seq_len)
+        self._text_home = None if tokenizer is None else Path(tokenizer)
+        self._skip_tokenizer, self._progress = skip_tokenizer_init, progress
+        self._root = cache_root(cache_dir)
         options = BuildOptions(
-            dtype, weights, device, max_batch_size, max_num_tokens, max_seq_len,
-            pins=tactics or {}, cache_dir=Path(cache_dir) if cache_dir is not None else None,
+            dtype, weights, device, max_batch_size, max_num_tokens, max_seq_len, pins=tactics or {},
+            cache_dir=self._root,
         )  # fmt: skip
-        path = bundled.target() if model is None else resolve(model, revision, token)
-        self.engine_dir = (
-            _matching(path, options, progress) if store.is_engine(path) else build(path, options, None, progress)
-        )
-        self.tokenizer = (
-            None if skip_tokenizer_init else Tokenizer.from_dir(tokenizer or _text_home(path, self.engine_dir))
-        )
-        self._memory, self._options, self._progress = memory, options, progress
-        self._loop: Loop = open_loop(self.engine_dir, memory, self.tokenizer)
+        path = _located(model, revision, token)
+        self.tokenizer = self._read_tokenizer(path)  # before a build, so that a bad one costs nothing
+        self.engine_dir = _engine_of(path, options, self._limits, progress)
+        self._loop = self._open(self.engine_dir)
         progress("ready", 1, 1)
 
     def generate(
         self,
         prompts: Prompt | Sequence[Prompt],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
-        **others: Any,
+        *,
+        lora_request: Mixture | Sequence[Mixture] = None,
+        lora_indices: Sequence[int | None] | None = None,
+        **unknown: object,
     ) -> list[RequestOutput]:
         """The completions of prompts, in their order. A prompt is text, or {"prompt_token_ids": [...]}.
 
-        sampling_params: one for all, or one for each. Raises PromptError, SamplingError before any prompt is started.
+        sampling_params: one for all, or one for each; what they leave open is taken from the model's
+        generation_config, and each output's `notes` say what that was. lora_request, lora_indices: not built yet.
+        Raises PromptError, SamplingError before any prompt is started.
         """
-        _check_others(others)
+        _refuse_unknown("generate", unknown)
+        _refuse_unbuilt(None, lora_request=lora_request, lora_indices=lora_indices)
         many = [prompts] if isinstance(prompts, str | Mapping) else list(prompts)
         params = _each(sampling_params, len(many))
         done: queue.SimpleQueue[RequestOutput | PenstockError] = queue.SimpleQueue()
-        new = [self._submission(p, s, done.put) for p, s in zip(many, params, strict=True)]
-        self._submit_all(new)
-        outputs: dict[str, RequestOutput] = {}
-        for _ in new:
-            result = done.get()
-            if isinstance(result, PenstockError):
-                for each in new:
-                    self._loop.abort(each.id)
-                raise result
-            outputs[result.request_id] = result
-        return [outputs[each.id] for each in new]
+        return run_all(self._loop, [self._submission(p, s, done.put) for p, s in zip(many, params, strict=True)], done)
 
     async def generate_async(
-        self, prompt: Prompt, sampling_params: SamplingParams | None = None, *, streaming: bool = True, **others: Any
+        self,
+        prompt: Prompt,
+        sampling_params: SamplingParams | None = None,
+        *,
+        streaming: bool = True,
+        lora_request: Mixture = None,
+        **unknown: object,
     ) -> AsyncIterator[RequestOutput]:
         """Outputs as they grow: each holds the text so far; `streaming=False`: only the last. Leaving early cancels."""
-        _check_others(others)
+        _refuse_unknown("generate_async", unknown)
+        _refuse_unbuilt(None, lora_request=lora_request)
         loop = asyncio.get_running_loop()
         parts: asyncio.Queue[RequestOutput | PenstockError] = asyncio.Queue()
 
@@ -149,9 +160,9 @@ class LLM:
             if not finished:
                 await asyncio.to_thread(self._loop.abort, new.id)
 
-    def stream(self, prompt: Prompt, sampling_params: SamplingParams | None = None) -> Stream:
+    def stream(self, prompt: Prompt, sampling_params: SamplingParams | None = None) -> TextStream:
         """The text of one prompt piece by piece, for a plain loop: `for piece in llm.stream("Once"): ...`."""
-        return Stream(self._loop, self._submission, prompt, sampling_params or SamplingParams())
+        return TextStream(self._loop, self._submission, prompt, sampling_params or SamplingParams())
 
     def save_engine(self, directory: str | Path) -> Path:
         """Copy the engine to a directory of its own; `LLM(directory)` opens it anywhere."""
@@ -161,12 +172,21 @@ class LLM:
         return target
 
     def refit(self, checkpoint: str | Path) -> None:
-        """Swap in other weights of the same spec; nothing is timed or compiled. Raises RefitError for any other."""
-        refitted = refit(self.engine_dir, resolve(checkpoint), progress=self._progress)
-        self._loop.close()
-        self._loop.executor.backend.close()
-        self.engine_dir = refitted
-        self._loop = open_loop(self.engine_dir, self._memory, self.tokenizer)
+        """Swap in other weights of the same spec; nothing is timed or compiled. Raises RefitError for any other.
+
+        The engine goes into the cache under a name of its own; the one that was open stays as it was, and is opened
+        again where the new one cannot be. Requests still running end with an error.
+        """
+        refitted = refit(self.engine_dir, resolve(checkpoint), progress=self._progress, cache=self._root / "engines")
+        tokenizer, old = self._read_tokenizer(refitted), (self.tokenizer, self.engine_dir)
+        self._loop.close()  # first, so that the device holds one set of weights at a time
+        self.tokenizer, self.engine_dir = tokenizer, refitted
+        try:
+            self._loop = self._open(refitted)
+        except BaseException:  # of any kind: whoever catches it still has a model
+            self.tokenizer, self.engine_dir = old
+            self._loop = self._open(self.engine_dir)
+            raise
 
     def stats(self) -> dict[str, Any]:
         """Counters since the start, and how full the KV pool is."""
@@ -181,6 +201,7 @@ class LLM:
             "requests_waiting": executor.scheduler.num_waiting,
             "kv_cache_usage": executor.kv.usage,
             "kv_blocks": executor.kv.pool.num_usable,
+            **executor.backend.counters(),
         }
 
     def add_lora(self, name: str, path: str | Path) -> None:
@@ -194,7 +215,6 @@ class LLM:
     def shutdown(self) -> None:
         """Stop the executor and free the device. Requests still running end with an error."""
         self._loop.close()
-        self._loop.executor.backend.close()
 
     def __enter__(self) -> LLM:
         return self
@@ -204,26 +224,19 @@ class LLM:
     ) -> None:
         self.shutdown()
 
+    def _read_tokenizer(self, directory: Path) -> Tokenizer | None:
+        """The one that was named, or the one of the directory."""
+        return None if self._skip_tokenizer else Tokenizer.from_dir(self._text_home or directory)
+
+    def _open(self, directory: Path) -> Loop:
+        return open_loop(directory, self._memory, self.tokenizer, limits=self._limits)
+
     def _submission(self, prompt: Prompt, params: SamplingParams, sink: Any, streaming: bool = False) -> Submission:
         text, ids = _ids_of(prompt, self.tokenizer)
         return Submission(fresh_id(), ids, params, sink, text, streaming)
 
-    def _submit_all(self, new: Sequence[Submission]) -> None:
-        """All of them or none: a refusal takes the others back before they run."""
 
-        def work() -> None:
-            for index, each in enumerate(new):
-                try:
-                    self._loop.executor.submit(each)
-                except PenstockError:
-                    for other in new[:index]:
-                        self._loop.executor.abort(other.id)
-                    raise
-
-        self._loop.call(work)
-
-
-class Stream:
+class TextStream:
     """An iterator over the new text of one request; closing it early cancels the request."""
 
     def __init__(self, loop: Loop, submission: Any, prompt: Prompt, params: SamplingParams) -> None:
@@ -231,15 +244,17 @@ class Stream:
         new = submission(prompt, params, self._parts.put, True)
         self._loop, self._id = loop, new.id
         self.output: RequestOutput | None = None  # the whole output so far
+        self._ended = False  # nothing follows: asking for more would wait for ever
         loop.submit(new)
 
-    def __iter__(self) -> Stream:
+    def __iter__(self) -> TextStream:
         return self
 
     def __next__(self) -> str:
-        if self.output is not None and self.output.finished:
+        if self._ended:
             raise StopIteration
         part = self._parts.get()
+        self._ended = isinstance(part, PenstockError) or part.finished
         if isinstance(part, PenstockError):
             raise part
         piece = delta(self.output, part).outputs[0].text
@@ -251,15 +266,20 @@ class Stream:
         self._loop.abort(self._id)
 
 
-def _check_others(others: Mapping[str, Any]) -> None:
-    """Names of the public surface that are not built yet are refused by name, unknown ones as unknown."""
-    for name, value in others.items():
-        if name in _NEUTRAL:
-            require_default(name, value, _NEUTRAL[name])
-        elif name in ("lora_request", "lora_indices"):
-            require_default(name, value, None)
-        else:
-            raise OptionError(f"unknown argument {name}={value!r}; see the docstring of LLM for those it takes")
+def compile(graph: Graph, weights: Mapping[str, Any], profile: Profile) -> Engine:
+    """A hand-defined model to an engine. Not built yet: raises UnsupportedError."""
+    refuse("compile")
+
+
+def _refuse_unknown(where: str, unknown: Mapping[str, object]) -> None:
+    for name, value in unknown.items():
+        raise OptionError(f"unknown argument {name}={value!r}; see the docstring of {where} for those it takes")
+
+
+def _refuse_unbuilt(neutral: object, **asked: object) -> None:
+    """Names of the public surface that are not built yet take only the value that asks for nothing."""
+    for name, value in asked.items():
+        require_default(name, value, neutral)
 
 
 def _ids_of(prompt: Prompt, tokenizer: Tokenizer | None) -> tuple[str | None, tuple[int, ...]]:
@@ -280,14 +300,50 @@ def _each(params: SamplingParams | Sequence[SamplingParams] | None, count: int) 
     return params
 
 
-def _text_home(path: Path, engine_dir: Path) -> Path:
-    return path if (path / "tokenizer.json").is_file() else engine_dir
+def _located(model: str | Path | None, revision: str | None, token: str | None) -> Path:
+    if model is None:
+        return bundled.target()
+    path = Path(model).expanduser()
+    if revision is not None and store.is_engine(path):
+        raise OptionError(f"revision={revision!r} is for hub names, and {path} is an engine directory; leave it out")
+    return resolve(model, revision, token)
 
 
-def _matching(path: Path, options: BuildOptions, progress: Progress) -> Path:
-    """An engine directory as it is where it fits this machine; otherwise with its tactics selected anew."""
-    device = detect(options.device)
-    if reason := mismatch(store.load(path), device, software(device)):
-        progress(f"selecting tactics anew: {reason}", 0, 0)
-        return reselect(path, device, options.cache_dir, options.pins, progress)
-    return path
+def _engine_of(path: Path, options: BuildOptions, limits: RunLimits, progress: Progress) -> Path:
+    """The engine of a model, built if needed. An engine directory as it is where it fits this machine, otherwise with
+    its tactics selected anew."""
+    if not store.is_engine(path):
+        return build(path, options, None, progress)
+    engine, device = store.load(path), detect(options.device)
+    limits.within(engine.profile)
+    _check_given(engine, path, options)
+    reason = mismatch(engine, device, software(device))
+    if reason is None:
+        _check_tactics(engine, path, options.pins)
+        return path
+    progress(f"selecting tactics anew: {reason}", 0, 0)
+    return reselect(path, device, options.cache_dir, options.pins, progress)
+
+
+def _check_given(engine: Engine, path: Path, options: BuildOptions) -> None:
+    """What an engine directory settled when it was built may be repeated, not changed."""
+    has = engine.source.get("weights", "checkpoint")
+    if options.dtype != "auto" and FORMATS[options.dtype] != engine.format:
+        raise OptionError(
+            f"dtype={options.dtype!r}, but the engine in {path} computes in {engine.format}; leave it out, or build "
+            f"an engine of that type from the checkpoint"
+        )
+    if options.weights == "random" and has != "random":
+        raise OptionError(
+            f"weights='random', but the engine in {path} has the weights of a checkpoint; leave it out, or build an "
+            f"engine of random ones from the model directory"
+        )
+
+
+def _check_tactics(engine: Engine, path: Path, pins: Mapping[str, str]) -> None:
+    has = engine.source.get("tactics", {})
+    if pins and dict(pins) != has:
+        raise OptionError(
+            f"tactics={dict(pins)}, but the engine in {path} was built with {has or 'none pinned'}; leave them out, or "
+            f"build an engine with them from the checkpoint"
+        )

@@ -6,7 +6,7 @@ from typing import Final, NoReturn
 
 from penstock.errors import UnsupportedError
 
-# Sampling parameters and arguments by their name, verbs as "penstock VERB".
+# Sampling parameters, arguments and functions by their name, verbs as "penstock VERB".
 UNSUPPORTED: Final[dict[str, str]] = {
     # SamplingParams
     "n": "several completions of one prompt; send the prompt n times with different seeds",
@@ -43,7 +43,9 @@ UNSUPPORTED: Final[dict[str, str]] = {
     "add_lora": "adapters; merge the adapter into the checkpoint first",
     "remove_lora": "adapters; there is none to remove",
     "speculative": "speculative decoding; leave it out, the text is the same",
-    # verbs
+    # Functions
+    "compile": "compiling a hand-defined graph; write a family (docs/architecture.md) and build a checkpoint of it",
+    # Verbs
     "penstock quantize": "quantising a checkpoint; build from the unquantised one",
     "penstock serve": "the HTTP server; use LLM.generate_async in Python",
     "penstock bench": "the benchmark verbs; `penstock generate` prints its rate",

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from penstock.bench import records
-from penstock.bench.latency import NEW, PROMPT, decode_rate, first_token, prefill_rate, run
+from penstock.bench.latency import NEW, PROMPT, decode_rate, first_token, prefill_rate, run, settle
 from penstock.bench.records import Record
 from penstock.bench.workload import MODELS, prompt, write_model
 from penstock.compiler.build import build
@@ -29,9 +29,10 @@ def main() -> None:
     parser.add_argument("--model", choices=sorted(MODELS), default="llama3.1-8b")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--commit", default=records.commit(), help="where the tree is no checkout")
     arguments = parser.parse_args()
     device = detect(arguments.device)
-    commit, when, environment = records.commit(), records.now(), records.environment(device)
+    commit, when, environment = arguments.commit, records.now(), records.environment(device)
     with tempfile.TemporaryDirectory() as folder:
         for record in figures(arguments.model, device.kind, Path(folder)):
             share = "" if record.share_of_roof is None else f"  {record.share_of_roof:.1%} of the roof"
@@ -62,6 +63,9 @@ def figures(name: str, device: str, folder: Path) -> Iterator[Record]:
 def latencies(llm: LLM, engine: Engine, roof: Roof, figure: Callable[..., Record]) -> Iterator[Record]:
     """Decode, first token and prefill of a loaded engine."""
     run(llm, [prompt(100, 7)], 4)
+    start = time.perf_counter()
+    settle(llm)
+    yield figure("capture_rest_s", time.perf_counter() - start, "s", note="buckets captured while idle, after ready")
     for batch in (1, 8, 64):
         rate = decode_rate(llm, batch)
         share = rate.value / decode_roof(engine, roof, batch)

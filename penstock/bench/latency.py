@@ -23,6 +23,16 @@ class Rate:
     spread: float
 
 
+def settle(llm: LLM, patience: float = 60.0) -> None:
+    """Wait until every bucket is captured, as a service that has idled for seconds is."""
+    end = time.monotonic() + patience
+    while time.monotonic() < end:
+        stats = llm.stats()
+        if stats.get("buckets_captured", 0) == stats.get("buckets", 0):
+            return
+        time.sleep(0.05)
+
+
 def run(llm: LLM, prompts: Sequence[Sequence[int]], tokens: int, temperature: float = 0.0) -> float:
     """Seconds for all prompts to generate so many tokens each, without detokenising."""
     params = SamplingParams(max_tokens=tokens, ignore_eos=True, temperature=temperature, detokenize=False)
@@ -56,8 +66,8 @@ def first_token(llm: LLM, samples: int = 30) -> FirstToken:
 
 
 def prefill_rate(llm: LLM, count: int = 64, length: int = 2048) -> Rate:
-    """count * length / time of so many prompts with one new token each."""
+    """count * length / time of so many prompts with one new token each; the median of three."""
     prompts = [prompt(length, i) for i in range(count)]
     run(llm, prompts[:4], 1)
-    rates = sorted(count * length / run(llm, prompts, 1) for _ in range(2))
-    return Rate(rates[-1], (rates[-1] - rates[0]) / 2)
+    rates = sorted(count * length / run(llm, prompts, 1) for _ in range(3))
+    return Rate(rates[1], (rates[2] - rates[0]) / 2)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import Annotated, cast
+from typing import Annotated, Any, cast
 
 import typer
+from typer.main import get_command
 
 import penstock
 from penstock.cli import build, chat, check, convert, demo, generate, inspect, refit, run_engine, unbuilt
 from penstock.cli.console import say
 from penstock.errors import InputError, PenstockError, UnsupportedError
+
+INTERRUPTED = 130
 
 # The ancestor of every complaint about flags, wherever the installed typer keeps it.
 _UsageError = cast(type[Exception], typer.BadParameter.__bases__[0])
@@ -22,7 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     # One spelling inside the parser: --max_batch_size and --max-batch-size are the same flag.
     context_settings={
-        "token_normalize_func": lambda name: name.replace("_", "-"),
+        "token_normalize_func": lambda name: _dashed(name),
         "help_option_names": ["-h", "--help"],
     },
 )
@@ -57,10 +60,10 @@ def penstock_(
 
 def run(args: Sequence[str] | None = None) -> int:
     """Run one command; `args` None: those of the process. Returns its exit code."""
-    words = list(sys.argv[1:] if args is None else args)
-    debug = "--debug" in words
+    command = get_command(app)
+    words, debug = split_debug(command, list(sys.argv[1:] if args is None else args))
     try:
-        result = app([w for w in words if w != "--debug"] or ["--help"], prog_name="penstock", standalone_mode=False)
+        result = command.main(words or ["--help"], prog_name="penstock", standalone_mode=False)
     except _UsageError as error:
         say(f"error: {_message(error)}; see `penstock --help` or `penstock VERB --help`")
         return 2
@@ -70,12 +73,43 @@ def run(args: Sequence[str] | None = None) -> int:
         say(f"error: {' '.join(str(error).split())}")
         return 2 if isinstance(error, InputError | UnsupportedError) else 1
     except (KeyboardInterrupt, typer.Abort):
-        say("interrupted")
-        return 130
+        result = INTERRUPTED
     except BrokenPipeError:  # the reader of our output has gone, as `| head` does
         sys.stderr.close()
         return 1
+    except OSError as error:  # a directory that cannot be written, a full disk
+        if debug:
+            raise
+        say(f"error: {' '.join(str(error).split())}; check the path, its permissions and the room left")
+        return 1
+    except RuntimeError as error:
+        if debug or "home directory" not in str(error):  # what pathlib says where there is none
+            raise
+        say(f"error: {error} Set HOME, or give --cache_dir")
+        return 1
+    if result == INTERRUPTED:  # the parser may have made an exit code of the interrupt itself
+        say("interrupted")
     return result if isinstance(result, int) else 0
+
+
+def split_debug(command: Any, words: Sequence[str]) -> tuple[list[str], bool]:
+    """The words without `--debug`, and whether it was there: as a word of its own, not as the value of an option."""
+    verb = next((word for word in words if not word.startswith("-")), "")
+    options = command.commands[verb].params if verb in command.commands else []
+    valued = {_dashed(name) for each in options if not getattr(each, "is_flag", True) for name in each.opts}
+    kept: list[str] = []
+    debug = takes = ended = False
+    for word in words:
+        if word == "--debug" and not takes and not ended:
+            debug = True
+            continue
+        takes, ended = not takes and not ended and _dashed(word) in valued, ended or (word == "--" and not takes)
+        kept.append(word)
+    return kept, debug
+
+
+def _dashed(word: str) -> str:
+    return word.replace("_", "-")
 
 
 def _message(error: Exception) -> str:

@@ -57,7 +57,6 @@ def build(
     if quant_mode is not None:
         refuse("quant_mode", quant_mode)
     check_classic(paged_kv_cache, use_inflight_batching)
-    check_lengths(max_input_len, max_seq_len)
     flags.load_plugins(plugin)
     from penstock import bundled
     from penstock.compiler.options import BuildOptions
@@ -68,6 +67,7 @@ def build(
     options = BuildOptions(
         dtype, weights, device, max_batch_size, max_num_tokens, max_seq_len, pins=pins, cache_dir=cache_dir
     )  # fmt: skip
+    check_lengths(max_input_len, model, options)
     _report(*_built(model, options, output_dir, verify), as_json)
 
 
@@ -111,13 +111,17 @@ def check_classic(paged_kv_cache: str, use_inflight_batching: bool) -> None:
         say("--use_inflight_batching: a request joins and leaves at any step, always")
 
 
-def check_lengths(max_input_len: int | None, max_seq_len: int | None) -> None:
+def check_lengths(max_input_len: int | None, model: Path, options: BuildOptions) -> None:
     """A prompt's limit is that of the whole request. Raises OptionError where it could not be reached."""
     if max_input_len is None:
         return
-    if max_input_len < 1 or (max_seq_len is not None and max_input_len >= max_seq_len):
+    from penstock.kernels.device import detect
+    from penstock.models.directory import ModelDirectory
+
+    max_seq_len = options.profile(ModelDirectory.open(model).spec, detect(options.device)).max_seq_len
+    if not 1 <= max_input_len < max_seq_len:
         raise OptionError(
-            f"--max_input_len {max_input_len} leaves no room within --max_seq_len {max_seq_len}, which counts prompt "
+            f"--max_input_len {max_input_len} leaves no room within max_seq_len {max_seq_len}, which counts prompt "
             f"and output; give at least 1, and less than max_seq_len"
         )
     say(f"--max_input_len {max_input_len}: no limit of its own; a prompt may take all of max_seq_len but one token")

@@ -15,7 +15,11 @@ PLAIN_EVERY = 10.0  # seconds between two lines about one stage where there is n
 
 def result(text: str, end: str = "\n") -> None:
     """Text that the caller asked for, at once."""
-    print(text, end=end, flush=True)
+    try:
+        print(text, end=end, flush=True)
+    except UnicodeEncodeError:  # a path that is not UTF-8, or a terminal that cannot show a character
+        encoding = sys.stdout.encoding or "utf-8"
+        print(text.encode(encoding, "backslashreplace").decode(encoding), end=end, flush=True)
 
 
 def result_json(data: Any) -> None:

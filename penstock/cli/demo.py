@@ -13,9 +13,9 @@ from penstock.cli.session import open_llm, rates, stream
 if TYPE_CHECKING:
     from penstock.engine.manifest import Engine
     from penstock.kernels.roof import Roof
-    from penstock.runtime.requests import RequestOutput
+    from penstock.runtime.requests import RequestOutput, SamplingParams
 
-PROMPT = "In the beginning"
+PROMPT, SEED, TOP_P = "In the beginning God created", 3, 0.95  # sampled: a small model's greedy text goes in circles
 STAGES = {
     "read": "config, tensor headers, graph and passes",
     "select": "every tactic timed, the fastest chosen",
@@ -27,7 +27,7 @@ def demo(
     prompt: Annotated[str, typer.Option("-p", "--prompt", metavar="TEXT", help="What the text begins with.")] = PROMPT,
     max_tokens: Annotated[int, typer.Option("--max_tokens", metavar="N", help="Most tokens to generate.")] = 160,
     temperature: Annotated[float, typer.Option("--temperature", metavar="X", help="0 is greedy.")] = 0.8,
-    seed: Annotated[int, typer.Option("--seed", metavar="N", help="The same seed gives the same text.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", help="The same seed gives the same text.")] = SEED,
     device: flags.Device = "auto",
     cache_dir: flags.CacheDir = None,
 ) -> None:
@@ -37,11 +37,11 @@ def demo(
     from penstock.kernels.roof import measure
     from penstock.runtime.requests import SamplingParams
 
-    params = SamplingParams(max_tokens=max_tokens, temperature=temperature, top_p=0.95, seed=seed)
+    params = SamplingParams(max_tokens=max_tokens, temperature=temperature, top_p=TOP_P, seed=seed)
     progress = Progress()
     with open_llm(None, progress, device=device, cache_dir=cache_dir) as llm:
         engine = store.load(llm.engine_dir)
-        result(f"{_summary(engine)}\n  {llm.engine_dir}\n")
+        result(f"{_summary(engine)}\n  {llm.engine_dir}\n{_manner(params)}\n")
         llm.generate(prompt, SamplingParams(max_tokens=2, temperature=0.0))  # torch's own first-call costs
         result(prompt, end="")
         output = stream(llm, prompt, params)
@@ -58,6 +58,15 @@ def _summary(engine: Engine) -> str:
     return (
         f"engine: {layers} layers, {amount(engine.weight_bytes)} of weights in {engine.format} for "
         f"{engine.device.name}; {len(launches)} operations a step after {fired} rewrites"
+    )
+
+
+def _manner(params: SamplingParams) -> str:
+    """How the text comes about, and what not to expect of it."""
+    how = f"temperature {params.temperature:g}, seed {params.seed}" if params.temperature else "greedy"
+    return (
+        f"text: as it is generated, {how}; the bundled model is tiny and was trained for minutes,\n"
+        "  so it has the manner of its books (a Bible, a dictionary, a manual, a jargon file) and no knowledge"
     )
 
 

@@ -54,11 +54,13 @@ Stop = Annotated[
 
 
 def load_plugins(modules: Sequence[str] | None) -> None:
-    """Import each module, which registers what it has. Raises OptionError for one that cannot be found."""
+    """Import each module, which registers what it has. Raises OptionError for one that cannot be imported."""
     for name in modules or ():
+        if not all(part.isidentifier() for part in name.split(".")):
+            raise OptionError(f"--plugin {name!r} is no module's name; give one like package.module")
         try:
             importlib.import_module(name)
-        except ModuleNotFoundError as error:
+        except ImportError as error:
             raise OptionError(f"--plugin {name}: {error}; install it, or put its folder on PYTHONPATH") from None
 
 

@@ -129,7 +129,9 @@ def _memory(data: Data) -> str:
 def _roof(data: Data) -> str:
     work, roof = data["work"], data["roof"]
     flops = work["flops_per_token"] + work.get("flops_per_logit", 0.0)
-    at = "at 1 TB/s (give --bandwidth for your device)" if roof["assumed"] else f"at {amount(roof['bytes_per_s'])}/s"
+    rate = f"at {amount(roof['bytes_per_s'])}/s"
+    assumed = " (a round figure, not this device's: give --bandwidth; `penstock demo` measures it)"
+    at = rate + (assumed if roof["assumed"] else "")
     lines = [
         "work and roof",
         f"  a step reads {amount(work['weight_bytes'])} of weights, and {amount(work['kv_bytes_per_token'])} of KV for "
@@ -139,5 +141,7 @@ def _roof(data: Data) -> str:
     ]
     if roof["timed_step_seconds"]:
         share = "" if roof["assumed"] else f": {roof['share']:.0%} of the roof"
-        lines.append(f"  its operations, as timed one by one, take {duration(roof['timed_step_seconds'])}{share}")
+        tokens = "one token" if roof["timed_tokens"] == 1 else f"{roof['timed_tokens']} tokens"
+        took = duration(roof["timed_step_seconds"])
+        lines.append(f"  the operations of a step of {tokens}, as timed one by one, take {took}{share}")
     return "\n".join(lines)

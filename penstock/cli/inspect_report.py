@@ -17,10 +17,11 @@ from penstock.ir.ops.state import FIELDS
 from penstock.spec import ModelSpec
 
 Data = dict[str, Any]
+ASSUMED = 1e12  # bytes a second; an engine does not record its device's, and inspecting measures nothing
 
 
 def report(directory: Path, bandwidth: float | None = None) -> Data:
-    """Everything, for JSON and for the text. `bandwidth`: bytes a second of the roof; None: a round 1 TB/s.
+    """Everything, for JSON and for the text. `bandwidth`: bytes a second of the roof; None: ASSUMED, and said to be so.
 
     Raises EngineError where the directory is no engine, EngineCorruptError where a file is not what was written.
     """
@@ -147,12 +148,17 @@ def _arenas(engine: Engine) -> dict[str, int]:
 
 
 def _roof(engine: Engine, nodes: list[Data], bandwidth: float | None) -> Data:
-    """The least time of a step of one token by its bytes, beside what its operations took when they were timed."""
-    rate = bandwidth or 1e12
+    """The least time of a step of one token by its bytes, beside what the operations of the smallest step took when
+    they were timed: one of `timed_tokens` tokens, which reads the same weights.
+
+    `assumed`: no bandwidth was given, so the rate is a round figure that says nothing about the engine's device.
+    """
+    rate = bandwidth or ASSUMED
     least = engine.work["weight_bytes"] / rate
+    timed = min(sizes["T"] for sizes in engine.programs["decode"].buckets.values())  # a CPU times no single token
     times = [n["count"] * n["choices"][0]["median_us"] for n in nodes if n["choices"] and n["choices"][0]["median_us"]]
     took = sum(times) / 1e6
     return {
         "bytes_per_s": rate, "assumed": bandwidth is None, "seconds_per_token": least, "tokens_per_s": 1 / least,
-        "timed_step_seconds": took, "share": least / took if took else None,
+        "timed_step_seconds": took, "timed_tokens": timed, "share": least / took if took else None,
     }  # fmt: skip

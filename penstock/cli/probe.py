@@ -9,6 +9,7 @@ from penstock.engine.device import CPU, H200, Device
 from penstock.errors import OptionError
 
 MULTIPROCESSORS, L2_BYTES, MAJOR, MINOR = 16, 38, 75, 76  # CUdevice_attribute
+MOST_GB = 1e9
 RECORDS = {"h200": H200}
 
 
@@ -51,8 +52,8 @@ def budget_of(device: Device, memory_gb: float | None, utilization: float) -> in
     """Bytes that a run may use: a share of the GPU's, or the machine's memory. Raises OptionError out of range."""
     if not 0 < utilization <= 1:
         raise OptionError(f"--gpu_memory_utilization {utilization} is outside (0, 1]")
-    if memory_gb is not None and not memory_gb > 0:
-        raise OptionError(f"--memory_gb {memory_gb} must be positive")
+    if memory_gb is not None and not 0 < memory_gb <= MOST_GB:
+        raise OptionError(f"--memory_gb {memory_gb} must be positive, at most {MOST_GB:.0f}")
     if device.kind == "cuda":
         return int((memory_gb * 1e9 if memory_gb else device.memory_bytes) * utilization)
     return int(memory_gb * 1e9 if memory_gb else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))

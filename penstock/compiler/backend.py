@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from penstock.compiler.candidates import Pins
+from penstock.compiler.candidates import Pins, check_pins
 from penstock.compiler.memory import Offsets, plan_memory
 from penstock.compiler.select import Compiler, Selector, rows_to_json
 from penstock.compiler.timing import time_cpu
@@ -54,9 +54,10 @@ class Planned:
 
 def plan_engine(draft: Unplanned, device: Device, root: Path, pins: Pins, progress: Progress) -> Planned:
     """Choose by timing, plan every bucket, and lay out memory. `root`: the cache directory."""
+    check_pins(pins)
     versions = software(device)
     cache = TimingCache.of(root, device, versions)
-    folder = root / "kernels" / f"sm{device.capability}"
+    folder = kernel_folder(root, device, versions)
     counts: dict[str, int] = {}
 
     def report(stage: str) -> None:
@@ -83,6 +84,11 @@ def plan_engine(draft: Unplanned, device: Device, root: Path, pins: Pins, progre
         buffers, arena, facts, draft.tokens, draft.work, draft.report,
     )  # fmt: skip
     return Planned(engine, rows_to_json(selection), folder)
+
+
+def kernel_folder(root: Path, device: Device, versions: Mapping[str, str]) -> Path:
+    """Where compiled kernels are kept, by target and compiler: another version makes other binaries."""
+    return root / "kernels" / f"sm{device.capability}-triton-{versions.get('triton', 'absent')}"
 
 
 def _compile_rest(program: Program, selector: Selector, compiler: Compiler, report: Callable[[str], None]) -> None:

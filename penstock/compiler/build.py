@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from penstock.compiler import pipeline
 from penstock.compiler.backend import Planned, Unplanned, plan_engine
+from penstock.compiler.identity import compiler_facts, digest, tensor_facts, text_facts
 from penstock.compiler.lower import lower
 from penstock.compiler.options import BuildOptions
 from penstock.compiler.phases import prepare_graph, sample_graph
@@ -25,7 +25,7 @@ from penstock.compiler.work import work_of
 from penstock.engine import store
 from penstock.engine.device import Device
 from penstock.ir.graph import Graph
-from penstock.kernels.device import detect, software
+from penstock.kernels.device import detect
 from penstock.models.binding import random_binding
 from penstock.models.checkpoint import Checkpoint
 from penstock.models.decoder import build_forward
@@ -49,22 +49,23 @@ def build(model: Path, options: BuildOptions, output: Path | None = None, progre
 
     model: a Hugging Face directory, or a TensorRT-LLM checkpoint (NVIDIA's, or one of `convert`). Raises ModelError,
     CheckpointError, OptionError before any work; SelectionError where no tactic runs an op; ResourceError when the
-    disk is full. Nothing half-written is left.
+    disk is full. Nothing half-written is left; a damaged engine of the cache is built again and replaced.
     """
     device = detect(options.device)
     root = cache_root(options.cache_dir)
     seconds: dict[str, float] = {}
     with _stage("read", seconds, progress):
         front = read_model(model, options, device)
-        key = build_key(front, options, device)
+        key = build_key(front, device)
     front = replace(front, draft=replace(front.draft, source={**front.draft.source, "key": key}))
     target = output or root / "engines" / f"{model.resolve().name}-{key}"
-    if store.is_engine(target) and store.load(target).source.get("key") == key:
+    if store.holds(target, key):
         progress("cached", 1, 1)
         return target
     with _stage("select", seconds, progress):
         planned = plan_engine(front.draft, device, root, options.pins, progress)
-    write_engine(replace(planned, seconds=seconds), front, model, target, progress)
+    with store.writing(target, ours=output is None) as part:
+        write_engine(replace(planned, seconds=seconds), front, model, part, progress)
     return target
 
 
@@ -89,7 +90,10 @@ def read_model(model: Path, options: BuildOptions, device: Device) -> Frontend:
         "sample": sample_graph(profile, spec.vocab_size),
     }
     report = tuple({"pass": r.name, "fired": dict(r.fired), "nodes": [r.nodes_before, r.nodes_after]} for r in results)
-    source = {"model": str(model.resolve()), "weights": options.weights, "config": dict(opened.stored)}
+    source = {
+        "model": str(model.resolve()), "weights": options.weights, "config": dict(opened.stored),
+        "tactics": dict(options.pins),
+    }  # fmt: skip
     draft = Unplanned(
         spec.to_json(), profile, format, graphs, lowered.weights, source,
         generation_facts(model), work_of(lowered.graph, profile), report,
@@ -97,44 +101,40 @@ def read_model(model: Path, options: BuildOptions, device: Device) -> Frontend:
     return Frontend(draft, before, after, checkpoint)
 
 
-def build_key(front: Frontend, options: BuildOptions, device: Device) -> str:
-    """Identity of a build: config, tensor headers with sizes and times, profile, device, software, options.
+def build_key(front: Frontend, device: Device) -> str:
+    """Identity of a build: model, tokenizer, tensor files' sizes and times, graphs, limits, pins, device and compiler.
 
     Left out: where the engine is put, and the weights' bytes (`--verify` compares those).
     """
-    files = sorted({i.file for i in front.checkpoint.tensors.values()}) if front.checkpoint else ()
+    draft = front.draft
     facts = {
-        "config": front.draft.source["config"],
-        "model": front.draft.source["model"],
-        "files": [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files],
-        "profile": front.draft.profile.to_json(),
-        "graph": front.draft.graphs["forward"].key(),
-        "device": asdict(device),
-        "software": dict(software(device)),
-        "pins": dict(options.pins),
-        "weights": options.weights,
-        "tokens": dict(front.draft.tokens),
+        "source": dict(draft.source),
+        "files": tensor_facts(front.checkpoint) if front.checkpoint else [],
+        "texts": text_facts(Path(draft.source["model"])),
+        "profile": draft.profile.to_json(),
+        "graphs": {name: graph.key() for name, graph in draft.graphs.items()},
+        "weights": {name: expression.key() for name, expression in draft.weights.items()},
+        "tokens": dict(draft.tokens),
+        "compiler": compiler_facts(device),
     }
-    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    return digest(facts)
 
 
-def write_engine(planned: Planned, front: Frontend, model: Path, target: Path, progress: Progress) -> None:
-    """Everything into a fresh directory that takes the target's name at the end."""
-    target.parent.mkdir(parents=True, exist_ok=True)
+def write_engine(planned: Planned, front: Frontend, model: Path, part: Path, progress: Progress) -> None:
+    """Every file but the inventory into the fresh directory `part`."""
     seconds = dict(planned.seconds)
-    with store.writing(target) as part:
-        with _stage("weights", seconds, progress):
-            engine, path = planned.engine, part / store.weights_file()
-            written = counting("weights", engine.weight_bytes, progress)
-            write_weights(engine.weights, front.checkpoint, path, engine.device.kind, written)
-        copy_kernels(planned, part / store.KERNELS)
-        (part / store.TIMING).write_text(json.dumps(planned.timing, indent=1))
-        (part / store.GRAPH).write_text(f"# as built\n{front.before}\n# after the passes\n{front.after}")
-        for file in text_files(model):
-            copy = part / file.relative_to(model)
-            copy.parent.mkdir(exist_ok=True)
-            shutil.copyfile(file, copy)
-        store.save(replace(planned.engine, build_seconds=seconds), part)
+    with _stage("weights", seconds, progress):
+        engine, path = planned.engine, part / store.weights_file()
+        written = counting("weights", engine.weight_bytes, progress)
+        write_weights(engine.weights, front.checkpoint, path, engine.device.kind, written)
+    copy_kernels(planned, part / store.KERNELS)
+    (part / store.TIMING).write_text(json.dumps(planned.timing, indent=1))
+    (part / store.GRAPH).write_text(f"# as built\n{front.before}\n# after the passes\n{front.after}")
+    for file in text_files(model):
+        copy = part / file.relative_to(model)
+        copy.parent.mkdir(exist_ok=True)
+        shutil.copyfile(file, copy)
+    store.save(replace(planned.engine, build_seconds=seconds), part)
 
 
 def copy_kernels(planned: Planned, folder: Path) -> None:

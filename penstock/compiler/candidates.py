@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from penstock.engine.device import Device
 from penstock.engine.program import Site, Sizes
 from penstock.errors import SelectionError
+from penstock.ir.op import vocabulary
 from penstock.kernels.reference import PARTS, REFERENCE, Reference, has_parts, plan_parts
 from penstock.kernels.registry import tactics
 from penstock.kernels.tactic import NO_CONFIG, PLAIN, Config, Draft, Tactic
@@ -54,6 +55,17 @@ class Candidate:
         if self.tactic is None:
             return plan_parts(site, sizes, choose)
         return self.tactic.plan(site, sizes, device, self.config)
+
+
+def check_pins(pins: Pins) -> None:
+    """Raises SelectionError for a pin of an op that no graph could hold, or of a tactic that the op does not have."""
+    known = [op.name for op in vocabulary() if not op.weight]
+    for op, name in pins.items():
+        if op not in known:
+            raise SelectionError(f"tactic {name!r} is pinned for unknown op {op!r}; known are {', '.join(known)}")
+        if not isinstance(name, str):
+            raise SelectionError(f"the pin of op {op!r} is {name!r}, a {type(name).__name__}; give a tactic's name")
+        _allowed(op, pins)
 
 
 def candidates(site: Site, sizes: Sizes, device: Device, pins: Pins) -> tuple[tuple[Candidate, ...], dict[str, str]]:

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import errno
 import json
-import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from penstock.compiler.options import FORMATS
 from penstock.compiler.progress import Progress, counting, silent
 from penstock.compiler.weights import write_weights
+from penstock.engine import store
 from penstock.engine.manifest import Weight
-from penstock.errors import OptionError, ResourceError
+from penstock.errors import OptionError
 from penstock.ir.graph import Graph, Value
 from penstock.kernels.tactic import PLAIN
 from penstock.models import trtllm
@@ -54,7 +51,7 @@ def convert(
     """
     plan = _plan(model_dir, dtype, tp_size, pp_size)
     _check_output(model_dir, output_dir)
-    with _replacing(output_dir) as part:
+    with store.replacing(output_dir, "converting") as part:
         (part / "config.json").write_text(json.dumps(plan.config, indent=2))
         for file in text_files(model_dir):
             copy = part / file.relative_to(model_dir)
@@ -121,24 +118,3 @@ def _replaceable(directory: Path) -> bool:
         return KEPT in json.loads((directory / "config.json").read_text())
     except (OSError, ValueError, TypeError):
         return not any(directory.iterdir())
-
-
-@contextmanager
-def _replacing(target: Path) -> Iterator[Path]:
-    """A fresh directory beside `target` that takes its name when the block ends well, and vanishes otherwise."""
-    part, old = (target.with_name(f".{target.name}.{os.getpid()}.{kind}") for kind in ("part", "old"))
-    try:
-        part.mkdir(parents=True)
-        yield part
-        if target.exists():
-            target.rename(old)
-        part.rename(target)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise ResourceError(
-                f"no space left under {target.parent} while converting; free some, or name another place"
-            ) from None
-        raise
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)

@@ -10,6 +10,7 @@ from typing import Any
 from penstock.engine.device import Device
 from penstock.engine.profile import Profile
 from penstock.errors import OptionError
+from penstock.models.config import stored_format
 from penstock.spec.model import ModelSpec
 
 FORMATS = {
@@ -41,13 +42,15 @@ class BuildOptions:
             raise OptionError(f"weights={self.weights!r} is neither 'checkpoint' nor 'random'")
 
     def format(self, config: Mapping[str, Any], device: Device) -> str:
-        """The number format of weights, activations and KV: float32 on a CPU, the checkpoint's own on a GPU."""
+        """The number format of weights, activations and KV: float32 on a CPU, the checkpoint's own on a GPU.
+
+        Raises ConfigError where that is none of ours.
+        """
         if self.dtype != "auto":
             return FORMATS[self.dtype]
         if device.kind == "cpu":
             return "f32"
-        stated = str(config.get("dtype") or config.get("torch_dtype") or "bfloat16")
-        return FORMATS.get(stated, "bf16")
+        return stored_format(config)
 
     def profile(self, spec: ModelSpec, device: Device) -> Profile:
         """Raises OptionError where a limit exceeds the model's or contradicts another."""

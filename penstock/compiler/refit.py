@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Iterator, Mapping
@@ -10,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from penstock.compiler.identity import digest, tensor_facts, text_facts
 from penstock.compiler.progress import Progress, counting, silent
 from penstock.compiler.weights import write_weights
 from penstock.engine import store
@@ -28,24 +28,32 @@ SHOWN = 5  # differences that an error names
 _REWRITTEN = (store.MANIFEST, store.FILES)
 
 
-def refit(engine_dir: Path, checkpoint_dir: Path, output: Path | None = None, progress: Progress = silent) -> Path:
-    """The engine with the checkpoint's weights, in `output`, or in its own place. Returns where it is.
+def refit(
+    engine_dir: Path, checkpoint_dir: Path, output: Path | None = None, progress: Progress = silent,
+    cache: Path | None = None,
+) -> Path:  # fmt: skip
+    """The engine with the checkpoint's weights. Returns its directory.
 
-    The engine's weight expressions are computed again on the other checkpoint. Tokenizer and generation settings go
-    with the weights, where the checkpoint brings any. Raises RefitError where the model, or the names or shapes of
-    its tensors, are not the engine's, and ModelError or CheckpointError where the checkpoint cannot be read; all of
-    that before any work. Where it fails later, the engine stays as it was.
+    That is `output`; or one of its own in `cache`, a folder of engines, where a second call finds it; or, without both,
+    engine_dir itself. The engine's weight expressions are computed again on the other checkpoint. Tokenizer and
+    generation settings go with the weights, where the checkpoint brings any. Raises RefitError where the model, or the
+    names or shapes of its tensors, are not the engine's, and ModelError or CheckpointError where the checkpoint cannot
+    be read; all of that before any work. Where it fails later, the engine stays as it was.
     """
     engine = store.load(engine_dir)
     model = ModelDirectory.open(checkpoint_dir)
     _check_spec(engine, model)
     _check_tensors(engine, model)
     checkpoint = model.checkpoint()
-    refitted = _renamed(engine, model, checkpoint)
-    target = output or engine_dir
+    refitted = _renamed(engine, engine_dir, model, checkpoint)
+    cached = cache is not None and output is None
+    target = _named(cache, engine_dir, refitted) if cache and cached else output or engine_dir
+    if cached and store.holds(target, refitted.source["key"]):
+        progress("cached", 1, 1)
+        return target
     if any(weight.layout not in known() for weight in engine.weights.values()):
         registry.builtin()  # a tactic's module registers the layout that it reads
-    with store.writing(target) as part:
+    with store.writing(target, ours=cached) as part:
         _copy(engine_dir, part, text_files(checkpoint_dir))
         written = counting("weights", engine.weight_bytes, progress)
         write_weights(engine.weights, checkpoint, part / store.weights_file(), "cpu", written)
@@ -106,19 +114,31 @@ def _more(found: list[str]) -> str:
     return f"; and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
 
 
-def _renamed(engine: Engine, model: ModelDirectory, checkpoint: Checkpoint) -> Engine:
-    """The manifest, saying where the weights are from now; under another key, so that no build takes it for its own."""
-    files = sorted({info.file for info in checkpoint.tensors.values()})
-    facts = [engine.source.get("key"), str(model.path.resolve())]
-    facts += [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files]
+def _renamed(engine: Engine, engine_dir: Path, model: ModelDirectory, checkpoint: Checkpoint) -> Engine:
+    """The manifest, saying where the weights are from now; under another key, so that no build takes it for its own.
+
+    `base` is the key of the engine as it was built: refitted twice it is as if refitted once, but for a tokenizer that
+    only the first checkpoint brought.
+    """
+    own_text = bool(text_files(model.path))
+    tokens = generation_facts(model.path) if own_text else engine.tokens
+    base = engine.source.get("base", engine.source.get("key"))
+    texts = text_facts(model.path) if own_text else text_facts(engine_dir)
+    facts = [base, str(model.path.resolve()), tensor_facts(checkpoint), texts, dict(tokens)]
     source = {
         **engine.source,
         "model": str(model.path.resolve()),
         "config": dict(model.stored),
-        "key": f"refit-{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]}",
+        "base": base,
+        "key": f"refit-{digest(facts)}",
     }
-    tokens = generation_facts(model.path) if text_files(model.path) else engine.tokens
     return replace(engine, source=source, tokens=tokens)
+
+
+def _named(cache: Path, engine_dir: Path, refitted: Engine) -> Path:
+    """NAME-refit-HASH; refitted again, NAME stays."""
+    name = engine_dir.resolve().name.split("-refit-")[0]
+    return cache / f"{name}-{refitted.source['key']}"
 
 
 def _copy(old: Path, new: Path, text: tuple[Path, ...]) -> None:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from penstock.compiler.backend import Planned, Unplanned, plan_engine
 from penstock.compiler.build import copy_kernels
 from penstock.compiler.candidates import Pins
+from penstock.compiler.identity import compiler_facts, digest
 from penstock.compiler.progress import Progress, counting, silent
 from penstock.compiler.timing_cache import cache_root
 from penstock.compiler.weights import write_weights
@@ -20,7 +20,6 @@ from penstock.engine import store
 from penstock.engine.device import Device
 from penstock.engine.manifest import Engine, Weight
 from penstock.ir.graph import Graph, leaf
-from penstock.kernels.device import software
 from penstock.kernels.layouts import unpack
 from penstock.models.checkpoint import Checkpoint, read_header
 
@@ -56,42 +55,42 @@ def reselect(
     engine, root = store.load(engine_dir), cache_root(cache_dir)
     key = _key(engine, device, pins or {})
     target = output or root / "engines" / f"{engine_dir.resolve().name}-{key}"
-    if store.is_engine(target) and store.load(target).source.get("key") == key:
+    if store.holds(target, key):
         progress("cached", 1, 1)
         return target
-    planned = plan_engine(_unplanned(engine, key), device, root, pins or {}, progress)
-    _write(replace(planned, seconds=engine.build_seconds), engine, engine_dir, target, progress)
+    draft = _unplanned(engine, {"key": key, "tactics": dict(pins or {})})
+    planned = plan_engine(draft, device, root, pins or {}, progress)
+    with store.writing(target, ours=output is None) as part:
+        _write(replace(planned, seconds=engine.build_seconds), engine, engine_dir, part, progress)
     return target
 
 
-def _unplanned(engine: Engine, key: str) -> Unplanned:
+def _unplanned(engine: Engine, source: Mapping[str, Any]) -> Unplanned:
     """What the manifest says that does not depend on the device."""
     graphs = {name: phase.graph for name, phase in engine.programs["decode"].phases.items()}
     expressions = {name: weight.expression for name, weight in engine.weights.items()}
+    kept = {k: v for k, v in engine.source.items() if k != "base"}  # what is refitted from here on is this engine
     return Unplanned(
-        engine.spec, engine.profile, engine.format, graphs, expressions, {**engine.source, "key": key},
+        engine.spec, engine.profile, engine.format, graphs, expressions, {**kept, **source},
         engine.tokens, engine.work, engine.report,
     )  # fmt: skip
 
 
 def _key(engine: Engine, device: Device, pins: Pins) -> str:
-    """Identity: the engine's own key and graph, the device, the software, the pins. Never a build's key."""
-    graph = engine.programs["decode"].phases["forward"].graph.key()
-    made = [engine.source.get("key"), graph, engine.profile.to_json()]
-    facts = [*made, asdict(device), dict(software(device)), dict(pins)]
-    return f"reselect-{hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]}"
+    """Identity: the engine's own key and graphs, its limits, the pins, device and compiler. Never a build's key."""
+    graphs = {name: phase.graph.key() for name, phase in engine.programs["decode"].phases.items()}
+    facts = [engine.source.get("key"), graphs, engine.profile.to_json(), dict(pins), compiler_facts(device)]
+    return f"reselect-{digest(facts)}"
 
 
-def _write(planned: Planned, old: Engine, source: Path, target: Path, progress: Progress) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with store.writing(target) as part:
-        _weights(planned.engine, old, source, part, progress)
-        copy_kernels(planned, part / store.KERNELS)
-        (part / store.TIMING).write_text(json.dumps(planned.timing, indent=1))
-        skipped = {*_REWRITTEN, store.weights_file()}
-        for file in sorted(p for p in source.iterdir() if p.is_file() and p.name not in skipped):
-            shutil.copyfile(file, part / file.name)
-        store.save(replace(planned.engine, build_seconds=planned.seconds), part)
+def _write(planned: Planned, old: Engine, source: Path, part: Path, progress: Progress) -> None:
+    _weights(planned.engine, old, source, part, progress)
+    copy_kernels(planned, part / store.KERNELS)
+    (part / store.TIMING).write_text(json.dumps(planned.timing, indent=1))
+    skipped = {*_REWRITTEN, store.weights_file()}
+    for file in sorted(p for p in source.iterdir() if p.is_file() and p.name not in skipped):
+        shutil.copyfile(file, part / file.name)
+    store.save(replace(planned.engine, build_seconds=planned.seconds), part)
 
 
 def _weights(new: Engine, old: Engine, source: Path, part: Path, progress: Progress) -> None:

@@ -1,4 +1,4 @@
-"""Timing one plan, and checking its numbers first. Used in-process on a CPU and by worker processes on a GPU."""
+"""Timing one plan, and checking its numbers. Used in-process on a CPU and by worker processes on a GPU."""
 
 from __future__ import annotations
 
@@ -6,20 +6,24 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from penstock.engine.device import Device
 from penstock.engine.program import Plan, Site, Sizes
 from penstock.formats.tolerance import tolerance
-from penstock.ir.graph import Type
 from penstock.ir.lazy import torch
 from penstock.ir.op import get
 from penstock.ir.ops.examples import example_blocks
 from penstock.kernels.driver import Kernel
 from penstock.kernels.launch import Eager, bind
 
-REPEATS = 9
+REPEATS, WARM_UP = 9, 2
 SEED = 20
+LEAST, MOST = 8, 16  # launches in a timed graph
+SPACE = 2 << 30  # bytes that copies of inputs may take, and again those of results and workspaces
+SLICE = 1 << 24  # numbers compared at once: in float64 they take eight bytes each
+NAN_BYTE, ODD_BYTE = 0xFF, 0x5A  # every float format reads a run of the first as NaN
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +39,9 @@ class Timing:
         return not self.refused
 
 
-def example_sizes(sizes: Sizes) -> dict[str, int]:
+def example_sizes(site: Site, sizes: Sizes) -> dict[str, int]:
     """Bucket sizes, and a pool for examples that need one."""
-    return {"N": example_blocks(sizes), **sizes}
+    return {"N": example_blocks(site.inputs, sizes), **sizes}
 
 
 def example_inputs(site: Site, sizes: Sizes, device: str) -> list[Any]:
@@ -45,16 +49,22 @@ def example_inputs(site: Site, sizes: Sizes, device: str) -> list[Any]:
     example = get(site.op).example
     assert example is not None, f"op {site.op} has no example"
     generator = torch.Generator(device=device).manual_seed(SEED)
-    return list(example(site.inputs, dict(site.attrs), example_sizes(sizes), generator, device))
+    return list(example(site.inputs, dict(site.attrs), example_sizes(site, sizes), generator, device))
+
+
+def fresh(site: Site, inputs: Sequence[Any]) -> list[Any]:
+    """The inputs, with copies of those that the op replaces: running it leaves the originals as they were."""
+    written = get(site.op).writes or {}
+    return [x.clone() if i in written else x for i, x in enumerate(inputs)]
 
 
 def expected(site: Site, inputs: Sequence[Any], sizes: Sizes) -> tuple[Any, ...]:
-    """The reference's results on copies of the inputs, so that state stays as it was."""
+    """The reference's results; the inputs stay as they were."""
     from penstock.ir.interpret import run_node
 
     node = _node(site)
     with torch.no_grad():
-        return run_node(node, [x.clone() for x in inputs], sizes)
+        return run_node(node, fresh(site, inputs), sizes)
 
 
 def _node(site: Site) -> Any:
@@ -78,20 +88,26 @@ def row_error(got: Any, want: Any) -> float:
     """max over rows of max|got - want| / max|want|; a row is the last dimension. NaN counts as infinite."""
     if got.numel() == 0:
         return 0.0
-    difference = (got.double() - want.double()).abs().amax(-1)
-    scale = want.double().abs().amax(-1)
-    error = torch.where(difference == 0, 0.0, difference / scale.clamp_min(1e-30)).max()
+    width = max(1, got.shape[-1])
+    pairs = zip(*(x.reshape(-1, width).split(max(1, SLICE // width)) for x in (got, want)), strict=True)
+    return max(_error(a.double(), b.double()) for a, b in pairs)
+
+
+def _error(got: Any, want: Any) -> float:
+    difference = (got - want).abs().amax(-1)
+    scale = want.abs().amax(-1).clamp_min(1e-30)
+    error = torch.where(difference == 0, 0.0, difference / scale).max()
     return float(torch.nan_to_num(error, nan=torch.inf))
 
 
 def time_cpu(site: Site, sizes: Sizes, plan: Plan) -> Timing:
-    """Run the plan as the CPU backend does."""
+    """Run the plan as the CPU backend does, each time on the same state."""
     inputs = example_inputs(site, sizes, "cpu")
     run = Eager(site.op, plan, len(inputs), len(site.outputs))
     with torch.no_grad():
-        if refused := gate(site, run([x.clone() for x in inputs], sizes), expected(site, inputs, sizes)):
+        if refused := gate(site, run(fresh(site, inputs), sizes), expected(site, inputs, sizes)):
             return Timing(refused=refused)
-        return summary([_seconds(lambda: run(inputs, sizes)) for _ in range(REPEATS)])
+        return summary([_seconds(partial(run, fresh(site, inputs), sizes)) for _ in range(REPEATS)])
 
 
 def _seconds(work: Callable[[], object]) -> float:
@@ -109,76 +125,145 @@ def summary(seconds: Sequence[float], runs: int = 1) -> Timing:
 
 
 class CudaTimer:
-    """Times plans on the current GPU under graph capture, over more weight copies than the L2 holds."""
+    """Times plans on the current GPU: several launches in a graph, so that the graph's own start hardly counts.
+
+    Before each replay the L2 is filled with something else, and within one replay weights and state are read from
+    another copy by each launch, so that they come from memory as in a step. What goes from op to op stays in the L2, as
+    in a step. The numbers are checked twice: of one eager run, and of a replay, in which launches may overlap.
+    """
 
     def __init__(self, device: Device, kernels: Callable[[str], Kernel]) -> None:
         self.device, self.kernels = device, kernels
-        self._case: tuple[str, Any] = ("", None)  # the inputs and reference of the last site and sizes
+        self._last: tuple[str, _Case | None] = ("", None)  # candidates of one site and bucket follow one another
+        words = max(8 * device.l2_bytes, 1 << 20) // 4  # about 0.1 ms to read on an H200
+        self._stream = torch.zeros(words, dtype=torch.int32, device=device.kind)
 
     def __call__(self, site: Site, sizes: Sizes, plan: Plan) -> Timing:
-        inputs, wanted = self._example(site, sizes)
-        kernels = _Kernels(self.kernels)
-        copies = self._copies(site, inputs)
-        runs = [self._bound(site, sizes, plan, x, kernels) for x in copies]
-        outputs, steps = runs[0]
-        self._poison(outputs)
-        for step in steps:
-            step()
-        torch.cuda.synchronize()
-        if refused := gate(site, outputs, wanted):
+        case = self._case(site, sizes)
+        runs = self._runs(case, plan)
+        case.restore()
+        runs[0].poison()
+        runs[0]()
+        _wait()
+        if refused := gate(site, runs[0].outputs, case.wanted):
             return Timing(refused=refused)
-        return self._replay([step for _, bound in runs for step in bound], len(runs))
+        turns = [runs[i % len(runs)] for i in range(case.launches)]
+        graph = captured(turns)
+        timing = summary([self._replay(graph, case) for _ in range(WARM_UP + REPEATS)][WARM_UP:], len(turns))
+        return Timing(refused=refused) if (refused := self._overlap(graph, case, runs)) else timing
 
-    def _example(self, site: Site, sizes: Sizes) -> tuple[list[Any], tuple[Any, ...]]:
+    def _case(self, site: Site, sizes: Sizes) -> _Case:
         key = f"{site.key}{dict(sizes)}"
-        if self._case[0] != key:
-            self._case = ("", None)
-            inputs = example_inputs(site, sizes, "cuda")
-            self._case = (key, (inputs, expected(site, inputs, sizes)))
-        inputs, wanted = self._case[1]
-        return inputs, wanted
+        if self._last[0] != key:
+            self._last = ("", None)  # frees what it held before the next is made
+            self._last = (key, _Case(site, sizes, self.device))
+        assert self._last[1] is not None
+        return self._last[1]
 
-    def _copies(self, site: Site, inputs: list[Any]) -> list[list[Any]]:
-        """Fresh state, and so many copies of the weights that none is still in the L2 when its turn comes again."""
-        weights = sum(inputs[i].nbytes for i in site.weights)
-        count = min(32, max(1, -(-2 * self.device.l2_bytes // weights))) if weights else 1
-        state = set(get(site.op).writes or ())
-        fresh = [inputs[i].clone() if i in state else x for i, x in enumerate(inputs)]
-        return [fresh] + [
-            [x.clone() if i in site.weights else x for i, x in enumerate(fresh)] for _ in range(count - 1)
-        ]
+    def _runs(self, case: _Case, plan: Plan) -> list[_Run]:
+        """The plan on each copy of the inputs, with results and workspace of its own as far as there is room."""
+        kernels = _Kernels(self.kernels)
+        first = _Run(case, 0, plan, kernels)
+        count = min(case.launches, max(1, SPACE // first.nbytes))
+        return [first, *(_Run(case, i, plan, kernels) for i in range(1, count))]
 
-    def _bound(self, site: Site, sizes: Sizes, plan: Plan, inputs: list[Any], kernels: Mapping[str, Kernel]) -> Any:
-        outputs = [self._output(site, index, type, inputs, sizes) for index, type in enumerate(site.outputs)]
-        workspace = torch.empty(plan.workspace + 256, dtype=torch.uint8, device="cuda")
-        return outputs, bind(plan, inputs, outputs, workspace, kernels, sizes)
+    def _replay(self, graph: Any, case: _Case) -> float:
+        """Seconds of one replay on fresh state."""
+        case.restore()
+        marks = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
+        # Empties the L2, and keeps the device busy until the host has launched the graph behind it.
+        self._stream.sum(dtype=torch.int32)
+        marks[0].record()
+        graph.replay()
+        marks[1].record()
+        marks[1].synchronize()
+        return float(marks[0].elapsed_time(marks[1])) / 1e3
 
-    def _output(self, site: Site, index: int, type: Type, inputs: list[Any], sizes: Sizes) -> Any:
-        for source, out in (get(site.op).writes or {}).items():
+    def _overlap(self, graph: Any, case: _Case, runs: Sequence[_Run]) -> str:
+        """What is off after a replay into poisoned memory: a kernel that does not wait for what it reads."""
+        if get(case.site.op).writes and min(len(runs), len(case.copies)) < case.launches:
+            return ""  # some state was replaced more than once
+        case.restore()
+        for run in runs:
+            run.poison()
+        graph.replay()
+        _wait()
+        faults = (gate(case.site, run.outputs, case.wanted) for run in runs)
+        return next((f"in a replay {fault}" for fault in faults if fault), "")
+
+
+class _Case:
+    """One site in one bucket: its inputs, what the reference makes of them, and copies for launches to take in turn."""
+
+    def __init__(self, site: Site, sizes: Sizes, device: Device) -> None:
+        self.site, self.sizes, self.device = site, sizes, device.kind
+        self.inputs = example_inputs(site, sizes, device.kind)
+        self.wanted = expected(site, self.inputs, sizes)
+        # State is what the op replaces, and pools of blocks that it only reads.
+        pools = {i for i, t in enumerate(site.inputs) if "N" in t.symbols}
+        self.rotated = {*site.weights, *(get(site.op).writes or ()), *pools}
+        size = sum(self.inputs[i].nbytes for i in self.rotated)
+        self.launches = min(MOST, max(LEAST, -(-2 * device.l2_bytes // size))) if size else MOST
+        count = min(self.launches, max(1, SPACE // size)) if size else 1
+        self.copies = [fresh(site, self.inputs), *(self._copy() for _ in range(1, count))]
+
+    def _copy(self) -> list[Any]:
+        return [x.clone() if i in self.rotated else x for i, x in enumerate(self.inputs)]
+
+    def restore(self) -> None:
+        """State as the example has it, in every copy."""
+        for copy in self.copies:
+            for i in get(self.site.op).writes or ():
+                copy[i].copy_(self.inputs[i])
+
+    def output(self, index: int, inputs: Sequence[Any]) -> Any:
+        """Memory for a result: the input that it replaces, or its own."""
+        for source, out in (get(self.site.op).writes or {}).items():
             if out == index:
                 return inputs[source]
-        dtype = getattr(torch, type.format.torch_dtype)
-        return torch.empty(type.concrete(example_sizes(sizes)), dtype=dtype, device="cuda")
+        type = self.site.outputs[index]
+        shape = type.concrete(example_sizes(self.site, self.sizes))
+        return torch.empty(shape, dtype=getattr(torch, type.format.torch_dtype), device=self.device)
 
-    def _poison(self, outputs: list[Any]) -> None:
-        for out in outputs:
-            if out.is_floating_point() and out.dim() < 5:  # not the state, which outputs may alias
-                out.fill_(float("nan"))
 
-    def _replay(self, steps: list[Callable[[], None]], runs: int) -> Timing:
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            for step in steps:
-                step()
-        marks = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
-        seconds = []
-        for _ in range(REPEATS + 2):
-            marks[0].record()
-            graph.replay()
-            marks[1].record()
-            marks[1].synchronize()
-            seconds.append(marks[0].elapsed_time(marks[1]) / 1e3)
-        return summary(seconds[2:], runs)
+class _Run:
+    """A plan bound to one copy of the inputs, to results and to a workspace."""
+
+    def __init__(self, case: _Case, index: int, plan: Plan, kernels: Mapping[str, Kernel]) -> None:
+        inputs = case.copies[index % len(case.copies)]
+        self.outputs = [case.output(i, inputs) for i in range(len(case.site.outputs))]
+        replaced = set((get(case.site.op).writes or {}).values())
+        self._own = [y for i, y in enumerate(self.outputs) if i not in replaced]
+        self._workspace = torch.empty(plan.workspace + 256, dtype=torch.uint8, device=case.device)
+        self._steps = bind(plan, inputs, self.outputs, self._workspace, kernels, case.sizes)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of this run alone."""
+        return sum(x.nbytes for x in (self._workspace, *self._own))
+
+    def poison(self) -> None:
+        """Leave nothing that could pass for a result: NaN, or an integer that nothing comes to."""
+        self._workspace.fill_(NAN_BYTE)
+        for out in self._own:
+            out.view(torch.uint8).fill_(NAN_BYTE if out.is_floating_point() else ODD_BYTE)
+
+    def __call__(self) -> None:
+        for step in self._steps:
+            step()
+
+
+def captured(runs: Sequence[Callable[[], None]]) -> Any:
+    """A CUDA graph of the runs, one after another. Capturing runs nothing."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for run in runs:
+            run()
+    return graph
+
+
+def _wait() -> None:
+    torch.cuda.synchronize()
 
 
 class _Kernels(Mapping[str, Kernel]):

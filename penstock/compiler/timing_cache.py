@@ -25,10 +25,8 @@ class TimingCache:
 
     def __init__(self, path: Path | None) -> None:
         self.path = path
-        self._known: dict[str, Timing] = {}
+        self._known = {} if path is None else _read(path)
         self.hits = 0
-        if path is not None and path.exists():
-            self._known = {key: Timing(**t) for key, t in json.loads(path.read_text()).items()}
 
     @staticmethod
     def of(root: Path, device: Device, software: Mapping[str, str]) -> TimingCache:
@@ -43,14 +41,25 @@ class TimingCache:
         return timing
 
     def put(self, key: str, timing: Timing) -> None:
-        """Refusals are kept for this build only: a crash or a full memory may not happen again."""
+        """Keep a timing for this build; those that ran also for later ones, once saved."""
         self._known[key] = timing
 
     def save(self) -> None:
-        """Write what was measured; another build's file is replaced whole, never half."""
+        """Write what was measured; another build's file is replaced whole, never half.
+
+        Refusals are left out: a crash or a full memory may not happen again.
+        """
         if self.path is None:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         part = self.path.with_suffix(f".{os.getpid()}.part")
         part.write_text(json.dumps({k: asdict(t) for k, t in self._known.items() if t.ok}))
         part.replace(self.path)
+
+
+def _read(path: Path) -> dict[str, Timing]:
+    """The timings of a file. One that is missing or damaged has none: they are measured again, and it is replaced."""
+    try:
+        return {key: Timing(**timing) for key, timing in json.loads(path.read_text()).items()}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}

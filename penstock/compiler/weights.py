@@ -9,14 +9,13 @@ import json
 import os
 import struct
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from penstock.engine.manifest import Weight
 from penstock.errors import CheckpointError
-from penstock.ir.graph import Graph
 from penstock.ir.interpret import interpret
 from penstock.ir.lazy import torch
 from penstock.kernels.layouts import pack
@@ -77,13 +76,3 @@ def _header(weights: Mapping[str, Weight]) -> tuple[bytes, dict[str, int], int]:
     text = json.dumps(entries).encode()
     text += b" " * (-(8 + len(text)) % 64)
     return struct.pack("<Q", len(text)) + text, offsets, 8 + len(text)
-
-
-def tensors_of(expressions: Mapping[str, Graph]) -> Iterator[str]:
-    """Names of the checkpoint tensors that the expressions read, each once."""
-    seen: set[str] = set()
-    for graph in expressions.values():
-        for node in graph.leaves("tensor"):
-            if node.name not in seen:
-                seen.add(node.name)
-                yield node.name

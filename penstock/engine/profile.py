@@ -11,12 +11,15 @@ from penstock.engine.program import Sizes, bucket_name
 from penstock.errors import OptionError
 from penstock.ir.ops.state import FIELDS, HEADER, ROW, SlotLayout
 
+MAX_NUMBERS = 2**31 - 1  # what the device's 32-bit indices reach
+MAX_BLOCK = 1024  # tokens
+_LEAST = {"max_seq_len": 2, "freqs": 0}  # a request is a token of prompt and one of output
 _TUNED = (*(1 << i for i in range(10)), 2048, 8192)
 
 
 @dataclass(frozen=True)
 class Profile:
-    """Limits. Raises OptionError where one contradicts another.
+    """Limits. Raises OptionError where one is no integer, out of range, or contradicts another.
 
     max_batch_size: requests in a step; max_num_tokens: tokens in a step; max_seq_len: prompt and output of one request;
     block_size: tokens in a block of KV; freqs: rope frequencies kept by request (0 where the model's are fixed).
@@ -30,15 +33,28 @@ class Profile:
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
-            if value < (0 if name == "freqs" else 1):
-                raise OptionError(f"{name}={value} must be at least 1")
+            _check_integer(name, value)
         if self.max_num_tokens < self.max_batch_size:
             raise OptionError(
                 f"max_num_tokens={self.max_num_tokens} is below max_batch_size={self.max_batch_size}: "
                 "a step must hold one token of every running request; raise the first or lower the second"
             )
-        if self.block_size & (self.block_size - 1) or self.block_size < 16:
-            raise OptionError(f"block_size={self.block_size} must be a power of two, at least 16")
+        if self.block_size & (self.block_size - 1) or not 16 <= self.block_size <= MAX_BLOCK:
+            raise OptionError(f"block_size={self.block_size} must be a power of two, from 16 to {MAX_BLOCK}")
+        self._check_reach()
+
+    def _check_reach(self) -> None:
+        """Slots and uploads are each one flat tensor of 32-bit numbers, with 32-bit indices into it."""
+        if self.slots.size > MAX_NUMBERS:
+            raise OptionError(
+                f"max_batch_size={self.max_batch_size} requests of max_seq_len={self.max_seq_len} tokens need slots of "
+                f"{self.slots.size} numbers, at most {MAX_NUMBERS} can be indexed; lower max_batch_size or max_seq_len"
+            )
+        if self.upload_size > MAX_NUMBERS:
+            raise OptionError(
+                f"max_num_tokens={self.max_num_tokens} and max_batch_size={self.max_batch_size} need an upload of "
+                f"{self.upload_size} numbers, at most {MAX_NUMBERS} can be indexed; lower max_num_tokens"
+            )
 
     @property
     def table_width(self) -> int:
@@ -104,3 +120,10 @@ class Profile:
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def _check_integer(name: str, value: object) -> None:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise OptionError(f"{name}={value!r} is a {type(value).__name__}; give an integer")
+    if value < (least := _LEAST.get(name, 1)):
+        raise OptionError(f"{name}={value} must be at least {least}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -26,26 +27,46 @@ def weights_file(rank: int = 0) -> str:
     return f"rank{rank}.safetensors"
 
 
+def holds(target: Path, key: str) -> bool:
+    """Whether the engine of this key is there in full. A damaged one is not, so that it is made again and replaced."""
+    try:
+        return is_engine(target) and load(target).source.get("key") == key
+    except EngineError:
+        return False
+
+
 @contextmanager
-def writing(target: Path) -> Iterator[Path]:
+def writing(target: Path, ours: bool = False) -> Iterator[Path]:
     """A fresh directory beside `target` that takes its name when the block ends well, and vanishes otherwise.
 
-    Raises ResourceError when the disk is full, EngineError when `target` exists and is no engine.
+    `ours`: the name is one of the cache's, where whatever is there may be replaced. Raises ResourceError when the disk
+    is full, EngineError when `target` exists and is no engine.
     """
-    if target.exists() and not is_engine(target) and any(target.iterdir()):
+    if not ours and target.exists() and not is_engine(target) and not _is_empty(target):
         raise EngineError(f"{target} exists and is no engine; name an empty or a new directory")
+    with replacing(target, "writing the engine") as part:
+        yield part
+        (part / FILES).write_text(json.dumps(_inventory(part), indent=1))
+
+
+@contextmanager
+def replacing(target: Path, doing: str) -> Iterator[Path]:
+    """A fresh directory beside `target` that takes its name when the block ends well, and vanishes otherwise.
+
+    What was there stays until then, and comes back where the last rename fails. Raises ResourceError, saying what it
+    was `doing`, when the disk is full.
+    """
     part, old = (target.with_name(f".{target.name}.{os.getpid()}.{kind}") for kind in ("part", "old"))
     try:
         part.mkdir(parents=True)
         yield part
-        (part / FILES).write_text(json.dumps(_inventory(part), indent=1))
         if target.exists():
             target.rename(old)  # aside, so that a crash between two renames loses nothing
         part.rename(target)
     except OSError as error:
-        if error.errno in (28, 122):  # no space, quota
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise ResourceError(
-                f"no space left under {target.parent} while writing the engine; free some, or name another place"
+                f"no space left under {target.parent} while {doing}; free some, or name another place"
             ) from None
         raise
     finally:
@@ -73,6 +94,8 @@ def check(directory: Path) -> None:
     inventory = _json(directory / FILES)
     for name, facts in inventory.items():
         path = directory / name
+        if not isinstance(facts, dict) or not {"size", "fingerprint"} <= facts.keys():
+            raise EngineCorruptError(f"{directory / FILES} does not say what {name} holds; build the engine again")
         size = path.stat().st_size if path.is_file() else -1
         if size != facts["size"]:
             found = "missing" if size < 0 else f"{size} bytes"
@@ -88,6 +111,10 @@ def fingerprint(path: Path) -> str:
     with path.open("rb") as file:
         (length,) = struct.unpack("<Q", file.read(8))
         return hashlib.sha256(file.read(length)).hexdigest()
+
+
+def _is_empty(path: Path) -> bool:
+    return path.is_dir() and not any(path.iterdir())
 
 
 def _inventory(directory: Path) -> dict[str, dict[str, Any]]:

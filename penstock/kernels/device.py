@@ -7,6 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from penstock.engine.device import CPU, Device
 from penstock.errors import OptionError
+from penstock.version import __version__
 
 
 def detect(kind: str = "auto") -> Device:
@@ -35,8 +36,8 @@ def detect(kind: str = "auto") -> Device:
 
 def software(device: Device) -> Mapping[str, str]:
     """Versions that change what a build measures or stores."""
-    names = ("penstock", "torch") if device.kind == "cpu" else ("penstock", "torch", "triton")
-    return {name: _version(name) for name in names}
+    names = ("torch",) if device.kind == "cpu" else ("torch", "triton")
+    return {"penstock": __version__, **{name: _version(name) for name in names}}
 
 
 def _version(name: str) -> str:

@@ -7,12 +7,14 @@ from penstock.engine.program import Arg, Site, Sizes
 from penstock.ir.graph import Type
 
 FLOATS = ("f32", "f16", "bf16")
+NO_DEVICE = "needs a CUDA device"
 
 
-def refusal(site: Site, device: Device, floats: tuple[int, ...] = ()) -> str | None:
-    """Why kernels cannot run at all: no CUDA device, or an input of `floats` in a format they do not read."""
-    if device.kind != "cuda":
-        return "needs a CUDA device"
+def refusal(site: Site, device: Device, floats: tuple[int, ...] = (), capability: int = 0) -> str | None:
+    """Why kernels cannot run at all: no CUDA device, or one of less than `capability` (80 for 8.0), or an input of
+    `floats` in a format they do not read."""
+    if device.kind != "cuda" or device.capability < capability:
+        return f"needs a CUDA device of compute capability {capability / 10} or above" if capability else NO_DEVICE
     for i in floats:
         if site.inputs[i].format.name not in FLOATS:
             return f"input {i} is {site.inputs[i].format}; supported are {', '.join(FLOATS)}"

@@ -71,7 +71,7 @@ class KernelUse:
     kernel: TritonKernel
     grid: tuple[int, int, int]
     args: tuple[Arg, ...]  # one for each entry of the kernel's signature
-    dependent: bool = True
+    dependent: bool = True  # where the device can: `frozen_plan` decides
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,11 +126,12 @@ def whole_call(name: str, site: Site) -> Call:
 
 
 def frozen_plan(tactic: str, draft: Draft, capability: int) -> Plan:
-    """The draft as the engine stores it: kernels named by key."""
+    """The draft as the engine stores it: kernels named by key, launched dependently where the device can."""
     from penstock.engine.program import KernelLaunch
 
+    able = capability >= 90
     launches = tuple(
-        KernelLaunch(s.kernel.key(capability), s.grid, s.args, s.dependent) if isinstance(s, KernelUse) else s
+        KernelLaunch(s.kernel.key(capability), s.grid, s.args, s.dependent and able) if isinstance(s, KernelUse) else s
         for s in draft.steps
     )
     return Plan(tactic, launches, draft.workspace)

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import re
 import struct
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from penstock.errors import CheckpointError
 from penstock.formats import known, parse
 from penstock.ir.lazy import torch
 from penstock.models.binding import Binding, declared
+from penstock.text.files import parse_json
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -114,11 +114,9 @@ class Checkpoint:
             )
 
     def _file(self, name: str) -> Any:
-        from safetensors import safe_open
-
         path = self.info(name).file
         if path not in self._mapped:
-            self._mapped[path] = safe_open(path, framework="pt", device="cpu")
+            self._mapped[path] = _mapped(path)
         return self._mapped[path]
 
 
@@ -131,14 +129,14 @@ def read_header(file: Path) -> Iterator[tuple[str, TensorInfo]]:
         with file.open("rb") as stream:
             size = file.stat().st_size
             start = 8 + _header_length(stream.read(8), size, file)
-            header = json.loads(stream.read(start - 8))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            header = parse_json(stream.read(start - 8))
+    except ValueError as error:
         raise CheckpointError(f"{file}: the header is not JSON ({error}); fetch the file again") from None
     except OSError as error:
         raise CheckpointError(f"{file} cannot be read: {error}") from None
     if not isinstance(header, dict):
         raise CheckpointError(f"{file}: the header is no JSON object; fetch the file again")
-    header.pop("__metadata__", None)
+    _check_metadata(header.pop("__metadata__", {}), file)
     infos = [(name, _info(name, entry, file)) for name, entry in header.items()]
     needed = start + max((entry["data_offsets"][1] for entry in header.values()), default=0)
     if size != needed:
@@ -157,16 +155,39 @@ def _header_length(prefix: bytes, size: int, file: Path) -> int:
 
 
 def _info(name: str, entry: Any, file: Path) -> TensorInfo:
-    try:
-        start, stop = entry["data_offsets"]
-        info = TensorInfo(tuple(map(int, entry["shape"])), str(entry["dtype"]), int(stop) - int(start), file)
-    except (KeyError, TypeError, ValueError):
-        raise CheckpointError(f"{file}: the header's entry of {name!r} is malformed; fetch the file again") from None
+    found = (
+        (entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")) if isinstance(entry, dict) else (0, 0, 0)
+    )
+    dtype, shape, offsets = found
+    if not (isinstance(dtype, str) and _counts(shape) and _counts(offsets) and len(offsets) == 2):
+        raise CheckpointError(f"{file}: the header's entry of {name!r} is malformed; fetch the file again")
+    info = TensorInfo(tuple(shape), dtype, offsets[1] - offsets[0], file)
     widths = {f.safetensors_dtype: f.bytes for f in map(parse, known())}
     if info.dtype in widths and info.nbytes != prod(info.shape) * widths[info.dtype]:
         what = f"{info.dtype}{list(info.shape)}"
         raise CheckpointError(f"{file}: {name!r} has {info.nbytes} bytes for {what}; fetch the file again")
     return info
+
+
+def _counts(value: object) -> TypeGuard[list[int]]:
+    """A list of integers that a file's header may hold."""
+    return isinstance(value, list) and all(type(v) is int and 0 <= v < 1 << 63 for v in value)
+
+
+def _check_metadata(value: object, file: Path) -> None:
+    if not isinstance(value, dict) or not all(isinstance(v, str) for v in value.values()):
+        raise CheckpointError(f"{file}: the header's __metadata__ is no object of texts; fetch the file again")
+
+
+def _mapped(file: Path) -> Any:
+    """The library's view of a file. It checks more than we do (that the tensors touch), and takes paths of UTF-8."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        return safe_open(file, framework="pt", device="cpu")
+    except (SafetensorError, OSError, ValueError) as error:
+        said = " ".join(str(error).split())
+        raise CheckpointError(f"{file!s} cannot be mapped ({said}); fetch it again, into a path of UTF-8") from None
 
 
 def _files(directory: Path) -> list[Path]:
@@ -191,7 +212,7 @@ def _files(directory: Path) -> list[Path]:
 def _index(directory: Path) -> dict[str, str]:
     """Tensor name -> shard, a plain file name beside the index."""
     try:
-        weight_map = json.loads((directory / INDEX).read_text("utf-8"))["weight_map"]
+        weight_map = parse_json((directory / INDEX).read_text("utf-8"))["weight_map"]
         names = {str(k): str(v) for k, v in weight_map.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{directory / INDEX} cannot be read ({error!r}); fetch the file again") from None

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import json
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from penstock.errors import ConfigError
 from penstock.formats import known, parse
+from penstock.text.files import parse_json
+
+MAX_SIZE = 2**31 - 1  # the device indexes with 32 bits
 
 # Keys that say nothing about the mathematics of a forward pass, by the reason why.
 IGNORED: Mapping[str, tuple[str, ...]] = {
@@ -56,10 +59,10 @@ def load_config(directory: str | Path) -> dict[str, Any]:
     """The parsed `config.json` of a model directory. Raises ConfigError where there is none, or no JSON object."""
     path = Path(directory) / "config.json"
     try:
-        config = json.loads(path.read_text("utf-8"))
+        config = parse_json(path.read_text("utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{path} does not exist; a model directory has it beside the safetensors") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise ConfigError(f"{path} cannot be read as JSON ({error}); fetch the file again") from None
     if not isinstance(config, dict):
         raise ConfigError(f"{path} holds a {type(config).__name__}, expected an object of keys and values")
@@ -96,21 +99,21 @@ class Reader:
             raise ConfigError(f"{self._where} has no key {key!r}, which this family needs; add it")
         return default
 
-    def size(self, key: str, default: Any = _MISSING) -> int:
-        """A positive integer."""
+    def size(self, key: str, default: Any = _MISSING, most: int = MAX_SIZE) -> int:
+        """A positive integer, at most `most`."""
         value = self.get(key, default)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise self.refused(key, value, "a positive integer")
+        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
+            raise self.refused(key, value, f"a positive integer, at most {most}")
         return value
 
-    def optional_size(self, key: str, default: int | None = None) -> int | None:
+    def optional_size(self, key: str, default: int | None = None, most: int = MAX_SIZE) -> int | None:
         """A positive integer, or null or nothing for the default."""
-        return default if self.get(key, None) is None else self.size(key)
+        return default if self.get(key, None) is None else self.size(key, most=most)
 
     def number(self, key: str, default: Any = _MISSING) -> float:
         """A positive number."""
         value = self.get(key, default)
-        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < float("inf"):
+        if not _positive(value):
             raise self.refused(key, value, "a positive number")
         return float(value)
 
@@ -121,7 +124,7 @@ class Reader:
         """A list of `count` positive numbers."""
         value = self.get(key)
         right = isinstance(value, list) and len(value) == count
-        if not right or not all(isinstance(v, int | float) and not isinstance(v, bool) and v > 0 for v in value):
+        if not right or not all(map(_positive, value)):
             raise self.refused(key, value, f"a list of {count} positive numbers")
         return tuple(map(float, value))
 
@@ -170,6 +173,11 @@ class Reader:
                 f"{self._where}: unknown key {shown}: it may change what the model computes, so it is not skipped; "
                 f"remove it if it does not, or register a family that reads it"
             )
+
+
+def _positive(value: object) -> bool:
+    """A positive number that a float can hold, which not every integer is."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= sys.float_info.max
 
 
 def close(reader: Reader) -> None:

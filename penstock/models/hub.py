@@ -15,7 +15,10 @@ def resolve(model: str | Path, revision: str | None = None, token: str | None = 
 
     A download resumes where it was cut off; HF_HUB_OFFLINE uses the cache alone. Raises ModelError saying what to do.
     """
-    path = Path(model).expanduser()
+    try:
+        path = Path(model).expanduser()
+    except RuntimeError as error:  # `~` where there is no home
+        raise ModelError(f"{model}: {error}; name the directory without ~") from None
     if path.is_dir():
         if revision is not None:
             raise ModelError(f"revision {revision!r} is for hub names, but {path} is a local directory; leave it out")

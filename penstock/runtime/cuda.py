@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,17 @@ class CudaBackend:
 
     def idle(self) -> bool:
         return self.graphs.capture_next()
+
+    def counters(self) -> Mapping[str, int]:
+        """buckets, buckets_captured; steps_in_larger_buckets, for want of a capture; uploads; reference_nodes: nodes
+        of a step that no kernel runs."""
+        return {
+            "buckets": self.graphs.count,
+            "buckets_captured": len(self.graphs.captured),
+            "steps_in_larger_buckets": self.graphs.larger,
+            "uploads": self.uploads,
+            "reference_nodes": self.graphs.reference_nodes,
+        }
 
     def close(self) -> None:
         """Give the device's memory back."""

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from penstock.engine.manifest import Engine
-from penstock.engine.program import Phase, Site, Sizes, bucket_name
+from penstock.engine.program import Call, Phase, Site, Sizes, bucket_name
 from penstock.ir.graph import Node, Value
 from penstock.ir.lazy import torch
 from penstock.ir.op import get
 from penstock.kernels.driver import Kernel
 from penstock.kernels.launch import Step, bind, view
+from penstock.kernels.reference import REFERENCE
 
 Key = tuple[int, int]  # (T bucket, L bucket)
 
@@ -46,6 +48,23 @@ class Graphs:
         profile = engine.profile
         self._all = [(t, n) for t in profile.token_buckets for n in profile.logit_buckets(t)]
         self._pool = torch.cuda.graph_pool_handle()
+
+    @property
+    def count(self) -> int:
+        """Buckets in all."""
+        return len(self._all)
+
+    @cached_property
+    def reference_nodes(self) -> int:
+        """Nodes of a step of one token that run by their reference, the last resort."""
+        program = self.engine.programs["decode"]
+        plans = (
+            phase.plans[Site.of(node).key][bucket_name(1, 1)]
+            for phase in program.phases.values()
+            for node in phase.graph.nodes
+            if not node.is_leaf
+        )
+        return sum(any(isinstance(x, Call) and x.name == REFERENCE for x in plan.launches) for plan in plans)
 
     def capture_sparse(self) -> None:
         """The tuned buckets, largest first: enough for any step, at worst padded to the next of them."""

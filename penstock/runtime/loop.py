@@ -6,6 +6,7 @@ import atexit
 import itertools
 import queue
 import threading
+import time
 import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -16,6 +17,7 @@ from penstock.runtime.executor import Executor, Submission
 from penstock.runtime.requests import RequestOutput
 
 Result = TypeVar("Result")
+QUIET = 0.02  # seconds without a command before idle work is begun
 _IDS = itertools.count()
 _OPEN: weakref.WeakSet[Loop] = weakref.WeakSet()
 
@@ -102,13 +104,22 @@ class Loop:
         opened.set_result(executor)
         try:
             while self._take_commands(executor):
-                if not executor.step() and self._more_idle_work and self._commands.empty():
+                if not executor.step() and self._more_idle_work and self._quiet():
                     self._more_idle_work = executor.backend.idle()
             self._end(executor, ExecutorError("the engine was shut down while this request was running"))
         except Exception as error:  # the thread's border: everyone who waits must hear of it
             failure = ExecutorError(f"the executor failed: {type(error).__name__}: {error}; open the engine again")
             failure.__cause__ = error
             self._end(executor, failure)
+
+    def _quiet(self) -> bool:
+        """Whether nobody has come for a while: a capture must not stand between a request and the one that follows."""
+        until = time.monotonic() + QUIET
+        while time.monotonic() < until:
+            if not self._commands.empty():
+                return False
+            time.sleep(QUIET / 20)
+        return True
 
     def _take_commands(self, executor: Executor) -> bool:
         """Run what has arrived; wait when there is nothing else to do. False: time to end."""

@@ -62,7 +62,8 @@ class Stream:
         completion = CompletionOutput(0, self.text, tuple(self.token_ids), self.finish_reason, self.stop_reason)
         metrics = RequestMetrics(self.arrival, self.first_token, self.finished)
         done = self.finish_reason is not None
-        return RequestOutput(self.request.id, self.prompt, self.request.prompt, (completion,), done, metrics)
+        prompt = (self.prompt, self.request.prompt)
+        return RequestOutput(self.request.id, *prompt, (completion,), done, metrics, self.notes)
 
 
 def delta(before: RequestOutput | None, after: RequestOutput) -> RequestOutput:

@@ -253,7 +253,10 @@ class CompletionOutput:
 
 @dataclass(frozen=True)
 class RequestOutput:
-    """What a request has given so far; `prompt` is None where token ids came in."""
+    """What a request has given so far; `prompt` is None where token ids came in.
+
+    `notes`: the sampling parameters that were left open, what was taken for each, and from where; a line each.
+    """
 
     request_id: str
     prompt: str | None
@@ -261,3 +264,4 @@ class RequestOutput:
     outputs: tuple[CompletionOutput, ...]
     finished: bool
     metrics: RequestMetrics
+    notes: tuple[str, ...] = ()

@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
-from penstock.errors import PenstockError
+from penstock.errors import OptionError, PenstockError
 from penstock.runtime.executor import Submission
-from penstock.runtime.loop import Loop, fresh_id
+from penstock.runtime.loop import Loop, fresh_id, run_all
 from penstock.runtime.open import Memory, open_loop
 from penstock.runtime.requests import RequestOutput, SamplingParams
 from penstock.text.tokenizer import Tokenizer
+
+NEW_TOKENS = 128  # for each input, unless told otherwise
 
 
 class ModelRunner:
@@ -30,30 +32,33 @@ class ModelRunner:
         return cls(open_loop(Path(engine_dir), Memory(gpu_memory_utilization, max_gpu_bytes), tokenizer), tokenizer)
 
     def generate(
-        self, input_texts: Sequence[str], max_new_tokens: int = 128, sampling_params: SamplingParams | None = None
+        self,
+        input_texts: Sequence[str],
+        max_new_tokens: int | None = None,
+        sampling_params: SamplingParams | None = None,
     ) -> list[str]:
-        """The text that continues each input. `sampling_params`, where given, wins over `max_new_tokens`."""
-        params = sampling_params or SamplingParams(max_tokens=max_new_tokens)
+        """The text that continues each input: at most max_new_tokens (128) each, or as sampling_params say.
+
+        Raises OptionError where both are given, PromptError and SamplingError before any text is started.
+        """
+        if max_new_tokens is not None and sampling_params is not None:
+            raise OptionError(
+                f"max_new_tokens={max_new_tokens} was given beside sampling_params; give one, or SamplingParams("
+                f"max_tokens={max_new_tokens}, ...)"
+            )
+        params = sampling_params or SamplingParams(max_tokens=NEW_TOKENS if max_new_tokens is None else max_new_tokens)
         return [output.outputs[0].text for output in self.run(input_texts, params)]
 
     def run(self, input_texts: Sequence[str], params: SamplingParams) -> list[RequestOutput]:
-        """The full outputs, in order."""
+        """The full outputs, in order: all texts are run, or none."""
         done: queue.SimpleQueue[RequestOutput | PenstockError] = queue.SimpleQueue()
         ids = [tuple(x) for x in self.tokenizer.encode_batch(list(input_texts))]
         new = [Submission(fresh_id(), x, params, done.put, text) for x, text in zip(ids, input_texts, strict=True)]
-        for each in new:
-            self._loop.submit(each)
-        outputs: dict[str, RequestOutput] = {}
-        for _ in new:
-            result = done.get()
-            if isinstance(result, PenstockError):
-                raise result
-            outputs[result.request_id] = result
-        return [outputs[each.id] for each in new]
+        return run_all(self._loop, new, done)
 
     def close(self) -> None:
+        """Stop the executor and free the device."""
         self._loop.close()
-        self._loop.executor.backend.close()
 
     def __enter__(self) -> ModelRunner:
         return self

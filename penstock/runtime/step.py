@@ -50,6 +50,10 @@ class Backend(Protocol):
         """Use a moment without work; True while there is more to do."""
         ...
 
+    def counters(self) -> Mapping[str, int]:
+        """Facts for the statistics."""
+        ...
+
     def close(self) -> None: ...
 
 
@@ -108,6 +112,9 @@ class CpuBackend:
 
     def idle(self) -> bool:
         return False
+
+    def counters(self) -> Mapping[str, int]:
+        return {}
 
     def close(self) -> None:
         self.states.clear()

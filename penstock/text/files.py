@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ TOKENIZER_FILES = (
 ADDITIONAL_TEMPLATES = "additional_chat_templates"
 # The largest tokenizer.json published so far is 40 MB.
 MAX_FILE_BYTES = 256 << 20
+MAX_DEPTH = 100  # of lists and objects within each other; the published files have about five
 
 _SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
@@ -42,13 +43,31 @@ def read_text(path: Path) -> str:
         raise TokenizerError(f"cannot read {path}: {error}; download the file again") from error
 
 
+def parse_json(text: str | bytes) -> Any:
+    """Any JSON of moderate depth: what can be read can then be copied and written too. Raises ValueError."""
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        raise ValueError(f"nested deeper than {MAX_DEPTH}") from None
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        level = [inner for outer in level for inner in _inside(outer)]
+        if not level:
+            return value
+    raise ValueError(f"nested deeper than {MAX_DEPTH}")
+
+
+def _inside(value: object) -> Iterable[Any]:
+    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file, or {} when there is no such file. Raises TokenizerError when it is anything else."""
     if not path.is_file():
         return {}
     try:
-        value = json.loads(read_text(path))
-    except (ValueError, RecursionError) as error:
+        value = parse_json(read_text(path))
+    except ValueError as error:
         raise TokenizerError(f"{path} is not JSON: {error}; download the file again") from error
     if not isinstance(value, dict):
         raise TokenizerError(f"{path} holds a {type(value).__name__}, not an object; download the file again")

@@ -2,16 +2,67 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from penstock.errors import ConfigError
 from penstock.text.files import read_json
+
+Allowed = tuple[Callable[[Any], bool], str]
 
 
 def generation_facts(directory: Path) -> dict[str, Any]:
-    """{"eos": ids, "generation": generation_config.json's content}; both empty where the files are silent."""
-    generation = read_json(directory / "generation_config.json")
-    config = read_json(directory / "config.json")
-    ids = generation.get("eos_token_id", config.get("eos_token_id"))
-    eos = ids if isinstance(ids, list) else [] if ids is None else [ids]
-    return {"eos": eos, "generation": generation}
+    """{"eos": ids, "generation": generation_config.json's content}; both empty where the files are silent.
+
+    Raises ConfigError for an end that is no token id of the model, or a sampling default that no request could have.
+    """
+    path, other = directory / "generation_config.json", directory / "config.json"
+    generation, config = read_json(path), read_json(other)
+    vocab = config.get("vocab_size")
+    limit = vocab if _integer(vocab, 1) else None
+    stated = {file: _ids(file, facts, limit) for file, facts in ((other, config), (path, generation))}
+    for key, allowed in _DEFAULTS.items():
+        _check(path, generation, key, allowed)
+    return {"eos": stated[path if "eos_token_id" in generation else other], "generation": generation}
+
+
+def _ids(path: Path, facts: Mapping[str, Any], vocab: int | None) -> list[int]:
+    """The ids of a file's eos_token_id; `vocab`: the size of the model's vocabulary, where it is known."""
+    value = facts.get("eos_token_id")
+    ids = value if isinstance(value, list) else [] if value is None else [value]
+    for token in ids:
+        if not _integer(token, 0) or (vocab is not None and token >= vocab):
+            most = "0 or more" if vocab is None else f"from 0 to {vocab - 1}"
+            raise ConfigError(
+                f"{path}: eos_token_id = {value!r} holds {token!r}, which is no token id {most}; "
+                "give an id, a list of ids, or null"
+            )
+    return ids
+
+
+def _check(path: Path, facts: Mapping[str, Any], key: str, allowed: Allowed) -> None:
+    """A key that is missing or null says nothing."""
+    fits, expected = allowed
+    value = facts.get(key)
+    if value is not None and not fits(value):
+        raise ConfigError(f"{path}: {key} = {value!r} is not {expected}; correct it, or remove the key")
+
+
+def _integer(value: object, low: int, high: int = sys.maxsize) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+
+
+def _real(value: object, high: float) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= high
+
+
+# What a request may ask for, since these stand in for what it leaves open.
+_DEFAULTS: Mapping[str, Allowed] = {
+    "do_sample": (lambda v: isinstance(v, bool), "true or false"),
+    "max_new_tokens": (lambda v: _integer(v, 1), "an integer of at least 1"),
+    "temperature": (lambda v: _real(v, 1e6) and not 0 < v < 1e-5, "0, or a number from 1e-05 to 1000000"),
+    "top_k": (lambda v: _integer(v, -1, 2**31 - 1), "an integer from 0 to 2147483647, or -1"),
+    "top_p": (lambda v: _real(v, 1.0) and v >= 1e-6, "a number from 1e-06 to 1"),
+}

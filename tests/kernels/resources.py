@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -74,15 +74,29 @@ def kernels(cases: Sequence[tuple[Site, Sizes]], capability: int = 90) -> Iterat
 
 
 def compile_problems(cases: Sequence[tuple[Site, Sizes]], older: Sequence[int] = (80, 89)) -> list[str]:
-    """Compile every kernel for 9.0, and the first of each function for `older` too; complain of errors and spills."""
+    """Compile the kernels of the cases for 9.0, and a sample of them for `older`; complain of errors and spills.
+
+    All of them for three capabilities would take minutes. So: every distinct kernel of the best configurations for
+    9.0; of each function one for each combination of formats for the first of `older`, and one at all for the others.
+    """
     problems: list[str] = []
     for capability in (90, *older):
-        functions = set()
-        for what, kernel in kernels(cases, capability):
-            if capability == 90 or kernel.source not in functions:
-                functions.add(kernel.source)
-                problems.extend(f"{what}, sm_{capability}: {x}" for x in _problems(kernel, capability))
+        for what, kernel in _sample(kernels(cases, capability), capability, older):
+            problems.extend(f"{what}, sm_{capability}: {x}" for x in _problems(kernel, capability))
     return problems
+
+
+def _sample(
+    found: Iterable[tuple[str, TritonKernel]], capability: int, older: Sequence[int]
+) -> Iterator[tuple[str, TritonKernel]]:
+    """The first kernel of each kind, where not all are wanted."""
+    kinds: set[tuple[str, frozenset[str]]] = set()
+    for what, kernel in found:
+        formats = frozenset(t for _, t in kernel.signature if t.startswith("*"))
+        kind = (kernel.source, formats if capability in older[:1] else frozenset())
+        if capability not in older or kind not in kinds:
+            kinds.add(kind)
+            yield what, kernel
 
 
 def _problems(kernel: TritonKernel, capability: int) -> Iterator[str]:

@@ -5,14 +5,18 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import product
 
 import pytest
 
-from penstock.engine.device import H200
+from penstock.engine.device import CPU, H200, Device
+from penstock.engine.program import Site
+from penstock.ir.graph import tensor
 from penstock.kernels.attention.ragged import Ragged, most_tiles
+from penstock.kernels.registry import tactics
 from penstock.kernels.tactic import KernelUse, cdiv
-from tests.kernels.cases.attention import CASES, attention, sizes
+from tests.kernels.cases.attention import CASES, attention, kv_append, rope, sizes
 from tests.kernels.resources import compile_problems, compiled, count
 from tests.kernels.subprocess_cases import ROOT, failures
 
@@ -76,3 +80,16 @@ def test_what_cannot_run_is_refused_with_a_reason() -> None:
     assert "blocks of 8" in str(Ragged().supports(attention("bf16", 4, 4, 64, 8), at, H200))
     assert "heads of 512" in str(Ragged().supports(attention("bf16", 4, 4, 512), at, H200))
     assert "at most 128" in str(Ragged().supports(attention("bf16", 256, 1, 64), at, H200))
+
+
+@pytest.mark.parametrize("device", [CPU, replace(H200, capability=75)])
+def test_older_devices_and_other_formats_are_refused_with_a_reason(device: Device) -> None:
+    at = sizes(4, 4, 4)
+    for site in (attention("bf16", 4, 4, 64), rope("f16", 4, 64, 32), kv_append("f32", 4, 64, 64)):
+        (tactic,) = tactics(site.op)
+        assert tactic.supports(site, at, device) == "needs a CUDA device of compute capability 8.0 or above"
+        assert "is i32; supported are f32, f16, bf16" in str(tactic.supports(_of_integers(site), at, H200))
+
+
+def _of_integers(site: Site) -> Site:
+    return replace(site, inputs=(replace(site.inputs[0], format=tensor("i32", 1).format), *site.inputs[1:]))

@@ -7,10 +7,13 @@ from dataclasses import replace
 import pytest
 
 from penstock.engine.device import CPU, H200
+from penstock.engine.program import KernelLaunch
 from penstock.ir.graph import tensor
 from penstock.ir.ops.state import SlotLayout
 from penstock.kernels.registry import tactics
-from penstock.kernels.tactic import KernelUse
+from penstock.kernels.tactic import KernelUse, frozen_plan
+from tests.kernels.cases.attention import CASES as ATTENTION
+from tests.kernels.cases.linear import CASES as LINEAR
 from tests.kernels.cases.small import CASES, SAMPLED, large, site, sizes
 
 
@@ -52,3 +55,15 @@ def test_plans_are_whole(capability: int) -> None:
                 assert all(len(u.args) == len(u.kernel.signature) and min(u.grid) > 0 for u in uses)
                 assert all(dict(u.kernel.constants)["PDL"] == (capability >= 90) for u in uses)
                 assert all(a.value < max(1, draft.workspace) for u in uses for a in u.args if a.kind == "workspace")
+
+
+@pytest.mark.parametrize("capability", [80, 89, 90, 100])
+def test_dependent_launch_is_asked_for_only_where_the_device_has_it(capability: int) -> None:
+    device = replace(H200, capability=capability)
+    for found, shape in (*CASES, *LINEAR, *ATTENTION):
+        for tactic in tactics(found.op):
+            if tactic.supports(found, shape, device) is None:
+                draft = tactic.plan(found, shape, device, tactic.tunables(found, shape, device)[0])
+                launches = frozen_plan(tactic.name, draft, capability).launches
+                asked = {x.dependent for x in launches if isinstance(x, KernelLaunch)}
+                assert asked <= {capability >= 90}, (tactic.op, tactic.name)

@@ -32,27 +32,41 @@ def integers(low: int, high: int, shape: Sequence[int], generator: Any, device: 
 
 
 def ragged(sizes: Mapping[str, int], context: int, device: str) -> tuple[Any, Any, Any, Any, Any]:
-    """A plausible step of T tokens over S sequences, each with about `context` tokens before it.
+    """A plausible step of T tokens over S sequences, each with up to `context` tokens before it.
 
-    Returns rows i32[T], positions i32[T], query_start i32[S], query_len i32[S], context_len i32[S].
+    A negative context (see `context_of`) says by how much the longest row is too long: rows are cut, and the tokens
+    left over are padding, of row -1. Returns rows i32[T], positions i32[T], query_start i32[S], query_len i32[S],
+    context_len i32[S].
     """
     tokens, sequences = sizes["T"], sizes["S"]
     base, extra = divmod(tokens, sequences)
-    query_len = torch.tensor([base + (i < extra) for i in range(sequences)], dtype=torch.int32, device=device)
+    counts = [min(base + (i < extra), most_queries(sizes) + min(0, context)) for i in range(sequences)]
+    query_len = torch.tensor(counts, dtype=torch.int32, device=device)
     query_start = (query_len.cumsum(0) - query_len).to(torch.int32)
-    rows = torch.repeat_interleave(torch.arange(sequences, device=device), query_len.long()).to(torch.int32)
-    before = torch.arange(sequences, device=device, dtype=torch.int32) % 7 + max(context - 7, 0)
-    offset = torch.arange(tokens, device=device, dtype=torch.int32) - query_start[rows.long()]
-    return rows, before[rows.long()] + offset, query_start, query_len, before + query_len
+    own = torch.repeat_interleave(torch.arange(sequences, device=device), query_len.long())
+    before = torch.arange(sequences, device=device, dtype=torch.int32) % 7
+    before = before.clamp_max(max(context, 0)) + max(context - 7, 0)
+    positions = before[own] + torch.arange(len(own), device=device, dtype=torch.int32) - query_start[own]
+    padding = (0, tokens - len(own))
+    rows = torch.nn.functional.pad(own.to(torch.int32), padding, value=-1)
+    return rows, torch.nn.functional.pad(positions, padding), query_start, query_len, before + query_len
 
 
 CONTEXT = 1024  # tokens before a step's own that an example assumes, where block tables have room
 
 
-def example_blocks(sizes: Mapping[str, int]) -> int:
-    """Blocks, the dummy included, of a pool in which every sequence of an example has its own; of 16 tokens or more."""
-    step = -(-sizes.get("T", 1) // sizes.get("S", 1))
-    return 1 + sizes.get("S", 1) * min(sizes.get("M", 1), -(-(CONTEXT + step) // 16))
+def most_queries(sizes: Mapping[str, int]) -> int:
+    """Tokens of the longest row of an example."""
+    return -(-sizes.get("T", 1) // sizes.get("S", 1))
+
+
+def example_blocks(types: Sequence[Type], sizes: Mapping[str, int]) -> int:
+    """Blocks, the dummy included, of a pool in which every sequence of an example has its own.
+
+    The site's cache, [N,2,K,B,D], says how many tokens a block holds; without one the number does not matter.
+    """
+    block = next((int(t.shape[3]) for t in types if "N" in t.symbols and len(t.shape) == 5), 16)
+    return 1 + sizes.get("S", 1) * min(sizes.get("M", 1), -(-(CONTEXT + most_queries(sizes)) // block))
 
 
 def table(sizes: Mapping[str, int], generator: Any, device: str) -> Any:
@@ -64,7 +78,6 @@ def table(sizes: Mapping[str, int], generator: Any, device: str) -> Any:
 
 
 def context_of(sizes: Mapping[str, int], block_size: int) -> int:
-    """The context that an example may assume: what its own blocks hold, less the step's tokens."""
+    """The context that an example may assume: what its own blocks hold, less the longest row; negative: too little."""
     used = min(sizes["M"], (sizes["N"] - 1) // sizes["S"])
-    room = used * block_size - -(-sizes["T"] // sizes["S"])
-    return max(0, min(CONTEXT, room))
+    return min(CONTEXT, used * block_size - most_queries(sizes))

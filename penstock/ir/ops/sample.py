@@ -58,13 +58,19 @@ def sample(logits: Any, temperature: Any, top_k: Any, top_p: Any, seed: Any, pos
     probabilities reach top_p; draw by the Gumbel-max rule. Logits equal to the last one kept are kept too.
     """
     greedy = temperature <= 0
-    if logits.device.type == "cpu" and bool(greedy.all()):
-        return logits.argmax(-1)  # the same, without sorting vocabularies for nobody
+    if not _asked(~greedy):
+        return logits.argmax(-1)
     scaled = logits.float() / torch.where(greedy, 1.0, temperature)[:, None]
-    kept = _keep_top_p(_keep_top_k(scaled, top_k), top_p)
+    kept = _keep_top_k(scaled, top_k) if _asked(top_k > 0) else scaled
+    kept = _keep_top_p(kept, top_p) if _asked(top_p < 1) else kept
     noise = -torch.log(-torch.log(uniform(seed, position, logits.shape[-1])))
     scores = torch.where(greedy[:, None], logits.float(), kept + noise)
     return scores.argmax(-1)
+
+
+def _asked(rows: Any) -> bool:
+    """Whether any row wants it: nobody's vocabulary is sorted in vain. Unknown on a GPU, which is not read back from."""
+    return rows.device.type != "cpu" or bool(rows.any())
 
 
 def _keep_top_k(scaled: Any, top_k: Any) -> Any:

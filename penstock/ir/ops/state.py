@@ -104,16 +104,22 @@ PREPARED = (
 def prepare_example(
     types: Sequence[Type], attrs: Mapping[str, Any], sizes: Mapping[str, int], generator: Any, device: str
 ) -> list[Any]:
-    """An upload of S rows that share T tokens, with a few writes."""
-    layout = SlotLayout(**attrs)
+    """An upload of S rows that share T tokens, with a write."""
+    most = int(attrs["history"]) - 1
+    base, extra = divmod(sizes["T"], sizes["S"])
+    counts = [min(base + (i < extra), most) for i in range(sizes["S"])]
+    return _upload_example(SlotLayout(**attrs), counts, sizes, generator, device)
+
+
+def _upload_example(
+    layout: SlotLayout, counts: Sequence[int], sizes: Mapping[str, int], generator: Any, device: str
+) -> list[Any]:
+    """Slots at length 0 with random histories, and an upload of rows of so many tokens, of which the first sample."""
     slots = torch.zeros(layout.size, dtype=torch.int32, device=device)
     slots[layout.history_at :] = integers(0, 100, (slots.numel() - layout.history_at,), generator, device)
     upload = torch.zeros(sizes["U"], dtype=torch.int32, device=device)
-    rows = sizes["S"]
-    base, extra = divmod(sizes["T"], rows)
-    counts = [min(base + (i < extra), layout.history - 1) for i in range(rows)]
-    sampling = min(sizes["L"], rows)
-    header = [rows, sum(counts), sampling, 1]
+    sampling = min(sizes["L"], len(counts))
+    header = [len(counts), sum(counts), sampling, 1]
     body = [x for i, c in enumerate(counts) for x in (i, c, int(i < sampling))]
     numbers = [*header, *body, layout.field("top_k"), 5]
     upload[: len(numbers)] = torch.tensor(numbers, dtype=torch.int32, device=device)
@@ -174,7 +180,9 @@ def _bits(x: Any) -> Any:
 def commit_example(
     types: Sequence[Type], attrs: Mapping[str, Any], sizes: Mapping[str, int], generator: Any, device: str
 ) -> list[Any]:
-    slots, upload = prepare_example(types, attrs, sizes, generator, device)
+    """At most one token a row: a commit lengthens its slots, and may be timed several times on one state."""
+    counts = [int(i < sizes["T"]) for i in range(sizes["S"])]
+    slots, upload = _upload_example(SlotLayout(**attrs), counts, sizes, generator, device)
     return [slots, upload, integers(0, 100, (sizes["L"],), generator, device)]
 
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from penstock.engine.device import Device
-from penstock.engine.program import Arg, Site, Sizes
+from penstock.engine.program import Site, Sizes
+from penstock.kernels import gpu
 from penstock.kernels.tactic import (
     Config,
     Draft,
@@ -20,7 +21,6 @@ from penstock.kernels.tactic import (
 )
 
 SOURCE = "penstock.kernels.attention.ragged_triton"
-FLOATS = ("f32", "f16", "bf16")
 MAX_GROUP = 128  # query heads of a KV head; they share a tile
 MAX_COMBINED = 16384  # numbers of a group of heads; more would not fit in the registers of `combine`
 MAX_SHORT = 4  # queries of a row that is still split over its keys
@@ -36,14 +36,14 @@ class Shape:
     kv_heads: int
     head_size: int
     block_size: int
-    format: str
+    pointer: str
     bytes: int
 
     @staticmethod
     def of(site: Site) -> Shape:
         kv = site.inputs[1]
         _, _, kv_heads, block, size = (0, *map(_int, kv.shape[1:]))
-        return Shape(int(site.attr("heads")), kv_heads, size, block, kv.format.triton_dtype, kv.format.bytes)
+        return Shape(int(site.attr("heads")), kv_heads, size, block, gpu.pointer(kv), kv.format.bytes)
 
     @property
     def group(self) -> int:
@@ -82,11 +82,11 @@ class Ragged(Tactic):
     op, name = "attention", "ragged"
 
     def supports(self, site: Site, sizes: Sizes, device: Device) -> str | None:
-        if device.kind != "cuda" or device.capability < 80:
-            return "needs a CUDA device of compute capability 8.0 or above"
+        if why := gpu.refusal(site, device, (0, 1), 80):
+            return why
         formats = {str(t.format) for t in (*site.inputs[:2], *site.outputs)}
-        if len(formats) > 1 or not formats <= set(FLOATS):
-            return f"queries, cache and result must share one format of {', '.join(FLOATS)}, not {sorted(formats)}"
+        if len(formats) > 1:
+            return f"queries, cache and result must share one format, not {sorted(formats)}"
         shape = Shape.of(site)
         if shape.block_size < 16 or shape.block_size & (shape.block_size - 1):
             return f"blocks of {shape.block_size} tokens; a power of two from 16 is needed"
@@ -165,6 +165,7 @@ def _plain_configs(shape: Shape) -> tuple[Config, ...]:
 
 def _constants(site: Site, sizes: Sizes, device: Device) -> dict[str, Any]:
     shape = Shape.of(site)
+    pdl, able = gpu.pdl(device)
     return {
         "H": shape.heads,
         "K": shape.kv_heads,
@@ -173,7 +174,7 @@ def _constants(site: Site, sizes: Sizes, device: Device) -> dict[str, Any]:
         "SP": _scanned(sizes["S"]),
         "SHORT": shape.short,
         "WINDOW": int(site.attr("window", 0)),
-        "PDL": device.capability >= 90,
+        pdl: able,
     }
 
 
@@ -198,26 +199,21 @@ def _decode(
 ) -> KernelUse:
     shape = Shape.of(site)
     signature = (
-        ("q_ptr", f"*{shape.format}"), ("kv_ptr", f"*{shape.format}"), *ROWS, ("table_ptr", "*i32"),
-        ("out_ptr", f"*{shape.format}"), ("acc_ptr", "*fp32"), ("ml_ptr", "*fp32"),
+        ("q_ptr", shape.pointer), ("kv_ptr", shape.pointer), *ROWS, ("table_ptr", "*i32"),
+        ("out_ptr", shape.pointer), ("acc_ptr", "*fp32"), ("ml_ptr", "*fp32"),
         ("S", "i32"), ("M", "i32"), ("programs", "i32"),
     )  # fmt: skip
     constants = {**_constants(site, sizes, device), **_scores(site), "BM": shape.decode_rows, "BN": config["BN"]}
     kernel = _kernel("decode", signature, constants, config["WARPS"], config["STAGES"])
-    scratch = (Arg("workspace", 0), Arg("workspace", partial))
-    numbers = (Arg("int", sizes["S"]), Arg("int", sizes["M"]), Arg("int", programs))
-    return KernelUse(
-        kernel,
-        (tasks, shape.kv_heads, 1),
-        (*inputs(*range(6)), *outputs(0), *scratch, *numbers),
-        device.capability >= 90,
-    )
+    numbers = gpu.integers(sizes["S"], sizes["M"], programs)
+    args = (*inputs(*range(6)), *outputs(0), *gpu.workspace(0, partial), *numbers)
+    return KernelUse(kernel, (tasks, shape.kv_heads, 1), args)
 
 
 def _combine(site: Site, sizes: Sizes, device: Device, config: Config, programs: int, partial: int) -> KernelUse:
     shape = Shape.of(site)
     signature = (
-        *ROWS, ("out_ptr", f"*{shape.format}"), ("acc_ptr", "*fp32"), ("ml_ptr", "*fp32"),
+        *ROWS, ("out_ptr", shape.pointer), ("acc_ptr", "*fp32"), ("ml_ptr", "*fp32"),
         ("T", "i32"), ("S", "i32"), ("programs", "i32"),
     )  # fmt: skip
     heads = next_power_of_2(shape.group)
@@ -229,10 +225,10 @@ def _combine(site: Site, sizes: Sizes, device: Device, config: Config, programs:
         "CP": max(1, 4096 // (heads * shape.padded_size)),
     }
     kernel = _kernel("combine", signature, constants, _combine_warps(heads * shape.padded_size), 1)
-    scratch = (Arg("workspace", 0), Arg("workspace", partial))
-    numbers = (Arg("int", sizes["T"]), Arg("int", sizes["S"]), Arg("int", programs))
+    numbers = gpu.integers(sizes["T"], sizes["S"], programs)
+    args = (*inputs(2, 3, 4), *outputs(0), *gpu.workspace(0, partial), *numbers)
     grid = min(sizes["T"] * shape.kv_heads, COMBINE_PROGRAMS * max(device.multiprocessors, 1))
-    return KernelUse(kernel, (grid, 1, 1), (*inputs(2, 3, 4), *outputs(0), *scratch, *numbers), device.capability >= 90)
+    return KernelUse(kernel, (grid, 1, 1), args)
 
 
 def _combine_warps(numbers: int) -> int:
@@ -242,18 +238,13 @@ def _combine_warps(numbers: int) -> int:
 def _prefill(site: Site, sizes: Sizes, device: Device, config: Config) -> KernelUse:
     shape = Shape.of(site)
     signature = (
-        ("q_ptr", f"*{shape.format}"), ("kv_ptr", f"*{shape.format}"), *ROWS, ("table_ptr", "*i32"),
-        ("out_ptr", f"*{shape.format}"), ("S", "i32"), ("M", "i32"),
+        ("q_ptr", shape.pointer), ("kv_ptr", shape.pointer), *ROWS, ("table_ptr", "*i32"),
+        ("out_ptr", shape.pointer), ("S", "i32"), ("M", "i32"),
     )  # fmt: skip
     constants = {**_constants(site, sizes, device), **_scores(site), "BM": config["PM"], "BN": config["PN"]}
     kernel = _kernel("prefill", signature, constants, config["PWARPS"], config["PSTAGES"])
     grid = (most_tiles(sizes, shape.short, config["PM"] // shape.group), shape.kv_heads, 1)
-    return KernelUse(
-        kernel,
-        grid,
-        (*inputs(*range(6)), *outputs(0), Arg("int", sizes["S"]), Arg("int", sizes["M"])),
-        device.capability >= 90,
-    )
+    return KernelUse(kernel, grid, (*inputs(*range(6)), *outputs(0), *gpu.integers(sizes["S"], sizes["M"])))
 
 
 def most_tiles(sizes: Sizes, short: int, tile: int) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from penstock.engine.device import Device
 from penstock.engine.program import Site, Sizes
+from penstock.kernels import gpu
 from penstock.kernels.rope_append import position
 from penstock.kernels.tactic import Config, Draft, Tactic, inputs, outputs
 
@@ -12,7 +13,7 @@ class Plain(Tactic):
     op, name = "rope", "plain"
 
     def supports(self, site: Site, sizes: Sizes, device: Device) -> str | None:
-        return position.refusal((site.inputs[0], *site.outputs), _size(site), device)
+        return position.refusal(site, (0,), _size(site), device)
 
     def tunables(self, site: Site, sizes: Sizes, device: Device) -> tuple[Config, ...]:
         return position.configs(site.attr("heads"), _size(site), sizes["T"])
@@ -20,8 +21,8 @@ class Plain(Tactic):
     def plan(self, site: Site, sizes: Sizes, device: Device, config: Config) -> Draft:
         heads = int(site.attr("heads"))
         signature = (
-            ("x_ptr", position.pointer(site.inputs[0])), ("positions_ptr", "*i32"), ("freqs_ptr", "*fp32"),
-            ("rows_ptr", "*i32"), ("out_ptr", position.pointer(site.outputs[0])),
+            ("x_ptr", gpu.pointer(site.inputs[0])), ("positions_ptr", "*i32"), ("freqs_ptr", "*fp32"),
+            ("rows_ptr", "*i32"), ("out_ptr", gpu.pointer(site.outputs[0])),
         )  # fmt: skip
         rotation = position.rotation(site.inputs[2], site.attr("scale", 1.0))
         constants = {"H": heads, **position.head(_size(site)), **rotation}

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from penstock.engine.device import Device
-from penstock.engine.program import Arg, Site, Sizes
+from penstock.engine.program import Site, Sizes
+from penstock.kernels import gpu
 from penstock.kernels.rope_append import position
 from penstock.kernels.tactic import Config, Draft, Tactic, inputs, outputs
 
@@ -16,8 +17,7 @@ class Fused(Tactic):
     op, name = "rope_append", "fused"
 
     def supports(self, site: Site, sizes: Sizes, device: Device) -> str | None:
-        floats = (*site.inputs[:2], *site.inputs[6:], site.outputs[0])
-        return position.refusal(floats, _geometry(site)["D"], device)
+        return position.refusal(site, (0, 1, *range(6, len(site.inputs))), _geometry(site)["D"], device)
 
     def tunables(self, site: Site, sizes: Sizes, device: Device) -> tuple[Config, ...]:
         return position.configs(_heads(site), _geometry(site)["D"], sizes["T"])
@@ -26,10 +26,10 @@ class Fused(Tactic):
         qkv, kv = site.inputs[:2]
         norms = site.inputs[6:] or (qkv, qkv)  # not read where there are none
         signature = (
-            ("qkv_ptr", position.pointer(qkv)), ("kv_ptr", position.pointer(kv)), ("positions_ptr", "*i32"),
+            ("qkv_ptr", gpu.pointer(qkv)), ("kv_ptr", gpu.pointer(kv)), ("positions_ptr", "*i32"),
             ("freqs_ptr", "*fp32"), ("rows_ptr", "*i32"), ("table_ptr", "*i32"),
-            ("q_norm_ptr", position.pointer(norms[0])), ("k_norm_ptr", position.pointer(norms[1])),
-            ("q_out_ptr", position.pointer(site.outputs[0])), ("M", "i32"),
+            ("q_norm_ptr", gpu.pointer(norms[0])), ("k_norm_ptr", gpu.pointer(norms[1])),
+            ("q_out_ptr", gpu.pointer(site.outputs[0])), ("M", "i32"),
         )  # fmt: skip
         constants = {
             **_geometry(site),
@@ -39,7 +39,7 @@ class Fused(Tactic):
             "OFFSET": float(site.attr("offset", 0.0)),
         }
         args = (*inputs(*range(6)), *(inputs(6, 7) if len(site.inputs) > 6 else inputs(0, 0)), *outputs(0))
-        args = (*args, Arg("int", sizes["M"]))
+        args = (*args, *gpu.integers(sizes["M"]))
         return Draft(
             (position.use("rope_append", signature, constants, args, sizes["T"], _heads(site), device, config),)
         )

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 from penstock.engine.device import Device
-from penstock.engine.program import Arg
+from penstock.engine.program import Arg, Site
 from penstock.ir.graph import Type
+from penstock.kernels import gpu
 from penstock.kernels.tactic import Config, KernelUse, TritonKernel, cdiv, next_power_of_2
 
 SOURCE = "penstock.kernels.rope_append.position_triton"
-FLOATS = ("f32", "f16", "bf16")
 MAX_HEAD = 1024  # numbers; a head is one tile
 
 
-def refusal(types: Iterable[Type], head_size: int, device: Device) -> str | None:
-    """Why none of the three kernels can run, or None."""
-    if device.kind != "cuda" or device.capability < 80:
-        return "needs a CUDA device of compute capability 8.0 or above"
-    other = sorted({str(t.format) for t in types} - set(FLOATS))
-    if other:
-        return f"{', '.join(other)} is none of the formats {', '.join(FLOATS)}"
+def refusal(site: Site, floats: tuple[int, ...], head_size: int, device: Device) -> str | None:
+    """Why none of the three kernels can run, or None. `floats`: the inputs in a format that they must know."""
+    if why := gpu.refusal(site, device, floats, 80):
+        return why
     if head_size > MAX_HEAD:
         return f"heads of {head_size} numbers; at most {MAX_HEAD}"
     return None
@@ -43,14 +39,9 @@ def use(
     tokens: int, heads: int, device: Device, config: Config,
 ) -> KernelUse:  # fmt: skip
     """A launch over tokens and groups of HB heads."""
-    constants = {**constants, "HB": config["HB"], "PDL": device.capability >= 90}
-    kernel = TritonKernel(f"{SOURCE}:{function}", signature, tuple(constants.items()), config["WARPS"])
-    return KernelUse(kernel, (tokens, cdiv(heads, config["HB"]), 1), args, device.capability >= 90)
-
-
-def pointer(type: Type) -> str:
-    """A tensor's type as Triton spells it."""
-    return f"*{type.format.triton_dtype}"
+    named = (*constants.items(), ("HB", config["HB"]), gpu.pdl(device))
+    kernel = TritonKernel(f"{SOURCE}:{function}", signature, named, config["WARPS"])
+    return KernelUse(kernel, (tokens, cdiv(heads, config["HB"]), 1), args)
 
 
 def rotation(freqs: Type, scale: float) -> dict[str, Any]:

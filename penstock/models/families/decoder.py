@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from penstock.models.config import Reader
+from penstock.models.config import MAX_SIZE, Reader
 from penstock.models.rope_config import reach, read_rope
 from penstock.spec import Attention, LayerSpec, Mlp, ModelSpec, Norm
 
 SILU = {"silu": "silu", "swish": "silu"}
 ROTARY_BUFFERS = r"(model\.)?layers\.\d+\.self_attn\.rotary_emb\.inv_freq"  # saved by transformers up to 4.31
+
+MAX_LAYERS, MAX_HEAD_DIM = 4096, 4096  # far beyond any model; every layer becomes nodes before tensors are compared
 
 _PARTS = {
     "attention.q": "self_attn.q_proj",
@@ -52,10 +54,12 @@ def read_heads(reader: Reader, *, kv_heads: int | None = None, head_dim: int | N
     kv = reader.optional_size("num_key_value_heads", kv_heads) or heads
     if heads % kv:
         raise reader.refused("num_key_value_heads", kv, f"a divisor of num_attention_heads = {heads}")
-    size = reader.optional_size("head_dim", head_dim)
+    size = reader.optional_size("head_dim", head_dim, MAX_HEAD_DIM)
     if size is None and hidden % heads:
         raise reader.refused("hidden_size", hidden, f"a multiple of num_attention_heads = {heads}, or a head_dim")
     size = size or hidden // heads
+    if size > MAX_HEAD_DIM or size * heads > MAX_SIZE:
+        raise reader.refused("num_attention_heads", heads, f"heads of at most {MAX_HEAD_DIM}, {MAX_SIZE} in all")
     if size % 2:
         raise reader.refused("head_dim", size, "an even number: rotary embedding turns pairs")
     return Heads(heads, kv, size)
@@ -81,7 +85,7 @@ def read_norm(reader: Reader, offset: float = 0.0) -> Norm:
 
 
 def read_layers(reader: Reader) -> int:
-    return reader.size("num_hidden_layers")
+    return reader.size("num_hidden_layers", most=MAX_LAYERS)
 
 
 def decoder(

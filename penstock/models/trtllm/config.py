@@ -90,6 +90,9 @@ _MAPPING = (
 _ONCE_OUTSIDE = ("world_size", "tp_size", "pp_size", "cp_size", "gpus_per_node")  # beside `mapping` in old files
 
 
+MAX_RANKS = 1024  # of each kind: a file each, and a node in the graph of each weight
+
+
 @dataclass(frozen=True)
 class Description:
     """What a checkpoint says of itself: the Hugging Face config of its model, and how its tensors are dealt."""
@@ -168,7 +171,7 @@ def _unquantised(reader: Reader) -> None:
 
 def _ranks(reader: Reader) -> Ranks:
     nested = reader.nested("mapping") or Reader({})
-    sizes = {key: nested.size(key, reader.get(key, 1)) for key in ("tp_size", "pp_size")}
+    sizes = {key: nested.size(key, reader.get(key, 1), MAX_RANKS) for key in ("tp_size", "pp_size")}
     world = nested.size("world_size", reader.get("world_size", sizes["tp_size"] * sizes["pp_size"]))
     nested.only("cp_size", 1)
     reader.ignore(_ONCE_OUTSIDE)

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from penstock.compiler import backend
 from penstock.compiler import build as build_module
 from penstock.compiler import weights as weights_module
-from penstock.compiler.build import build
+from penstock.compiler.build import build, build_key, read_model
 from penstock.compiler.options import BuildOptions
+from penstock.compiler.timing import Timing
+from penstock.compiler.timing_cache import TimingCache
 from penstock.engine import store
+from penstock.engine.device import CPU, H200
 from penstock.errors import (
     ConfigError,
     EngineCorruptError,
@@ -29,6 +34,9 @@ from penstock.errors import (
     ResourceError,
 )
 from penstock.ir.text import graph_to_json
+from penstock.kernels import compile as compile_module
+from penstock.kernels import registry, tactic
+from penstock.kernels.compile import Binary, stored
 
 SMALL = {"max_batch_size": 4, "max_num_tokens": 24}
 
@@ -138,6 +146,147 @@ def test_a_damaged_engine_is_named(
     damage(copy / file)
     with pytest.raises(EngineCorruptError, match=named):
         store.load(copy)
+
+
+def _no_fingerprints(path: Path) -> None:
+    path.write_text(json.dumps({name: {"size": 1} for name in json.loads(path.read_text())}))
+
+
+def _old_schema(path: Path) -> None:
+    with store.writing(path.parent) as part:
+        (part / path.name).write_text(json.dumps(json.loads(path.read_text()) | {"schema": 0}))
+
+
+@pytest.mark.parametrize(
+    ("file", "damage"),
+    [
+        (store.weights_file(), _cut),
+        (store.weights_file(), Path.unlink),
+        (store.MANIFEST, Path.unlink),
+        (store.MANIFEST, _flip),
+        (store.MANIFEST, _old_schema),
+        (store.FILES, _cut),
+        (store.FILES, _no_fingerprints),
+    ],
+)
+def test_a_damaged_engine_of_the_cache_is_built_again(
+    tiny_model: Path, tmp_path: Path, file: str, damage: Callable[[Path], None]
+) -> None:
+    made = build(tiny_model, options(tmp_path / "cache"))
+    weights = (made / store.weights_file()).read_bytes()
+    damage(made / file)
+    assert build(tiny_model, options(tmp_path / "cache")) == made
+    store.load(made)
+    assert (made / store.weights_file()).read_bytes() == weights
+    assert [p.name for p in made.parent.iterdir()] == [made.name], "and nothing is left beside it"
+
+
+def test_a_damaged_engine_elsewhere_is_built_again_too(tiny_model: Path, tiny_engine: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(tiny_engine, tmp_path / "engine"))
+    _cut(copy / store.weights_file())
+    assert build(tiny_model, options(tmp_path / "cache"), copy) == copy
+    store.load(copy)
+
+
+def test_the_old_engine_comes_back_when_the_last_rename_fails(
+    tiny_engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = Path(shutil.copytree(tiny_engine, tmp_path / "engine"))
+    rename = Path.rename
+
+    def failing(self: Path, target: Path) -> Path:
+        if self.name.endswith(".part"):
+            raise OSError(errno.EIO, "Input/output error")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    with pytest.raises(OSError, match="Input/output"), store.writing(copy) as part:
+        shutil.copytree(tiny_engine, part, dirs_exist_ok=True)
+    store.load(copy)
+    assert [p.name for p in tmp_path.iterdir()] == ["engine"]
+
+
+def _key(model: Path) -> str:
+    return build_key(read_model(model, BuildOptions(device="cpu"), CPU), CPU)
+
+
+def test_what_a_build_depends_on_is_in_its_key(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Text files by content, tactics by version, kernels by source."""
+    model = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    keys = [_key(model)]
+    assert _key(model) == keys[0]
+    (model / "chat_template.jinja").write_text("{{ messages }}")
+    keys.append(_key(model))
+    (model / "chat_template.jinja").write_text("{{ messages}}")
+    keys.append(_key(model))
+    tokenizer = model / "tokenizer.json"
+    tokenizer.write_text(tokenizer.read_text().replace("</s>", "</S>"))
+    keys.append(_key(model))
+    monkeypatch.setattr(type(registry.tactics("linear")[0]), "version", 77)
+    keys.append(_key(model))
+    monkeypatch.setattr(tactic, "source_hash", lambda _: "edited")
+    keys.append(_key(model))
+    assert len(set(keys)) == len(keys)
+
+
+def test_weight_expressions_are_in_the_key(tiny_model: Path) -> None:
+    front = read_model(tiny_model, BuildOptions(device="cpu"), CPU)
+    names = list(front.draft.weights)
+    swapped = {**front.draft.weights, names[0]: front.draft.weights[names[1]]}
+    other = replace(front, draft=replace(front.draft, weights=swapped))
+    assert build_key(other, CPU) != build_key(front, CPU)
+
+
+@pytest.mark.parametrize(
+    ("config", "format"), [({}, "f32"), ({"dtype": "bfloat16"}, "bf16"), ({"torch_dtype": "float16"}, "f16")]
+)
+def test_a_gpu_takes_the_stored_format(config: dict[str, str], format: str) -> None:
+    assert BuildOptions().format(config, H200) == format
+    assert BuildOptions().format(config, CPU) == "f32"
+
+
+def test_a_stored_format_that_is_none_of_ours_is_refused() -> None:
+    with pytest.raises(ConfigError, match="float8_e4m3fn"):
+        BuildOptions().format({"dtype": "float8_e4m3fn"}, H200)
+
+
+def test_kernels_of_another_compiler_lie_elsewhere(tmp_path: Path) -> None:
+    folders = {backend.kernel_folder(tmp_path, H200, {"triton": v}) for v in ("3.6.0", "3.7.0")}
+    assert len(folders) == 2 and all("sm90" in f.name for f in folders)
+
+
+def test_two_builds_may_store_one_kernel_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    binary, replace_file, pids = Binary("f", 4, 0, 0, b"cubin"), Path.replace, iter(range(100, 200))
+    monkeypatch.setattr(compile_module.os, "getpid", lambda: pid)
+    pid, nested = next(pids), []
+
+    def interrupted(self: Path, target: Path) -> Path:
+        nonlocal pid
+        if not nested:
+            nested.append(1)
+            pid = next(pids)
+            compile_module.store(binary, tmp_path, "key")  # another process, between our write and our rename
+        return replace_file(self, target)
+
+    monkeypatch.setattr(Path, "replace", interrupted)
+    compile_module.store(binary, tmp_path, "key")
+    assert stored(tmp_path, "key") == binary
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["key.cubin", "key.json"]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", '{"a": {"us": 1}}', '{"a": 3}', "\udcff"])
+def test_a_damaged_timing_cache_is_empty_and_replaced(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "timings.json"
+    file.write_bytes(text.encode(errors="surrogateescape"))
+    cache = TimingCache(file)
+    assert cache.get("a") is None
+    cache.put("a", Timing(median_us=2.0))
+    cache.put("b", Timing(refused="no"))
+    cache.save()
+    again = TimingCache(file)
+    assert again.get("a") == Timing(median_us=2.0) and again.get("b") is None
 
 
 def test_another_schema_is_refused(tiny_engine: Path, tmp_path: Path) -> None:

@@ -182,6 +182,22 @@ def test_a_full_disk_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.M
     assert contents(out) == before and sorted(p.name for p in tmp_path.iterdir()) == ["hf", "out"]
 
 
+def test_a_rename_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hf, out = tiny("llama", tmp_path), tmp_path / "out"
+    convert(hf, out)
+    before, rename = contents(out), Path.rename
+
+    def failing(self: Path, target: Path) -> Path:
+        if self.name.endswith(".part"):
+            raise OSError(errno.EIO, "Input/output error")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    with pytest.raises(OSError, match="Input/output"):
+        convert(hf, out, "float16")
+    assert contents(out) == before and sorted(p.name for p in tmp_path.iterdir()) == ["hf", "out"]
+
+
 def test_progress_ends_at_all_bytes(tmp_path: Path) -> None:
     seen: list[tuple[str, int, int]] = []
     out = convert(tiny("llama", tmp_path), tmp_path / "out", tp_size=2, progress=lambda *each: seen.append(each))

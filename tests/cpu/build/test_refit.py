@@ -18,7 +18,9 @@ from penstock.compiler import refit as module
 from penstock.compiler.build import build
 from penstock.compiler.convert import convert
 from penstock.compiler.refit import refit
+from penstock.compiler.reselect import reselect
 from penstock.engine import store
+from penstock.engine.device import CPU
 from penstock.errors import CheckpointError, ConfigError, EngineCorruptError, RefitError, ResourceError
 from tests.cpu.build.engines import contents, engine_of, options, same_weights, tiny
 
@@ -57,6 +59,40 @@ def test_in_place_and_back(tmp_path: Path) -> None:
     assert {p.name for p in engine.iterdir()} == kept
     refit(engine, hf)
     assert (engine / store.weights_file()).read_bytes() == before
+
+
+def test_into_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine stays; a name of its own, found a second time and made again when damaged; no chain of names."""
+    hf = tiny("llama", tmp_path)
+    new, cache = other(hf, tmp_path), tmp_path / "cache" / "engines"
+    engine = build(hf, options(tmp_path))
+    before = contents(engine)
+    out = refit(engine, new, cache=cache)
+    assert out.parent == cache and out.name.startswith(f"{engine.name}-refit-") and contents(engine) == before
+    assert same_weights(out, engine_of(new, tmp_path, "built"))
+    (out / store.MANIFEST).unlink()
+    assert refit(engine, new, cache=cache) == out and same_weights(out, tmp_path / "built")
+    back = refit(out, hf, cache=cache)
+    assert back.name.count("-refit-") == 1 and same_weights(back, engine)
+    monkeypatch.setattr(module, "write_weights", None)
+    assert refit(engine, new, cache=cache) == refit(back, new, cache=cache) == out
+
+
+def test_a_refit_of_a_reselected_engine_is_not_taken_for_one_of_the_first(tmp_path: Path) -> None:
+    hf = tiny("llama", tmp_path)
+    new, cache = other(hf, tmp_path), tmp_path / "cache" / "engines"
+    first = refit(engine_of(hf, tmp_path), new, cache=cache)
+    anew = reselect(first, CPU, tmp_path / "cache", {"linear": "reference"})
+    assert refit(anew, new, cache=cache) != first
+
+
+def test_the_tokenizer_is_in_the_name(tmp_path: Path) -> None:
+    hf = tiny("llama", tmp_path)
+    engine, new, cache = engine_of(hf, tmp_path), other(hf, tmp_path), tmp_path / "cache" / "engines"
+    (new / "tokenizer_config.json").write_text('{"a": 1}')
+    first = refit(engine, new, cache=cache)
+    (new / "tokenizer_config.json").write_text('{"a": 2}')
+    assert refit(engine, new, cache=cache) != first
 
 
 def test_from_one_converted_checkpoint_to_another(tmp_path: Path) -> None:

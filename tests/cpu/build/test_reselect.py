@@ -66,6 +66,24 @@ def test_devices_are_compared_by_what_code_depends_on(tmp_path: Path) -> None:
     assert mismatch(engine, replace(H200, memory_bytes=1), engine.software) is None
 
 
+def test_running_needs_no_triton(tmp_path: Path) -> None:
+    engine = store.load(engine_of(tiny("llama", tmp_path), tmp_path))
+    made = {**engine.software, "triton": "3.6.0"}
+    engine = replace(engine, device=H200, software=made)
+    assert mismatch(engine, H200, {n: v for n, v in made.items() if n != "triton"}) is None
+    assert mismatch(engine, H200, {**made, "triton": "absent"}) is None
+    assert "triton 3.7.0" in str(mismatch(engine, H200, {**made, "triton": "3.7.0"}))
+
+
+def test_a_damaged_one_in_the_cache_is_planned_again(tmp_path: Path) -> None:
+    _, old = of_old_software(tmp_path)
+    out = reselect(old, CPU, tmp_path / "cache")
+    for file in (store.weights_file(), store.MANIFEST):
+        (out / file).unlink()
+        assert reselect(old, CPU, tmp_path / "cache") == out
+        store.load(out)
+
+
 def test_planned_anew_into_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     engine, old = of_old_software(tmp_path)
     shutil.rmtree(tmp_path / "hf")  # nobody needs the checkpoint
@@ -102,6 +120,7 @@ def test_pins_hold_and_a_wrong_one_leaves_the_engine(tmp_path: Path) -> None:
     before = contents(old)
     out = reselect(old, CPU, tmp_path / "cache", {"linear": "reference"})
     plans = store.load(out).programs["decode"].phases["forward"].plans
+    assert store.load(out).source["tactics"] == {"linear": "reference"}
     assert {
         plan.tactic.split("[")[0] for key, by in plans.items() if key.startswith("linear(") for plan in by.values()
     } == {"reference"}

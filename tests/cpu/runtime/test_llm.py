@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
+import json
+import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +16,17 @@ import torch
 from transformers import LlamaForCausalLM
 
 from penstock import LLM, SamplingParams
-from penstock.errors import ExecutorError, OptionError, PromptError, UnsupportedError
+from penstock import llm as module
+from penstock.engine import store
+from penstock.errors import (
+    EngineMismatch,
+    ExecutorError,
+    OptionError,
+    PromptError,
+    ResourceError,
+    TokenizerError,
+    UnsupportedError,
+)
 from penstock.runtime import ModelRunner
 from penstock.runtime.step import CpuBackend
 
@@ -110,7 +124,12 @@ def test_bad_prompts_are_named_and_nothing_runs(llm: LLM, prompt: Any, named: st
     [
         ({"quantization": "fp8"}, UnsupportedError),
         ({"tensor_parallel_size": 2}, UnsupportedError),
+        ({"kv_cache_dtype": "fp8"}, UnsupportedError),
+        ({"pipeline_parallel_size": 2}, UnsupportedError),
         ({"lora_paths": ["a"]}, UnsupportedError),
+        ({"max_loras": 1}, UnsupportedError),
+        ({"max_lora_rank": 8}, UnsupportedError),
+        ({"speculative": "draft"}, UnsupportedError),
         ({"gpu_memory": 0.5}, OptionError),
         ({"gpu_memory_utilization": 1.5}, OptionError),
     ],
@@ -118,6 +137,154 @@ def test_bad_prompts_are_named_and_nothing_runs(llm: LLM, prompt: Any, named: st
 def test_arguments_are_refused_by_name(tiny_engine: Path, argument: dict[str, Any], error: type[Exception]) -> None:
     with pytest.raises(error, match=next(iter(argument))):
         LLM(tiny_engine, **argument)
+
+
+def test_unbuilt_arguments_are_in_the_signature_with_their_neutral_values(tiny_engine: Path) -> None:
+    given = inspect.signature(LLM.__init__).parameters
+    names = {
+        "quantization", "kv_cache_dtype", "tensor_parallel_size", "pipeline_parallel_size", "lora_paths", "max_loras",
+        "max_lora_rank", "speculative",
+    }  # fmt: skip
+    assert names <= given.keys()
+    LLM(tiny_engine, device="cpu", **{name: given[name].default for name in names}).shutdown()
+
+
+@pytest.mark.parametrize(
+    ("argument", "error"),
+    [
+        ({"lora_request": [None]}, UnsupportedError),
+        ({"lora_indices": [0]}, UnsupportedError),
+        ({"quantization": None}, OptionError),
+        ({"temperature": 0}, OptionError),
+    ],
+)
+def test_generate_takes_no_arguments_of_the_constructor(
+    llm: LLM, argument: dict[str, Any], error: type[Exception]
+) -> None:
+    with pytest.raises(error, match=next(iter(argument))):
+        llm.generate("God", GREEDY, **argument)
+    llm.generate("God", GREEDY, lora_request=None, lora_indices=None)
+
+
+def test_a_hand_defined_model_is_refused_by_name() -> None:
+    import penstock
+
+    with pytest.raises(UnsupportedError, match="compile is not built yet"):
+        penstock.compile(None, {}, None)  # type: ignore[arg-type]
+
+
+def test_lower_limits_hold_on_an_engine(tiny_engine: Path, tmp_path: Path) -> None:
+    with LLM(
+        tiny_engine, device="cpu", cache_dir=tmp_path, max_seq_len=20, max_batch_size=2, max_num_tokens=8
+    ) as model:
+        limits = model._loop.executor.scheduler.limits
+        assert (limits.max_batch_size, limits.max_num_tokens, limits.max_seq_len) == (2, 8, 20)
+        with pytest.raises(PromptError, match="the limit is 19"):
+            model.generate({"prompt_token_ids": [5] * 20}, GREEDY)
+        output = model.generate({"prompt_token_ids": [5] * 15}, GREEDY)[0].outputs[0]
+        assert (len(output.token_ids), output.finish_reason) == (5, "length")
+        model.refit(store.load(tiny_engine).source["model"])
+        assert model._loop.executor.scheduler.limits.max_seq_len == 20, "and after a refit too"
+
+
+@pytest.mark.parametrize(
+    ("argument", "named"),
+    [
+        ({"max_batch_size": 5}, r"max_batch_size=5 exceeds the 4"),
+        ({"max_num_tokens": 25}, r"max_num_tokens=25 exceeds the 24"),
+        ({"max_seq_len": 257}, r"max_seq_len=257 exceeds the 256"),
+        ({"max_num_tokens": 2}, r"max_num_tokens=2 is less than max_batch_size=4"),
+        ({"dtype": "float16"}, r"dtype='float16', but the engine in .* computes in f32"),
+        ({"weights": "random"}, r"weights='random', but the engine"),
+        ({"tactics": {"linear": "reference"}}, r"tactics=.*, but the engine"),
+        ({"revision": "main"}, r"revision='main' is for hub names"),
+    ],
+)
+def test_what_an_engine_cannot_change_is_refused(tiny_engine: Path, argument: dict[str, Any], named: str) -> None:
+    with pytest.raises(OptionError, match=named):
+        LLM(tiny_engine, device="cpu", **argument)
+
+
+def test_what_an_engine_has_may_be_repeated(tiny_model: Path, tmp_path: Path) -> None:
+    given: dict[str, Any] = {
+        "device": "cpu", "cache_dir": tmp_path, "dtype": "float32", "weights": "random",
+        "tactics": {"linear": "reference"}, "max_batch_size": 4,
+    }  # fmt: skip
+    with LLM(tiny_model, **given) as built, LLM(built.engine_dir, **given) as opened:
+        assert opened.engine_dir == built.engine_dir
+
+
+def test_an_engine_of_other_software_is_selected_anew(tiny_engine: Path, tmp_path: Path) -> None:
+    with store.writing(tmp_path / "old") as part:
+        shutil.copytree(tiny_engine, part, dirs_exist_ok=True)
+        store.save(replace(store.load(tiny_engine), software={"penstock": "0"}), part)
+        (part / store.FILES).unlink()
+    with LLM(tmp_path / "old", device="cpu", cache_dir=tmp_path, tactics={"linear": "reference"}) as model:
+        assert model.engine_dir.parent == tmp_path / "engines"
+        assert len(model.generate("God", GREEDY)[0].outputs[0].token_ids) == 12
+    with pytest.raises(EngineMismatch, match="penstock 0"):
+        ModelRunner.from_dir(tmp_path / "old")
+
+
+def test_a_bad_tokenizer_costs_no_build(tiny_model: Path, tmp_path: Path) -> None:
+    model = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    (model / "tokenizer.json").write_text("{")
+    with pytest.raises(TokenizerError):
+        LLM(model, device="cpu", cache_dir=tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()
+
+
+def test_outputs_say_which_defaults_were_taken(llm: LLM) -> None:
+    notes = llm.generate("God", SamplingParams(temperature=0, ignore_eos=True))[0].notes
+    assert set(notes) == {"top_p=1.0 (default)", "top_k=0 (default)", "max_tokens=16 (default)"}
+    assert llm.generate("God", SamplingParams(temperature=0, top_p=1, top_k=0, max_tokens=1))[0].notes == ()
+
+
+@pytest.fixture
+def other_model(tiny_model: Path, tmp_path: Path) -> Path:
+    """Other weights of the same spec, with a tokenizer that knows no merges."""
+    from tests.cpu import tiny
+
+    model = tiny.write(tmp_path / "other", seed=1)
+    words = json.loads((model / "tokenizer.json").read_text())
+    words["model"]["merges"] = []
+    (model / "tokenizer.json").write_text(json.dumps(words))
+    return model
+
+
+def test_refit_leaves_the_engine_and_brings_the_tokenizer(tiny_engine: Path, other_model: Path, tmp_path: Path) -> None:
+    before = store.load(tiny_engine).source
+    with LLM(tiny_engine, device="cpu", cache_dir=tmp_path / "cache") as model:
+        ids = {"prompt_token_ids": [5, 6, 7]}
+        first, text = model.generate(ids, GREEDY)[0].outputs[0].token_ids, model.generate("God", GREEDY)[0]
+        model.refit(other_model)
+        assert model.generate(ids, GREEDY)[0].outputs[0].token_ids != first
+        assert len(model.generate("In the beginning", GREEDY)[0].prompt_token_ids) == len("In the beginning")
+        assert model.engine_dir.parent == tmp_path / "cache" / "engines"
+    assert store.load(tiny_engine).source == before
+    with LLM(tiny_engine, device="cpu") as again:
+        assert again.generate("God", GREEDY)[0].outputs == text.outputs
+    with LLM(other_model, device="cpu", cache_dir=tmp_path / "built") as built:
+        assert built.generate(ids, GREEDY)[0].outputs[0].token_ids != first
+
+
+def test_a_refit_that_does_not_open_leaves_the_old_model(
+    tiny_engine: Path, other_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with LLM(tiny_engine, device="cpu", cache_dir=tmp_path / "cache") as model:
+        want = model.generate("God", GREEDY)[0].outputs
+        plain, opened = module.open_loop, []
+
+        def full(*arguments: Any, **named: Any) -> Any:
+            opened.append(arguments[0])
+            if len(opened) == 1:
+                raise ResourceError("no room")
+            return plain(*arguments, **named)
+
+        monkeypatch.setattr(module, "open_loop", full)
+        with pytest.raises(ResourceError, match="no room"):
+            model.refit(other_model)
+        assert model.engine_dir == tiny_engine and model.generate("God", GREEDY)[0].outputs == want
 
 
 def test_a_failed_step_ends_its_requests_and_no_others(tiny_engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,3 +317,18 @@ def test_an_engine_directory_stands_alone(llm: LLM, tmp_path: Path) -> None:
     with ModelRunner.from_dir(saved) as runner:
         want = [o.outputs[0].text for o in llm.generate(["In the", "A"], GREEDY)]
         assert runner.generate(["In the", "A"], sampling_params=GREEDY) == want
+
+
+def test_a_runner_takes_one_length(tiny_engine: Path) -> None:
+    with ModelRunner.from_dir(tiny_engine) as runner:
+        assert len(runner.run(["God"], GREEDY)[0].outputs[0].token_ids) == 12
+        with pytest.raises(OptionError, match=r"max_new_tokens=5 was given beside sampling_params"):
+            runner.generate(["God"], 5, GREEDY)
+
+
+def test_a_runner_runs_all_or_none(tiny_engine: Path) -> None:
+    with ModelRunner.from_dir(tiny_engine) as runner:
+        with pytest.raises(PromptError, match="empty"):
+            runner.run(["God", ""], GREEDY)
+        executor = runner._loop.executor
+        assert executor.stats.steps == executor.scheduler.num_waiting == executor.scheduler.num_running == 0

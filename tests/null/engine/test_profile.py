@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -53,3 +54,36 @@ def test_the_largest_upload_fits() -> None:
 def test_contradictions_are_named(limits: dict[str, int], named: str) -> None:
     with pytest.raises(OptionError, match=named):
         Profile(**({"max_batch_size": 64, "max_num_tokens": 8192, "max_seq_len": 4096} | limits))
+
+
+@pytest.mark.parametrize(
+    ("limits", "named"),
+    [
+        ({"max_batch_size": "4"}, "max_batch_size='4' is a str"),
+        ({"max_batch_size": 2.5}, "max_batch_size=2.5 is a float"),
+        ({"max_batch_size": True}, "max_batch_size=True is a bool"),
+        ({"max_num_tokens": None}, "max_num_tokens=None is a NoneType"),
+        ({"max_seq_len": "64"}, "max_seq_len='64' is a str"),
+        ({"max_seq_len": 100.5}, r"max_seq_len=100.5 is a float"),
+        ({"max_seq_len": 1}, "max_seq_len=1 must be at least 2"),
+        ({"block_size": "16"}, "block_size='16' is a str"),
+        ({"block_size": 16.0}, "block_size=16.0 is a float"),
+        ({"block_size": 1 << 30}, "block_size=1073741824 must be a power of two, from 16 to 1024"),
+        ({"freqs": -1}, "freqs=-1 must be at least 0"),
+        ({"max_batch_size": 10**7, "max_num_tokens": 10**7}, "lower max_batch_size or max_seq_len"),
+        ({"max_batch_size": 10**9, "max_num_tokens": 10**9, "max_seq_len": 2}, "lower max_batch_size or max_seq_len"),
+        ({"max_seq_len": 2**31}, "lower max_batch_size or max_seq_len"),
+        ({"max_num_tokens": 2**31}, "lower max_num_tokens"),
+    ],
+)
+def test_limits_that_are_no_sane_integers_are_named(limits: dict[str, Any], named: str) -> None:
+    with pytest.raises(OptionError, match=named):
+        Profile(**({"max_batch_size": 64, "max_num_tokens": 8192, "max_seq_len": 4096} | limits))
+
+
+def test_the_largest_indexable_slots_are_allowed() -> None:
+    """(2**31 - 1) numbers in slots of 5 fields, a block and a history of 32 + 1 tokens each."""
+    most = (2**31 - 1) // (5 + 1 + 33)
+    assert Profile(most, most, 32).slots.size <= 2**31 - 1
+    with pytest.raises(OptionError):
+        Profile(most + 1, most + 1, 32)
