@@ -12,6 +12,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from penstock import formats
 from penstock.engine.device import Device
@@ -53,8 +54,9 @@ def _measure_cuda(format: str) -> Roof:
     dtype = getattr(torch, formats.parse(format).torch_dtype)
     size = min(GPU_BUFFER, torch.cuda.mem_get_info()[0] // 2) // 4096 * 4096
     buffer = torch.randint(0, 1 << 30, (size // 4,), dtype=torch.int32, device="cuda")
-    read = _median(lambda: buffer.sum(dtype=torch.int32), _device_seconds)  # a wider sum would wait for its adders
-    del buffer
+    total = partial(buffer.sum, dtype=torch.int32)  # a wider sum would wait for its adders
+    read = _median(total, _device_seconds)
+    del buffer, total
     left, right = (torch.randn(GPU_SIDE, GPU_SIDE, device="cuda").to(dtype) for _ in range(2))
     product = _median(lambda: left @ right, _device_seconds)
     return Roof(size / read, 2 * GPU_SIDE**3 / product)

@@ -16,7 +16,6 @@ ROOT = Path(__file__).resolve().parents[2]
 RANKS = {
     "errors": (0, 0),
     "version": (0, 0),
-    "version": (0, 0),
     "unsupported": (0, 1),
     "bundled": (0, 1),
     "formats": (0, 2),

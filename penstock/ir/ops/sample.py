@@ -69,7 +69,7 @@ def sample(logits: Any, temperature: Any, top_k: Any, top_p: Any, seed: Any, pos
 
 
 def _asked(rows: Any) -> bool:
-    """Whether any row wants it: nobody's vocabulary is sorted in vain. Unknown on a GPU, which is not read back from."""
+    """Whether any row wants it: nobody's vocabulary is sorted in vain. On a GPU, which is not read back, always."""
     return rows.device.type != "cpu" or bool(rows.any())
 
 
