@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run the command line. Returns 0, 1 for a failure, 2 for a mistake of the caller, 130 when interrupted."""
-    from penstock.cli.app import run
+    try:
+        from penstock.cli.app import run
 
-    return run(args)
+        return run(args)
+    except KeyboardInterrupt:  # while modules are still being imported
+        print("interrupted", file=sys.stderr)
+        return 130

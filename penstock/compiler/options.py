@@ -36,7 +36,11 @@ class BuildOptions:
     cache_dir: Path | None = None
 
     def __post_init__(self) -> None:
-        if self.dtype != "auto" and self.dtype not in FORMATS:
+        for name in ("max_batch_size", "max_num_tokens", "max_seq_len"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
+                raise OptionError(f"{name}={value!r} is a {type(value).__name__}; give an integer")
+        if not isinstance(self.dtype, str) or self.dtype not in ("auto", *FORMATS):
             raise OptionError(f"dtype={self.dtype!r} is not one of auto, {', '.join(FORMATS)}")
         if self.weights not in ("checkpoint", "random"):
             raise OptionError(f"weights={self.weights!r} is neither 'checkpoint' nor 'random'")

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from penstock.compiler.candidates import Candidate, Pins, candidates
-from penstock.compiler.timing import Timing
+from penstock.compiler.timing import METHOD, Timing
 from penstock.compiler.timing_cache import TimingCache
 from penstock.engine.device import Device
 from penstock.engine.profile import Profile
@@ -164,7 +164,8 @@ class Selector:
             if reason := self._uncompiled.get(getattr(launch, "kernel", ""), ""):
                 return Timing(refused=reason)
         digest = hashlib.sha256(json.dumps(plan_to_json(plan)).encode()).hexdigest()[:16]
-        key = f"{site.key} | {candidate.name} v{candidate.version} | {json.dumps(dict(sizes))} | {digest}"
+        implementation = f"{candidate.name} v{candidate.version} {digest}"
+        key = f"{site.key} | {implementation} | {json.dumps(dict(sizes))} | method {METHOD}"
         timing = self.cache.get(key)
         if timing is None:
             timing = self.timer(site, sizes, plan)

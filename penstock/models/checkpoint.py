@@ -125,6 +125,7 @@ def read_header(file: Path) -> Iterator[tuple[str, TensorInfo]]:
 
     Raises CheckpointError where the header cannot be read, or the file is not as long as it says.
     """
+    _check_path(file)
     try:
         with file.open("rb") as stream:
             size = file.stat().st_size
@@ -179,15 +180,23 @@ def _check_metadata(value: object, file: Path) -> None:
         raise CheckpointError(f"{file}: the header's __metadata__ is no object of texts; fetch the file again")
 
 
+def _check_path(file: Path) -> None:
+    """The library that maps the file takes paths of UTF-8 alone; better known before a build than after it."""
+    try:
+        str(file).encode()
+    except UnicodeEncodeError:
+        raise CheckpointError(f"{str(file)!r} is no path of UTF-8, which safetensors needs; rename it") from None
+
+
 def _mapped(file: Path) -> Any:
-    """The library's view of a file. It checks more than we do (that the tensors touch), and takes paths of UTF-8."""
+    """The library's view of a file. It checks more than we do: that the tensors touch, for one."""
     from safetensors import SafetensorError, safe_open
 
     try:
         return safe_open(file, framework="pt", device="cpu")
     except (SafetensorError, OSError, ValueError) as error:
         said = " ".join(str(error).split())
-        raise CheckpointError(f"{file!s} cannot be mapped ({said}); fetch it again, into a path of UTF-8") from None
+        raise CheckpointError(f"{file} cannot be mapped ({said}); fetch the file again") from None
 
 
 def _files(directory: Path) -> list[Path]:

@@ -25,8 +25,8 @@ from jinja2.visitor import NodeTransformer
 
 MAX_TEMPLATE_CHARS = 1_000_000
 MAX_OUTPUT_CHARS = 16_000_000
-MAX_STEPS = 300_000  # refused within about a second; a conversation of 10 000 messages takes a tenth of it
-MAX_SECONDS = 5.0
+MAX_STEPS = 200_000  # refused within about two seconds; a conversation of 10 000 messages takes a tenth of it
+MAX_SECONDS = 2.0
 _CLOCK_EVERY = 256
 
 # str methods that make text of any length from a number.
