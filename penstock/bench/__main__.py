@@ -13,6 +13,7 @@ from pathlib import Path
 
 from penstock.bench import records
 from penstock.bench.latency import NEW, PROMPT, decode_rate, first_token, prefill_rate, run, settle
+from penstock.bench.memory import Peak
 from penstock.bench.records import Record
 from penstock.bench.workload import MODELS, prompt, write_model
 from penstock.compiler.build import build
@@ -45,12 +46,17 @@ def figures(name: str, device: str, folder: Path) -> Iterator[Record]:
     """Every figure, each as soon as it is there."""
     options = BuildOptions(weights="random", device=device, cache_dir=folder / "cache", max_seq_len=4096)
     start = time.perf_counter()
-    directory = build(write_model(name, folder), options, progress=_show)
+    with Peak(device) as peak:
+        directory = build(write_model(name, folder), options, progress=_show)
     seconds = time.perf_counter() - start
     engine = store.load(directory)
     figure = partial(Record, model=name, format=engine.format)
     yield figure("build_s", seconds, "s", note=f"random weights; {dict(engine.build_seconds)}")
     yield figure("weight_gib", engine.weight_bytes / 2**30, "GiB")
+    yield figure("build_host_gib", peak.host / 2**30, "GiB", note="peak of this process, mapped files not counted")
+    if peak.device:
+        note = "peak on the GPU, CUDA contexts of the workers included"
+        yield figure("build_device_gib", peak.device / 2**30, "GiB", note=note)
     roof = measure(detect(device))
     yield figure("roof_read_gbps", roof.read_bytes_per_s / 1e9, "GB/s")
     yield figure(f"roof_{engine.format}_tflops", roof.flops_per_s / 1e12, "TFLOP/s")

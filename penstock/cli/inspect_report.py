@@ -17,11 +17,11 @@ from penstock.ir.ops.state import FIELDS
 from penstock.spec import ModelSpec
 
 Data = dict[str, Any]
-ASSUMED = 1e12  # bytes a second; an engine does not record its device's, and inspecting measures nothing
+ASSUMED = 1e12  # bytes a second, for an engine that records no rate of its device; inspecting measures nothing
 
 
 def report(directory: Path, bandwidth: float | None = None) -> Data:
-    """Everything, for JSON and for the text. `bandwidth`: bytes a second of the roof; None: ASSUMED, and said to be so.
+    """Everything, for JSON and for the text. `bandwidth`: bytes a second of the roof; None: what the build measured.
 
     Raises EngineError where the directory is no engine, EngineCorruptError where a file is not what was written.
     """
@@ -151,14 +151,15 @@ def _roof(engine: Engine, nodes: list[Data], bandwidth: float | None) -> Data:
     """The least time of a step of one token by its bytes, beside what the operations of the smallest step took when
     they were timed: one of `timed_tokens` tokens, which reads the same weights.
 
-    `assumed`: no bandwidth was given, so the rate is a round figure that says nothing about the engine's device.
+    The rate is the one given, else what the build measured; `assumed`: it is neither, but a round figure.
     """
-    rate = bandwidth or ASSUMED
+    known = bandwidth or engine.roof.get("read_bytes_per_s")
+    rate = known or ASSUMED
     least = engine.work["weight_bytes"] / rate
     timed = min(sizes["T"] for sizes in engine.programs["decode"].buckets.values())  # a CPU times no single token
     times = [n["count"] * n["choices"][0]["median_us"] for n in nodes if n["choices"] and n["choices"][0]["median_us"]]
     took = sum(times) / 1e6
     return {
-        "bytes_per_s": rate, "assumed": bandwidth is None, "seconds_per_token": least, "tokens_per_s": 1 / least,
+        "bytes_per_s": rate, "assumed": known is None, "seconds_per_token": least, "tokens_per_s": 1 / least,
         "timed_step_seconds": took, "timed_tokens": timed, "share": least / took if took else None,
     }  # fmt: skip

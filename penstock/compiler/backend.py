@@ -65,10 +65,10 @@ def plan_engine(draft: Unplanned, device: Device, root: Path, pins: Pins, progre
         progress(stage, counts[stage], 0)
 
     with ExitStack() as stack:
-        timer, compiler = time_cpu, _compiles_nothing
+        timer, compiler, roof = time_cpu, _compiles_nothing, dict[str, float]()
         if device.kind == "cuda":
             shop = stack.enter_context(Workshop(folder, device))
-            timer, compiler = shop.time, shop.compile
+            timer, compiler, roof = shop.time, shop.compile, shop.roof(draft.format)
         selector = Selector(draft.profile, device, timer, compiler, cache, pins, report)
         try:
             selection = selector.run(tuple(draft.graphs.values()))
@@ -81,7 +81,7 @@ def plan_engine(draft: Unplanned, device: Device, root: Path, pins: Pins, progre
     facts = _kernel_facts(program, folder)
     engine = Engine(
         draft.spec, draft.profile, draft.format, device, versions, draft.source, {"decode": program}, weights,
-        buffers, arena, facts, draft.tokens, draft.work, draft.report,
+        buffers, arena, facts, draft.tokens, draft.work, draft.report, roof=roof,
     )  # fmt: skip
     return Planned(engine, rows_to_json(selection), folder)
 

@@ -19,6 +19,7 @@ from penstock.engine.program import plan_from_json, site_from_json
 from penstock.errors import PenstockError
 from penstock.kernels.compile import compile_triton, store, stored
 from penstock.kernels.driver import Kernel, load
+from penstock.kernels.roof import measure
 from penstock.kernels.tactic import TritonKernel
 
 Job = Mapping[str, Any]
@@ -61,7 +62,12 @@ def time_job(folder: Path, job: Job) -> dict[str, Any]:
         return asdict(timer(site_from_json(job["site"]), job["sizes"], plan_from_json(job["plan"])))
 
 
-JOBS: Mapping[str, Callable[[Path, Job], dict[str, Any]]] = {"compile": compile_job, "time": time_job}
+def roof_job(folder: Path, job: Job) -> dict[str, Any]:
+    """The rates of this machine's GPU."""
+    return asdict(measure(Device(**job["device"]), job["format"]))
+
+
+JOBS: Mapping[str, Callable[[Path, Job], dict[str, Any]]] = {"compile": compile_job, "time": time_job, "roof": roof_job}
 
 
 def main() -> None:

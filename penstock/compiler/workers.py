@@ -104,3 +104,8 @@ class Workshop:
         """Gate and time a plan on the GPU."""
         job = {"do": "time", "site": site_to_json(site), "sizes": dict(sizes), "plan": plan_to_json(plan)}
         return Timing(**self._timer.ask({**job, "device": asdict(self.device)}))
+
+    def roof(self, format: str) -> dict[str, float]:
+        """The GPU's own rates, measured where tactics are timed; empty where that failed."""
+        answer = self._timer.ask({"do": "roof", "device": asdict(self.device), "format": format})
+        return {} if "refused" in answer else answer

@@ -35,7 +35,8 @@ class Engine:
     `spec`: the model, as ModelSpec prints itself. `source`: where the weights came from. `device`, `software`: what the
     engine was compiled for. `buffers[bucket]`: byte offsets in the arena of every value of every phase, in graph order
     (-1: aliases an input); `arena`: its bytes. `tokens`: eos ids and sampling defaults of the model. `work`: bytes and
-    operations of one token, for the roof. `report`: what the passes did.
+    operations of one token, for the roof. `report`: what the passes did. `roof`: the device's own rates, as the
+    build measured them (read_bytes_per_s, flops_per_s); empty on a CPU.
     """
 
     spec: Mapping[str, Any]
@@ -53,6 +54,7 @@ class Engine:
     work: Mapping[str, float] = field(default_factory=dict)
     report: tuple[Mapping[str, Any], ...] = ()
     build_seconds: Mapping[str, float] = field(default_factory=dict)
+    roof: Mapping[str, float] = field(default_factory=dict)
 
     @cached_property
     def states(self) -> tuple[Node, ...]:
@@ -93,6 +95,7 @@ def to_json(engine: Engine) -> dict[str, Any]:
         "work": dict(engine.work),
         "report": [dict(r) for r in engine.report],
         "build_seconds": dict(engine.build_seconds),
+        "roof": dict(engine.roof),
     }
     return {**data, "checksum": checksum(data)}
 
@@ -125,6 +128,7 @@ def from_json(data: Mapping[str, Any]) -> Engine:
         work=data["work"],
         report=tuple(data["report"]),
         build_seconds=data["build_seconds"],
+        roof=data["roof"],
     )
 
 

@@ -18,7 +18,7 @@ from penstock import formats
 from penstock.engine.device import Device
 from penstock.ir.lazy import torch
 
-GPU_BUFFER = 8 << 30  # bytes; less where less is free
+GPU_BUFFER = 3 << 30  # bytes: far more than any cache, and less than a build may take beside its weights
 CPU_BUFFER = 256 << 20  # bytes; several times the caches of common machines
 GPU_SIDE, CPU_SIDE = 8192, 1024  # rows and columns of the product
 WARM_UP, REPEATS = 3, 9

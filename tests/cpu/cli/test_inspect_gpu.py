@@ -29,6 +29,9 @@ class FakeWorkshop:
     def __init__(self, folder: Path, device: Device) -> None:
         self.folder, self.device = folder, device
 
+    def roof(self, format: str) -> dict[str, float]:
+        return {"read_bytes_per_s": 4e12, "flops_per_s": 7e14}
+
     def __enter__(self) -> FakeWorkshop:
         return self
 
@@ -111,3 +114,9 @@ def test_a_pin_names_the_one_tactic_or_the_one_left_out(engine: Path, pin: str, 
 
 def sizes(tokens: int) -> dict[str, int]:
     return {"T": tokens, "S": 1, "L": 1, "M": 4, "U": 100}
+
+
+def test_the_roof_is_the_one_that_the_build_measured(engine: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    roof = json.loads(inspected(engine, capsys, "--json"))["roof"]
+    assert roof["bytes_per_s"] == 4e12 and not roof["assumed"]
+    assert json.loads(inspected(engine, capsys, "--json", "--bandwidth", "1000"))["roof"]["bytes_per_s"] == 1e12
