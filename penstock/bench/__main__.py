@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 import tempfile
 import time
@@ -31,18 +32,19 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--commit", default=records.commit(), help="where the tree is no checkout")
+    parser.add_argument("--timing", type=Path, help="where to copy what every tactic took")
     arguments = parser.parse_args()
     device = detect(arguments.device)
     commit, when, environment = arguments.commit, records.now(), records.environment(device)
     with tempfile.TemporaryDirectory() as folder:
-        for record in figures(arguments.model, device.kind, Path(folder)):
+        for record in figures(arguments.model, device.kind, Path(folder), arguments.timing):
             share = "" if record.share_of_roof is None else f"  {record.share_of_roof:.1%} of the roof"
             print(f"{record.metric:24} {record.value:12.2f} {record.unit}{share} {record.note}", flush=True)
             stamped = replace(record, commit=commit, when=when, environment=environment)
             records.append(arguments.out, [stamped])
 
 
-def figures(name: str, device: str, folder: Path) -> Iterator[Record]:
+def figures(name: str, device: str, folder: Path, timing: Path | None) -> Iterator[Record]:
     """Every figure, each as soon as it is there."""
     options = BuildOptions(weights="random", device=device, cache_dir=folder / "cache", max_seq_len=4096)
     start = time.perf_counter()
@@ -50,6 +52,8 @@ def figures(name: str, device: str, folder: Path) -> Iterator[Record]:
         directory = build(write_model(name, folder), options, progress=_show)
     seconds = time.perf_counter() - start
     engine = store.load(directory)
+    if timing is not None:
+        shutil.copyfile(directory / store.TIMING, timing)
     figure = partial(Record, model=name, format=engine.format)
     yield figure("build_s", seconds, "s", note=f"random weights; {dict(engine.build_seconds)}")
     yield figure("weight_gib", engine.weight_bytes / 2**30, "GiB")
