@@ -76,11 +76,9 @@ class CpuBackend:
         self._phases = [_Phase(phase) for phase in engine.programs["decode"].phases.values()]
         self._results: dict[int, list[int]] = {}
         self._count = 0
-        self.threads = 0  # not known yet
+        self.threads = self._quickest_threads()
 
     def launch(self, upload: Numbers, tokens: int, rows: int, logits: int) -> Ticket:
-        if not self.threads:
-            self.threads = self._quickest_threads()
         sizes = {**self.engine.profile.sizes(tokens, logits), "S": rows}
         leaves: dict[str, Any] = {**self.weights, **self.states, "upload": torch.from_numpy(upload)}
         with torch.no_grad(), using_threads(self.threads):
@@ -92,8 +90,8 @@ class CpuBackend:
         return Ticket(self._count, logits)
 
     def _quickest_threads(self) -> int:
-        """One thread or all, timed where steps run: another thread than the opening one wakes its helpers slower, and
-        a small model's products are over before they are awake."""
+        """One thread or all, timed on the thread that opens the engine and runs its steps: a small model's products are
+        over before a second thread has woken up."""
 
         def seconds(threads: int) -> float:
             self.threads, times = threads, []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from penstock import LLM, SamplingParams, bundled
 from penstock.compiler.build import build
@@ -170,3 +172,27 @@ def test_sampling_with_a_seed_repeats(llm: LLM, prompts: list[list[int]]) -> Non
     params = SamplingParams(temperature=0.9, top_k=50, top_p=0.9, seed=7, max_tokens=32, ignore_eos=True)
     first, second = (llm.generate({"prompt_token_ids": prompts[0]}, params)[0].outputs[0].token_ids for _ in range(2))
     assert first == second
+
+
+def test_refit_gives_what_a_fresh_build_gives(
+    cache: Path, engine_dir: Path, prompts: list[list[int]], tmp_path: Path
+) -> None:
+    """Other weights into the same engine: nothing is timed, the old memory is given back, and the texts are the new."""
+    other = Path(shutil.copytree(bundled.target(), tmp_path / "other"))
+    weights = load_file(other / "model.safetensors")
+    save_file({k: v * 1.25 if k == "model.norm.weight" else v for k, v in weights.items()}, other / "model.safetensors")
+    fresh = build(other, BuildOptions(device="cuda", cache_dir=cache, **LIMITS))
+    params = SamplingParams(temperature=0.9, seed=3, max_tokens=24, ignore_eos=True)
+    asked = [{"prompt_token_ids": p} for p in prompts[:8]]
+
+    def texts(model: LLM) -> list[tuple[int, ...]]:
+        return [model.generate(p, params)[0].outputs[0].token_ids for p in asked]
+
+    with LLM(fresh, device="cuda") as model:
+        wanted = texts(model)
+    with LLM(engine_dir, device="cuda", cache_dir=cache) as model:
+        before, held = texts(model), torch.cuda.memory_allocated()
+        model.refit(other)
+        assert torch.cuda.memory_allocated() < 1.1 * held, "the old engine's memory was given back"
+        after = texts(model)
+    assert after == wanted != before
