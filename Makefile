@@ -17,7 +17,8 @@ help:  ## list the targets
 
 # The stamp is written last, so an interrupted installation is taken up again.
 $(STAMP): pyproject.toml constraints.txt
-	@echo "creating the environment in $(VENV) ..."
+	@echo "creating the environment in $(VENV): torch and its tools, about 2 GB with torch for CPUs, several times"
+	@echo "that with CUDA (PIP_FLAGS chooses, see README.md); pip is silent for some minutes, by the network ..."
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt -e '.[dev]'
 	@touch $@

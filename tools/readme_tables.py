@@ -1,7 +1,8 @@
 """Tables of the README, made from the results that are kept: `python tools/readme_tables.py`, or with --check.
 
 Between `<!-- results:NAME -->` and `<!-- end of results -->` stands the table of bench/results/NAME/*.jsonl: the latest
-record of each model, format and figure. A figure is never typed by hand.
+record of each model, format and figure. `results:NAME/checks` is the table of NAME/checks.jsonl alone, which holds
+what is right rather than fast and is left out of the other. A figure is never typed by hand.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-SECTION = re.compile(r"(<!-- results:([\w.-]+) -->\n).*?(<!-- end of results -->)", re.DOTALL)
+SECTION = re.compile(r"(<!-- results:([\w./-]+) -->\n).*?(<!-- end of results -->)", re.DOTALL)
+CHECKS = "checks"  # the name of a file of results that are not of speed
 NOTHING = "No results are kept yet: `bench/results/{name}/` is empty.\n"
 Record = Mapping[str, Any]
 
@@ -25,14 +27,19 @@ def filled(readme: str, results: Path) -> str:
 
 
 def section(name: str, folder: Path) -> str:
-    """The table of one machine's results, with the environments that they were measured in."""
-    lines = [line for file in sorted(folder.glob("*.jsonl")) for line in file.read_text("utf-8").splitlines()]
+    """The table of one machine's results, with the environments that they were measured in; or of its checks."""
+    checks = folder.name == CHECKS
+    files = [folder.with_suffix(".jsonl")] if checks else sorted(folder.glob("*.jsonl"))
+    kept = (file for file in files if (file.stem == CHECKS) == checks and file.is_file())
+    lines = [line for file in kept for line in file.read_text("utf-8").splitlines()]
     if not lines:
         return NOTHING.format(name=name)
     records = sorted((json.loads(line) for line in lines), key=lambda record: str(record.get("when", "")))
     records = latest(records)
-    head = ["| model | format | figure | value | of the roof | commit |", "|---|---|---|---|---|---|"]
-    return "\n".join(["", *head, *map(_row, records), "", *_environments(records), ""]) + "\n"
+    names = ["model", "format", "check", "result"] if checks else ["model", "format", "figure", "value", "of the roof"]
+    head = [_line([*names, "commit"]), "|---" * (len(names) + 1) + "|"]
+    rows = [_line(_cells(record, checks)) for record in records]
+    return "\n".join(["", *head, *rows, "", *_environments(records), ""]) + "\n"
 
 
 def latest(records: Sequence[Record]) -> list[Record]:
@@ -43,13 +50,14 @@ def latest(records: Sequence[Record]) -> list[Record]:
     return list(found.values())
 
 
-def _row(record: Record) -> str:
+def _cells(record: Record, checks: bool) -> list[str]:
     share, spread = record.get("share_of_roof"), record.get("spread")
-    cells = (
-        record["model"], record["format"], record["metric"],
-        _number(record["value"]) + (f" ± {_number(spread)}" if spread else "") + f" {record['unit']}",
-        "" if share is None else f"{share:.1%}", record.get("commit", ""),
-    )  # fmt: skip
+    value = _number(record["value"]) + (f" ± {_number(spread)}" if spread else "") + f" {record['unit']}"
+    roof = [] if checks else ["" if share is None else f"{share:.1%}"]
+    return [record["model"], record["format"], record["metric"], value, *roof, record.get("commit", "")]
+
+
+def _line(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 

@@ -24,7 +24,8 @@ ON = ("enable", "true", "on", "1")
 def build(
     checkpoint_dir: flags.Checkpoint = None,
     output_dir: Annotated[
-        Path | None, typer.Option("--output_dir", metavar="DIR", help="Default: in the cache.")
+        Path | None,
+        typer.Option("--output_dir", metavar="DIR", help="Default: in the cache. An engine there is replaced."),
     ] = None,
     gemm_plugin: Annotated[
         str, typer.Option("--gemm_plugin", metavar="|".join(GEMM_PLUGINS), help="Restrict which products may compete.")
@@ -73,7 +74,10 @@ def build(
 
 def _built(model: Path, options: BuildOptions, output: Path | None, verify: bool) -> tuple[Path, Progress]:
     from penstock.compiler.build import build as compile_model
+    from penstock.engine import store
 
+    if output is not None and store.is_engine(output):
+        say(f"{output} holds an engine: it is replaced, unless it is this very build")
     with Progress() as progress:
         target = compile_model(model, options, output, progress)
     if verify and "cached" in progress.stages:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from penstock.cli import flags
 from penstock.cli.console import amount, result, result_json, table
 from penstock.errors import PenstockError
+
+if TYPE_CHECKING:
+    from penstock.compiler.options import BuildOptions
+    from penstock.engine.device import Device
 
 Data = dict[str, Any]
 
@@ -32,11 +37,13 @@ def check(
     plugin: flags.Plugin = None,
     as_json: flags.Json = False,
 ) -> None:
-    """Say whether a model fits. Nothing is loaded. Exit code: 0 it fits, 1 it does not, or cannot be read."""
+    """Say whether a model fits, or an engine is for this machine. Nothing is loaded.
+
+    Exit code: 0 it fits, 1 it does not, or cannot be read.
+    """
     flags.load_plugins(plugin)
     from penstock import bundled
-    from penstock.cli.check_report import report
-    from penstock.cli.probe import budget_of, target_device
+    from penstock.cli.probe import RECORDS, budget_of, target_device
     from penstock.compiler.options import BuildOptions
     from penstock.models.hub import resolve
 
@@ -44,7 +51,8 @@ def check(
     budget = budget_of(target, memory_gb, gpu_memory_utilization)
     options = BuildOptions(dtype, weights, target.kind, max_batch_size, max_num_tokens, max_seq_len)
     try:
-        data = report(resolve(model) if model else bundled.target(), options, target, budget)
+        path = resolve(model) if model else bundled.target()
+        data = _report(path, options, target, budget, named=device.lower() in RECORDS)
     except PenstockError as error:
         if as_json:
             result_json({"fits": False, "error": type(error).__name__, "verdict": str(error)})
@@ -52,26 +60,53 @@ def check(
     if as_json:
         result_json(data)
     else:
-        result(_text(data))
+        result(_text(data) if "model" in data else _engine_text(data))
     if not data["fits"]:
         raise typer.Exit(1)
+
+
+def _report(path: Path, options: BuildOptions, target: Device, budget: int, named: bool) -> Data:
+    from penstock.cli import check_engine, check_report
+    from penstock.engine import store
+
+    if store.is_engine(path):
+        return check_engine.report(path, options, target, budget, named)
+    return check_report.report(path, options, target, budget)
+
+
+def _engine_text(data: Data) -> str:
+    made = ", ".join(f"{name} {version}" for name, version in data["made_for"].items() if name != "device")
+    rows = [
+        ("engine", data["engine"]),
+        ("made for", f"{data['made_for']['device']} with {made}"),
+        ("format", f"{data['format']} on {data['device']}"),
+        ("weights", amount(data["memory"]["weights"])),
+        *_memory_rows(data["memory"], data["profile"]),
+    ]
+    return "\n".join([table(rows, ""), data["verdict"]])
 
 
 def _text(data: Data) -> str:
     model, memory, profile = data["model"], data["memory"], data["profile"]
     stored = f", {amount(model['checkpoint_bytes'])} stored" if model["checkpoint_bytes"] else ""
-    request = f"{amount(memory['kv_per_request'])} for a request of {profile['max_seq_len']} tokens"
-    full = f"{amount(memory['at_limits'])} for {profile['max_batch_size']} of full length"
     rows = [
         ("family", f"{model['family']} ({', '.join(model['architectures']) or 'by model_type'})"),
         ("parameters", amount(model["parameters"], "").strip()),
         ("format", f"{data['format']} on {data['device']}"),
         ("weights", amount(memory["weights"]) + stored),
+        *_memory_rows(memory, profile),
+    ]
+    lines = [table(rows, "")]
+    lines += [f"on the reference alone (slow): {op}: {why}" for op, why in data["references"].items()]
+    return "\n".join([*lines, data["verdict"]])
+
+
+def _memory_rows(memory: Data, profile: Data) -> list[tuple[str, str]]:
+    request = f"{amount(memory['kv_per_request'])} for a request of {profile['max_seq_len']} tokens"
+    full = f"{amount(memory['at_limits'])} for {profile['max_batch_size']} of full length"
+    return [
         ("KV", f"{amount(memory['kv_per_token'])} a token, {request}"),
         ("buffers", f"about {amount(memory['buffers'])} at {profile['max_num_tokens']} tokens a step"),
         ("needed", f"{amount(memory['needed'])} for one request; {full}"),
         ("may be used", amount(memory["budget"])),
     ]
-    lines = [table(rows, "")]
-    lines += [f"on the reference alone (slow): {op}: {why}" for op, why in data["references"].items()]
-    return "\n".join([*lines, data["verdict"]])

@@ -16,7 +16,10 @@ from penstock.compiler.select import all_sites
 from penstock.engine.device import Device
 from penstock.engine.profile import Profile
 from penstock.engine.program import Phase, Plan, Site
+from penstock.models.binding import shapes
+from penstock.models.directory import ModelDirectory
 from penstock.models.registry import family_of
+from penstock.spec import ModelSpec
 
 Data = dict[str, Any]
 NO_PLAN = Plan("", ())
@@ -29,7 +32,7 @@ def report(model: Path, options: BuildOptions, device: Device, budget: int) -> D
     memory = _memory(draft, budget)
     fits = memory["needed"] <= budget
     return {
-        "model": _model(front),
+        "model": _model(front, model),
         "format": draft.format,
         "device": device.name,
         "profile": draft.profile.to_json(),
@@ -40,16 +43,21 @@ def report(model: Path, options: BuildOptions, device: Device, budget: int) -> D
     }
 
 
-def _model(front: Frontend) -> Data:
-    config = front.draft.source["config"]
-    leaves = front.draft.graphs["forward"].leaves("weight")
+def _model(front: Frontend, model: Path) -> Data:
+    opened = ModelDirectory.open(model)
+    config = opened.config  # of a converted checkpoint too it is the Hugging Face one, which families read
     tensors = front.checkpoint.tensors.values() if front.checkpoint else ()
     return {
         "family": family_of(config).name,
         "architectures": list(config.get("architectures") or ()),
-        "parameters": sum(prod(map(int, node.types[0].shape)) for node in leaves),
+        "parameters": parameters(opened.spec),
         "checkpoint_bytes": sum(info.nbytes for info in tensors),
     }
+
+
+def parameters(spec: ModelSpec) -> int:
+    """Numbers that were trained: those of the checkpoint, a tied head once, and none that are computed, as rope's."""
+    return sum(prod(s) for name, s in shapes(spec).items() if not (spec.tied_head and name == "head.weight"))
 
 
 def _memory(draft: Unplanned, budget: int) -> Data:

@@ -78,7 +78,8 @@ class Stage:
 class Progress:
     """Shows stages as they report themselves, and keeps their times. A context manager; call it (stage, done, total).
 
-    On a terminal a bar for each stage, elsewhere a line when a stage ends and now and then while it runs.
+    On a terminal a bar for each stage, elsewhere a line when a stage ends and now and then while it runs; a name of
+    several words is a sentence, said at once.
     """
 
     clock: Callable[[], float] = time.perf_counter
@@ -114,8 +115,8 @@ class Progress:
     def _line(self, name: str, stage: Stage, known: bool) -> None:
         if stage.over:
             say(f"{name}: {stage.seconds:.2f} s" if known else name)
-        elif not known:
-            say(f"{name} ...")
+        elif not known and " " in name:
+            say(name)
         elif stage.latest - stage.shown > PLAIN_EVERY:
             stage.shown = stage.latest
             say(f"{name}: {stage.done}{f' of {stage.total}' if stage.total else ''} after {stage.seconds:.0f} s")

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from penstock.cli import flags
-from penstock.cli.console import Progress, result
+from penstock.cli.console import Progress, amount, result, say
 
 
 def convert(
@@ -24,4 +24,8 @@ def convert(
 
     with Progress() as progress:
         target = write(resolve(model_dir), output_dir, dtype, tp_size, pp_size, progress=progress)
+    files = sorted(target.glob("rank*.safetensors"))
+    size = amount(sum(file.stat().st_size for file in files))
+    what = f"{len(files)} file{'s' if len(files) > 1 else ''} of weights, {size} in all"
+    say(f"wrote {what}, with config and tokenizer, in TensorRT-LLM's layout; next: penstock build --checkpoint_dir")
     result(str(target))

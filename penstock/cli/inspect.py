@@ -6,19 +6,18 @@ from typing import Annotated, Any
 
 import typer
 
-from penstock.cli import flags
+from penstock.cli import flags, inspect_nodes
 from penstock.cli.console import amount, duration, result, result_json, table
 
 Data = dict[str, Any]
-NEAREST = 2  # runners-up shown in the short form
 
 
 def inspect(
     engine: flags.Engine,
     nodes: Annotated[
-        bool, typer.Option("--nodes", help="Every timed size of every operation, with all refusals.")
+        bool, typer.Option("--nodes", help="Only the operations, at every timed size, with all refusals.")
     ] = False,
-    graph: Annotated[bool, typer.Option("--graph", help="The graphs, as built and after the passes.")] = False,
+    graph: Annotated[bool, typer.Option("--graph", help="Only the graphs, as built and after the passes.")] = False,
     bandwidth: Annotated[
         float | None, typer.Option("--bandwidth", metavar="GB/S", help="Memory bandwidth that the roof is stated for.")
     ] = None,
@@ -36,8 +35,14 @@ def inspect(
     if as_json:
         result_json(data if drawn is None else {**data, "graph": drawn})
         return
-    sections = [_head(data), _limits(data), _passes(data), _nodes(data, nodes), _memory(data), _roof(data)]
-    result("\n\n".join([*sections, *([drawn] if drawn else [])]))
+    parts = [inspect_nodes.everything(data)] if nodes else []
+    parts += [drawn] if drawn else []
+    result("\n\n".join(parts or _sections(data)))
+
+
+def _sections(data: Data) -> list[str]:
+    tell = (_head, _limits, _passes, inspect_nodes.where_time_goes, inspect_nodes.choices, _memory, _roof)
+    return [section(data) for section in tell]
 
 
 def _head(data: Data) -> str:
@@ -83,30 +88,6 @@ def _passes(data: Data) -> str:
     return "passes (rules and how often they fired)\n" + table(rows)
 
 
-def _nodes(data: Data, everything: bool) -> str:
-    lines = ["operations of a step: at each timed size the tactic, its time and what multiplies, then the runners-up"]
-    for node in data["nodes"]:
-        lines.append(f"  {node['phase']}: {node['count']} x {node['site']}")
-        choices = node["choices"]
-        few = [choices[0], choices[-1]] if len(choices) > 1 else choices
-        lines += [f"    {_choice(choice, everything)}" for choice in (choices if everything else few)]
-        if everything:
-            lines += [f"    {name} cannot: {why}" for name, why in node["cannot"].items()]
-    return "\n".join(lines)
-
-
-def _choice(choice: Data, everything: bool) -> str:
-    took = (
-        f"{choice['median_us']:.1f} us (+-{choice['spread_us']:.1f})"
-        if choice["median_us"] is not None
-        else "not timed"
-    )
-    rivals = choice["runners_up"] if everything else choice["runners_up"][:NEAREST]
-    others = "".join(f"; {r['tactic']} {r['median_us']:.1f}" for r in rivals)
-    refused = "".join(f"; {name} refused: {why}" for name, why in choice["refused"].items()) if everything else ""
-    return f"{choice['at']:>6}  {choice['tactic']}  {took}  [{', '.join(choice['instructions'])}]{others}{refused}"
-
-
 def _memory(data: Data) -> str:
     memory = data["memory"]
     arenas = ", ".join(f"{name} {amount(size)}" for name, size in memory["arena_by_bucket"].items())
@@ -140,8 +121,7 @@ def _roof(data: Data) -> str:
         f"{roof['tokens_per_s']:.0f} tok/s, context not counted",
     ]
     if roof["timed_step_seconds"]:
-        share = "" if roof["assumed"] else f": {roof['share']:.0%} of the roof"
-        tokens = "one token" if roof["timed_tokens"] == 1 else f"{roof['timed_tokens']} tokens"
+        share = "" if roof["assumed"] or roof["share"] is None else f": {roof['share']:.0%} of the roof"
         took = duration(roof["timed_step_seconds"])
-        lines.append(f"  the operations of a step of {tokens}, as timed one by one, take {took}{share}")
+        lines.append(f"  the operations of {inspect_nodes.step(data)}, as timed one by one, take {took}{share}")
     return "\n".join(lines)

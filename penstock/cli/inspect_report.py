@@ -28,7 +28,7 @@ def report(directory: Path, bandwidth: float | None = None) -> Data:
     engine = store.load(directory)
     timing = json.loads((directory / store.TIMING).read_text("utf-8"))
     program = engine.programs["decode"]
-    nodes = [entry for name, phase in program.phases.items() for entry in _sites(engine, name, phase, timing)]
+    nodes = _shares([entry for name, phase in program.phases.items() for entry in _sites(engine, name, phase, timing)])
     return {
         "engine": str(directory),
         "format": engine.format,
@@ -79,6 +79,20 @@ def _sites(engine: Engine, phase_name: str, phase: Phase, timing: Mapping[str, A
         }
         for key, count in counts.items()
     ]  # fmt: skip
+
+
+def _shares(nodes: list[Data]) -> list[Data]:
+    """The same in the phases' order, within each by their part in the smallest timed step, with it: `step_us` is count
+    x time there, None where nothing was timed; `share` is of the whole step.
+    """
+    for node in nodes:
+        each = node["choices"][0]["median_us"] if node["choices"] else None
+        node["step_us"] = None if each is None else node["count"] * each
+    whole = sum(node["step_us"] or 0.0 for node in nodes)
+    for node in nodes:
+        node["share"] = node["step_us"] / whole if node["step_us"] else None
+    phases = list(dict.fromkeys(node["phase"] for node in nodes))
+    return sorted(nodes, key=lambda node: (phases.index(node["phase"]), -(node["step_us"] or 0.0)))
 
 
 def _choices(engine: Engine, plans: Mapping[str, Plan], timed: Mapping[str, Any]) -> list[Data]:
@@ -149,17 +163,17 @@ def _arenas(engine: Engine) -> dict[str, int]:
 
 def _roof(engine: Engine, nodes: list[Data], bandwidth: float | None) -> Data:
     """The least time of a step of one token by its bytes, beside what the operations of the smallest step took when
-    they were timed: one of `timed_tokens` tokens, which reads the same weights.
+    they were timed, which is one of `timed_sizes`. `share` is there only where that step is of one token too.
 
     The rate is the one given, else what the build measured; `assumed`: it is neither, but a round figure.
     """
     known = bandwidth or engine.roof.get("read_bytes_per_s")
     rate = known or ASSUMED
     least = engine.work["weight_bytes"] / rate
-    timed = min(sizes["T"] for sizes in engine.programs["decode"].buckets.values())  # a CPU times no single token
-    times = [n["count"] * n["choices"][0]["median_us"] for n in nodes if n["choices"] and n["choices"][0]["median_us"]]
-    took = sum(times) / 1e6
+    timed = min(engine.programs["decode"].buckets.values(), key=lambda sizes: sizes["T"])  # a CPU's is of more than one
+    took = sum(node["step_us"] or 0.0 for node in nodes) / 1e6
     return {
         "bytes_per_s": rate, "assumed": known is None, "seconds_per_token": least, "tokens_per_s": 1 / least,
-        "timed_step_seconds": took, "timed_tokens": timed, "share": least / took if took else None,
+        "timed_step_seconds": took, "timed_tokens": timed["T"], "timed_sizes": dict(timed),
+        "share": least / took if took and timed["T"] == 1 else None,
     }  # fmt: skip

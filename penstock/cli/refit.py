@@ -14,14 +14,23 @@ from penstock.cli.console import Progress, result
 def refit(
     engine: flags.Engine,
     checkpoint_dir: Annotated[
-        str, typer.Option("--checkpoint_dir", metavar="DIR", help="The new weights, or a hub name.")
+        str,
+        typer.Option(
+            "--checkpoint_dir",
+            metavar="DIR",
+            help="The new weights, in the layout that the engine was built from; or a hub name.",
+        ),
     ],
     output_dir: Annotated[
         Path | None,
         typer.Option("--output_dir", metavar="DIR", help="Where the refitted engine goes; default: in place."),
     ] = None,
 ) -> None:
-    """Swap in other weights of the same spec; nothing is timed or compiled. Prints the engine's directory."""
+    """Swap in other weights of the same spec; nothing is timed or compiled. Prints the engine's directory.
+
+    The checkpoint has to be in the layout that the engine was built from: Hugging Face's, or that of `convert` for as
+    many ranks. An engine remembers how its weights are made from tensors by name.
+    """
     from penstock.compiler.refit import refit as swap
     from penstock.models.hub import resolve
 

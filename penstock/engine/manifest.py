@@ -112,6 +112,13 @@ def from_json(data: Mapping[str, Any]) -> Engine:
         raise EngineCorruptError(
             "engine.json was changed after it was written (checksum differs); build the engine again"
         )
+    try:
+        return _engine(data)
+    except (KeyError, TypeError) as error:
+        raise EngineCorruptError(f"engine.json lacks or mistakes {error}; build the engine again") from None
+
+
+def _engine(data: Mapping[str, Any]) -> Engine:
     return Engine(
         spec=data["spec"],
         profile=Profile(**data["profile"]),

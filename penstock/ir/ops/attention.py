@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 from penstock.ir.graph import Type
@@ -84,15 +85,20 @@ def _tile(q: Any, rows: range, keys: Any, values: Any, scale: float, window: int
     if softcap:
         scores = softcap * torch.tanh(scores / softcap)
     group = scores.shape[2] // QUERY_TILE
-    at = torch.arange(rows.start - lead, rows.start - lead + QUERY_TILE, device=q.device).repeat(group)[:, None]
-    key = torch.arange(n * block, device=q.device).view(n, 1, 1, block)
-    hidden = (key > at) | ((key <= at - window) if window else torch.zeros_like(key > at))
-    scores = scores.masked_fill(hidden, -torch.inf)
+    scores = scores.masked_fill(_hidden(rows.start - lead, group, n, block, window, str(q.device)), -torch.inf)
     weights = (scores - scores.amax((0, 3), keepdim=True)).exp()
     total = _in_order(weights.sum(-1, keepdim=True))
     y = _in_order(_products(weights, values)) / total  # [K,G*tile,D]
     y = y.unflatten(1, (group, QUERY_TILE)).permute(2, 0, 1, 3).flatten(1, 2)
     return y[lead : lead + len(rows)]
+
+
+@lru_cache(maxsize=32)
+def _hidden(start: int, group: int, blocks: int, block: int, window: int, device: str) -> Any:
+    """Which keys the queries of a tile at `start` must not see: bool[n,1,G*tile,B]. Every layer asks for the same."""
+    at = torch.arange(start, start + QUERY_TILE, device=device).repeat(group)[:, None]
+    key = torch.arange(blocks * block, device=device).view(blocks, 1, 1, block)
+    return (key > at) | (key <= at - window) if window else key > at
 
 
 def _products(a: Any, b: Any) -> Any:

@@ -34,5 +34,7 @@ def _tiled(x: Any, wt: Any) -> Any:
     if x.device.type != "cpu":
         return x @ wt
     rows = x.shape[0]
-    padded = torch.nn.functional.pad(x, (0, 0, 0, -rows % ROW_TILE))
+    padded = torch.nn.functional.pad(x, (0, 0, 0, -rows % ROW_TILE)) if rows % ROW_TILE else x
+    if len(padded) == ROW_TILE:
+        return (padded @ wt)[:rows]
     return torch.cat([tile @ wt for tile in padded.split(ROW_TILE)])[:rows] if rows else x @ wt

@@ -23,7 +23,7 @@ from penstock.compiler.build import build, build_key, read_model
 from penstock.compiler.options import BuildOptions
 from penstock.compiler.timing import Timing
 from penstock.compiler.timing_cache import TimingCache
-from penstock.engine import store
+from penstock.engine import manifest, store
 from penstock.engine.device import CPU, H200
 from penstock.errors import (
     ConfigError,
@@ -287,6 +287,13 @@ def test_a_damaged_timing_cache_is_empty_and_replaced(tmp_path: Path, text: str)
     cache.save()
     again = TimingCache(file)
     assert again.get("a") == Timing(median_us=2.0) and again.get("b") is None
+
+
+def test_a_manifest_without_a_field_is_named(tiny_engine: Path) -> None:
+    data = json.loads((tiny_engine / store.MANIFEST).read_text())
+    rest = {k: v for k, v in data.items() if k not in ("roof", "checksum")}
+    with pytest.raises(EngineCorruptError, match="'roof'; build the engine again"):
+        manifest.from_json({**rest, "checksum": manifest.checksum(rest)})
 
 
 def test_another_schema_is_refused(tiny_engine: Path, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import pytest
 
 from penstock.cli import main
 from penstock.cli.demo import _distance, token_cost
+from penstock.cli.inspect_nodes import shortened
 from penstock.engine import store
 from penstock.kernels.roof import Roof
 from penstock.runtime.requests import CompletionOutput, RequestMetrics, RequestOutput
@@ -165,11 +166,35 @@ def test_an_interrupt_is_130(run: Run, engine: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_inspect_tells_every_section(run: Run, engine: Path) -> None:
-    ran = run("inspect", engine, "--nodes", "--graph", "--bandwidth", 100)
+    ran = run("inspect", engine, "--bandwidth", 100)
     assert ran.code == 0 and ran.err == ""
-    wanted = ["2 of 4 heads of 16 over 2 KV heads", "fuse_qkv 2x", "reference", "[torch", "at 100 GB/s", "of the roof"]
-    for said in (*wanted, "block_table 20", "# as built", "# after the passes", "linear_glu("):
+    wanted = ["2 of 4 heads of 16 over 2 KV heads", "fuse_qkv 2x", "reference", "[torch", "at 100 GB/s", "T tokens"]
+    for said in (*wanted, "block_table 20", "linear_glu(", "where the time of a step of", "2 x linear f32["):
         assert said in ran.out
+    assert "# as built" not in ran.out and max(map(len, ran.out.splitlines())) < 200
+    assert "of the roof" not in ran.out  # the CPU times a step of several tokens, the roof is of one
+
+
+def test_inspect_shows_one_part_when_one_is_asked_for(run: Run, engine: Path) -> None:
+    nodes, graph = run("inspect", engine, "--nodes").out, run("inspect", engine, "--graph").out
+    assert nodes.startswith("operations") and "memory" not in nodes and "# as built" not in nodes
+    assert graph.startswith("# as built") and "# after the passes" in graph and "operations" not in graph
+
+
+def test_inspect_ranks_operations_by_their_share(run: Run, engine: Path) -> None:
+    data = run("inspect", engine, "--json").data
+    assert sum(n["share"] for n in data["nodes"]) == pytest.approx(1)
+    assert sum(n["step_us"] for n in data["nodes"]) == pytest.approx(1e6 * data["roof"]["timed_step_seconds"])
+    assert list(dict.fromkeys(n["phase"] for n in data["nodes"])) == ["prepare", "forward", "sample"]
+    forward = [n["step_us"] for n in data["nodes"] if n["phase"] == "forward"]
+    assert forward == sorted(forward, reverse=True)
+    assert data["roof"]["timed_tokens"] > 1 and data["roof"]["share"] is None
+
+
+def test_long_types_are_counted_and_cut() -> None:
+    assert shortened("f(i32[T], i32[T], f32[2]!) : i32[T]") == "f(2*i32[T], f32[2]!) : i32[T]"
+    assert shortened("f(f32[2], f32[2]!, f32[2]!)") == "f(f32[2], 2*f32[2]!)"
+    assert len(shortened("f(" + ", ".join(f"i32[{i}]" for i in range(99)) + ")")) == 100
 
 
 def test_inspect_json_adds_up(run: Run, engine: Path) -> None:
@@ -201,6 +226,40 @@ def test_check_adds_up_and_its_verdict_is_the_exit_code(run: Run, model: Path, e
     assert ran.code == 1 and "does not fit" in ran.out
     ran = run("check", model, "--device", "h200", "--dtype", "bfloat16", "--json")
     assert ran.code == 0 and ran.data["references"] == {} and ran.data["format"] == "bf16"
+
+
+def test_check_counts_the_parameters_of_the_bundled_model(run: Run) -> None:
+    data = run("check", "--device", "h200", "--json").data
+    assert data["model"]["parameters"] == 4_590_848  # as results.json says; the head is tied, rope's are computed
+
+
+def test_check_reads_a_converted_checkpoint(run: Run, model: Path, tmp_path: Path) -> None:
+    ran = run("convert", "--model_dir", model, "--output_dir", tmp_path / "c", "--dtype", "float32", "--tp_size", 2)
+    assert ran.code == 0 and "wrote 2 files of weights" in ran.err
+    facts = [run("check", path, *LIMITS, "--json").data for path in (tmp_path / "c", model)]
+    assert facts[0]["memory"]["weights"] == facts[1]["memory"]["weights"] and facts[0]["fits"] is True
+    assert [f["model"]["parameters"] for f in facts] == [facts[1]["model"]["parameters"]] * 2
+
+
+def test_check_answers_for_an_engine_from_its_manifest(run: Run, engine: Path) -> None:
+    ran, manifest = run("check", engine, "--device", "cpu", "--json"), store.load(engine)
+    assert ran.code == 0 and ran.data["fits"] is True and ran.data["mismatch"] is None
+    assert ran.data["memory"]["weights"] == manifest.weight_bytes
+    assert "fits: the engine was made for this device" in run("check", engine, "--device", "cpu").out
+    other = run("check", engine, "--device", "h200")
+    assert other.code == 1 and "compiled for a CPU, and this is NVIDIA H200" in other.out
+    small = run("check", engine, "--device", "cpu", "--memory_gb", 0.0001)
+    assert small.code == 1 and "does not fit" in small.out
+    beyond = run("check", engine, "--device", "cpu", "--max_seq_len", 4096)
+    assert beyond.code == 2 and "--max_seq_len 4096" in beyond.err
+
+
+def test_a_build_over_an_engine_says_that_it_is_replaced(run: Run, model: Path, engine: Path, tmp_path: Path) -> None:
+    own = shutil.copytree(engine, tmp_path / "engine")
+    args = ("build", "--checkpoint_dir", model, "--output_dir", own, "--cache_dir", engine.parent / "cache")
+    ran = run(*args, *LIMITS[2:], "--max_batch_size", 2)
+    assert ran.code == 0 and "replaced" in ran.err and store.load(own).profile.max_batch_size == 2
+    assert "replaced" not in run(*args[:3], "--output_dir", tmp_path / "new", *args[5:], *LIMITS).err
 
 
 def test_check_renders_what_is_not_supported(run: Run, model: Path, tmp_path: Path) -> None:
@@ -337,13 +396,15 @@ def test_asking_for_help_is_quick_and_loads_nothing_heavy(word: str) -> None:
     assert min(taken) < 1.0  # 0.25 s on an idle core; the tests share theirs
 
 
-def test_check_imports_no_torch(model: Path) -> None:
+@pytest.mark.parametrize("what", ["model", "engine"])
+def test_check_imports_no_torch(what: str, request: pytest.FixtureRequest) -> None:
+    path, device = request.getfixturevalue(what), "h200" if what == "model" else "cpu"
     code = (
         "import sys; from penstock.cli import main; code = main(sys.argv[1:])\n"
         "sys.exit(code or ('torch was imported' if 'torch' in sys.modules else 0))"
     )
     start = time.perf_counter()
-    words = [sys.executable, "-c", code, "check", str(model), "--device", "h200"]
+    words = [sys.executable, "-c", code, "check", str(path), "--device", device]
     done = subprocess.run(words, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr + done.stdout
     assert time.perf_counter() - start < 4.0  # 0.6 s on an idle core; the bar is two seconds

@@ -33,8 +33,13 @@ def shown(monkeypatch: pytest.MonkeyPatch, stream: io.StringIO) -> tuple[Progres
 def test_a_pipe_gets_a_line_a_stage(monkeypatch: pytest.MonkeyPatch) -> None:
     progress, text = shown(monkeypatch, io.StringIO())
     lines = [line.split(":")[0] for line in text.splitlines()]
-    assert lines == ["read ...", "read", "select ...", "time ...", "select", "weights ...", "weights", "ready"]
+    assert lines == ["read", "select", "weights", "ready"]
     assert set(progress.seconds()) == {"read", "select", "weights", "ready"} and "\x1b" not in text
+
+
+def test_a_sentence_is_said_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+    Progress()("selecting tactics anew: another GPU", 0, 0)
+    assert capsys.readouterr().err == "selecting tactics anew: another GPU\n"
 
 
 def test_a_terminal_gets_bars(monkeypatch: pytest.MonkeyPatch) -> None:

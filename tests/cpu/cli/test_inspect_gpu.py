@@ -119,4 +119,8 @@ def sizes(tokens: int) -> dict[str, int]:
 def test_the_roof_is_the_one_that_the_build_measured(engine: Path, capsys: pytest.CaptureFixture[str]) -> None:
     roof = json.loads(inspected(engine, capsys, "--json"))["roof"]
     assert roof["bytes_per_s"] == 4e12 and not roof["assumed"]
+    assert roof["timed_tokens"] == 1  # so that it may be compared with a roof of one token
+    assert roof["share"] == pytest.approx(roof["seconds_per_token"] / roof["timed_step_seconds"])
+    text = inspected(engine, capsys)
+    assert "of the roof" in text and "where the time of a step of one token goes" in text
     assert json.loads(inspected(engine, capsys, "--json", "--bandwidth", "1000"))["roof"]["bytes_per_s"] == 1e12

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +40,52 @@ def test_a_table_holds_the_latest_of_each_figure_and_its_share(tmp_path: Path) -
     assert "| m | bf16 | build_s | 41.2 s |  |  |" in text and "Measured with device X, torch 2." in text
     assert "old" not in text and text.startswith("a\n") and text.endswith("\nb")
     assert filled(text, tmp_path) == text
+
+
+def test_checks_have_a_table_of_their_own(tmp_path: Path) -> None:
+    (tmp_path / "h200").mkdir()
+    (tmp_path / "h200" / "a.jsonl").write_text(record(value=100.0))
+    (tmp_path / "h200" / "checks.jsonl").write_text(record(metric="passed", value=98, unit="of 98", commit="abc"))
+    texts = [filled(f"<!-- results:{name} -->\n<!-- end of results -->", tmp_path) for name in ("h200", "h200/checks")]
+    assert "decode_bs1" in texts[0] and "passed" not in texts[0]
+    assert "| m | bf16 | passed | 98 of 98 | abc |" in texts[1] and "decode_bs1" not in texts[1]
+
+
+def test_the_commands_of_the_tour_run_as_they_are_written(tmp_path: Path) -> None:
+    """Those that are for the bundled model: all but the lines with MODEL."""
+    tour = README[README.index("## A tour") : README.index("## How it is laid out")]
+    blocks = re.findall(r"^```\n(penstock.*?)^```", tour, re.DOTALL | re.MULTILINE)
+    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines() if "MODEL" not in line]
+    (tmp_path / "penstock").symlink_to(ROOT / "penstock")
+    assert [line.split()[1] for line in lines] == ["generate", "convert", "build", "run", "refit"]
+    for line in [
+        *lines,
+        "penstock inspect ENGINE",
+        "penstock check ENGINE",
+        *re.findall(r"`(penstock check -.*?)`", tour),
+    ]:
+        words = [
+            sys.executable,
+            "-c",
+            "import sys; from penstock.cli import main; sys.exit(main())",
+            *shlex.split(line, True)[1:],
+        ]
+        done = subprocess.run(words, cwd=tmp_path, env=here(tmp_path), capture_output=True, text=True)
+        assert done.returncode == 0 and done.stdout, f"{line}: {done.stderr}"
+
+
+def test_the_python_of_the_tour_runs_as_it_is_written(tmp_path: Path) -> None:
+    code = README[README.index("```python\n") + 10 :].split("```")[0]
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=here(tmp_path), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "top_p" not in done.stderr and (tmp_path / "engines" / "mine" / "engine.json").is_file()
+
+
+def here(folder: Path) -> dict[str, str]:
+    """The environment with a cache of its own, on the CPU."""
+    return {**os.environ, "XDG_CACHE_HOME": str(folder / "cache"), "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
 
 
 def test_missing_results_are_said_to_be_missing(tmp_path: Path) -> None:
