@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -33,7 +34,7 @@ def run(
     as_json: flags.Json = False,
 ) -> None:
     """Run an engine on texts, all in one batch; each input is printed with its output."""
-    require_default("tp_size", tp_size, 1)
+    require_default("tp_size", max(tp_size, _launched_ranks()), 1)
     if not input_text:
         raise PromptError("there is no text; give --input_text TEXT, once for each prompt")
     from penstock.engine import store
@@ -45,6 +46,12 @@ def run(
     with open_llm(str(engine_dir), Progress(), device=device) as llm:
         outputs = llm.generate(input_text, params)
     _show(outputs, as_json)
+
+
+def _launched_ranks() -> int:
+    """How many ranks mpirun or torchrun started: each would run the whole model beside the others, and say nothing."""
+    counts = (os.environ.get("OMPI_COMM_WORLD_SIZE"), os.environ.get("WORLD_SIZE"))
+    return max(int(count) if count and count.isdigit() else 1 for count in counts)
 
 
 def _show(outputs: list[RequestOutput], as_json: bool) -> None:

@@ -15,7 +15,8 @@ SUFFIXES = {".py", ".toml", ".md", ".txt", ".sh", ".cfg", ".yml", ".yaml", ".cu"
 NAMES = {"Makefile", "run"}
 
 # They say where to look for files and whether to use the network; none changes a result.
-ENVIRONMENT = ("HF_HUB_OFFLINE", "XDG_CACHE_HOME", "HF_TOKEN")
+# The last two only refuse: more ranks than are built.
+ENVIRONMENT = ("HF_HUB_OFFLINE", "XDG_CACHE_HOME", "HF_TOKEN", "OMPI_COMM_WORLD_SIZE", "WORLD_SIZE")
 
 EVERYWHERE = {
     "pickle": re.compile(r"^\s*(?:import|from)\s+(?:pickle|cPickle|dill|cloudpickle|joblib|marshal|shelve)\b", re.M),

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 from typer.main import get_command
 
-from penstock.cli import main
+from penstock.cli import main, run_engine
 from penstock.cli.app import app, split_debug
 from penstock.cli.console import result
 from penstock.compiler.candidates import check_pins
-from penstock.errors import SelectionError, TokenizerError
+from penstock.errors import SelectionError, TokenizerError, UnsupportedError
 from penstock.text import ChatTemplate
 
 LIMITS = ["--max_batch_size", "4", "--max_num_tokens", "24", "--device", "cpu"]
@@ -195,3 +195,11 @@ def test_a_loop_of_millions_is_refused_in_about_two_seconds(monkeypatch: pytest.
     monkeypatch.setattr("penstock.text.sandbox.MAX_SECONDS", 60.0)
     with pytest.raises(TokenizerError, match="more than 200000 loop turns"):
         template.render(messages)
+
+
+@pytest.mark.parametrize("name", ["OMPI_COMM_WORLD_SIZE", "WORLD_SIZE"])
+def test_more_ranks_than_are_built_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """`mpirun -n 8 penstock run` would start eight whole models side by side."""
+    monkeypatch.setenv(name, "8")
+    with pytest.raises(UnsupportedError, match="tp_size=8 is not built yet"):
+        run_engine.run(tmp_path, ["x"])
