@@ -10,6 +10,7 @@ from typing import Any
 
 from penstock.compiler.candidates import Pins, check_pins
 from penstock.compiler.memory import Offsets, plan_memory
+from penstock.compiler.progress import Progress
 from penstock.compiler.select import Compiler, Selector, rows_to_json
 from penstock.compiler.timing import time_cpu
 from penstock.compiler.timing_cache import TimingCache
@@ -23,8 +24,6 @@ from penstock.ir.graph import Graph
 from penstock.kernels.compile import stored
 from penstock.kernels.device import software
 from penstock.kernels.tactic import PLAIN, TritonKernel
-
-Progress = Callable[[str, int, int], None]  # stage, done, in all (0: not known)
 
 
 @dataclass(frozen=True)
@@ -103,14 +102,9 @@ def _compiles_nothing(kernels: Iterable[TritonKernel], progress: Callable[[], No
 
 
 def _program(draft: Unplanned, selector: Selector, device: Device) -> Program:
-    buckets = draft.profile.buckets() if device.kind == "cuda" else {"any": selector_sizes(draft.profile)}
+    buckets = draft.profile.buckets() if device.kind == "cuda" else draft.profile.unpadded
     phases = {name: Phase(graph, _plans(graph, selector, buckets)) for name, graph in draft.graphs.items()}
     return Program(phases, buckets)
-
-
-def selector_sizes(profile: Profile) -> Sizes:
-    """The sizes that stand for all of them on a CPU, where nothing is padded."""
-    return profile.sizes(min(8, profile.max_num_tokens), 1)
 
 
 def _plans(graph: Graph, selector: Selector, buckets: Mapping[str, Sizes]) -> dict[str, dict[str, Plan]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,9 +15,7 @@ from penstock.compiler.identity import compiler_facts, digest, tensor_facts, tex
 from penstock.compiler.lower import lower
 from penstock.compiler.options import BuildOptions
 from penstock.compiler.phases import prepare_graph, sample_graph
-from penstock.compiler.progress import Progress as Progress
-from penstock.compiler.progress import counting
-from penstock.compiler.progress import silent as silent
+from penstock.compiler.progress import Progress, counting, silent
 from penstock.compiler.timing_cache import cache_root
 from penstock.compiler.weights import write_weights
 from penstock.compiler.work import work_of
@@ -130,18 +127,14 @@ def write_engine(planned: Planned, front: Frontend, model: Path, part: Path, pro
     copy_kernels(planned, part / store.KERNELS)
     (part / store.TIMING).write_text(json.dumps(planned.timing, indent=1))
     (part / store.GRAPH).write_text(f"# as built\n{front.before}\n# after the passes\n{front.after}")
-    for file in text_files(model):
-        copy = part / file.relative_to(model)
-        copy.parent.mkdir(exist_ok=True)
-        shutil.copyfile(file, copy)
+    store.copy(text_files(model), model, part)
     store.save(replace(planned.engine, build_seconds=seconds), part)
 
 
 def copy_kernels(planned: Planned, folder: Path) -> None:
     """The binaries that the engine's plans name."""
     folder.mkdir()
-    for key in planned.engine.kernels:
-        shutil.copyfile(planned.kernels / f"{key}.cubin", folder / f"{key}.cubin")
+    store.copy((planned.kernels / f"{key}.cubin" for key in planned.engine.kernels), planned.kernels, folder)
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,10 +52,7 @@ def convert(
     _check_output(model_dir, output_dir)
     with store.replacing(output_dir, "converting") as part:
         (part / "config.json").write_text(json.dumps(plan.config, indent=2))
-        for file in text_files(model_dir):
-            copy = part / file.relative_to(model_dir)
-            copy.parent.mkdir(exist_ok=True)
-            shutil.copyfile(file, copy)
+        store.copy(text_files(model_dir), model_dir, part)
         written = counting("convert", plan.nbytes, progress)
         for rank, weights in enumerate(plan.files):
             write_weights(weights, plan.checkpoint, part / f"rank{rank}.safetensors", "cpu", written)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from penstock.engine.program import Phase, Site, Sizes
+from penstock.engine.program import Phase, Sizes
 from penstock.ir.graph import Node, Value
 from penstock.ir.op import get
 
@@ -70,7 +70,7 @@ def plan_memory(phases: Mapping[str, Phase], sizes: Sizes, bucket: str) -> tuple
         for value in node.outputs:
             at[value] = ALIASED if value.index in aliased else arena.take(max(1, value.type.nbytes(sizes)))
             out.append(at[value])
-        workspace = phases[phase].plans[Site.of(node).key][bucket].workspace
+        workspace = phases[phase].plan(node, bucket).workspace
         spot = arena.take(max(1, workspace))
         out.append(spot)
         arena.give(spot, max(1, workspace))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -54,7 +53,7 @@ def refit(
     if any(weight.layout not in known() for weight in engine.weights.values()):
         registry.builtin()  # a tactic's module registers the layout that it reads
     with store.writing(target, ours=cached) as part:
-        _copy(engine_dir, part, text_files(checkpoint_dir))
+        _copy(engine_dir, part, checkpoint_dir)
         written = counting("weights", engine.weight_bytes, progress)
         write_weights(engine.weights, checkpoint, part / store.weights_file(), "cpu", written)
         store.save(refitted, part)
@@ -141,14 +140,11 @@ def _named(cache: Path, engine_dir: Path, refitted: Engine) -> Path:
     return cache / f"{name}-{refitted.source['key']}"
 
 
-def _copy(old: Path, new: Path, text: tuple[Path, ...]) -> None:
+def _copy(old: Path, new: Path, model: Path) -> None:
     """All but what is written anew; the checkpoint's text files instead of the old ones, where it has any."""
-    skipped = {*_REWRITTEN, store.weights_file(), *(f.name for f in text_files(old) if text)}
-    for file in sorted(p for p in old.rglob("*") if p.is_file()):
-        if str(file.relative_to(old)) not in skipped:
-            copy = new / file.relative_to(old)
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(file, copy)
+    text = text_files(model)
+    replaced = {store.weights_file(), *_REWRITTEN, *(str(f.relative_to(old)) for f in text_files(old) if text)}
+    files = (p for p in old.rglob("*") if p.is_file() and str(p.relative_to(old)) not in replaced)
+    store.copy(files, old, new)
+    store.copy(text, model, new)
     (new / store.KERNELS).mkdir(exist_ok=True)
-    for file in text:
-        shutil.copyfile(file, new / file.name)

@@ -23,7 +23,7 @@ from penstock.ir.graph import Graph, leaf
 from penstock.kernels.layouts import unpack
 from penstock.models.checkpoint import Checkpoint, read_header
 
-_REWRITTEN = (store.MANIFEST, store.FILES, store.TIMING)
+_REWRITTEN = (store.MANIFEST, store.FILES, store.TIMING, store.weights_file())
 
 
 @dataclass(frozen=True)
@@ -87,10 +87,13 @@ def _write(planned: Planned, old: Engine, source: Path, part: Path, progress: Pr
     _weights(planned.engine, old, source, part, progress)
     copy_kernels(planned, part / store.KERNELS)
     (part / store.TIMING).write_text(json.dumps(planned.timing, indent=1))
-    skipped = {*_REWRITTEN, store.weights_file()}
-    for file in sorted(p for p in source.iterdir() if p.is_file() and p.name not in skipped):
-        shutil.copyfile(file, part / file.name)
+    store.copy((p for p in source.rglob("*") if p.is_file() and not _made_anew(p, source)), source, part)
     store.save(replace(planned.engine, build_seconds=planned.seconds), part)
+
+
+def _made_anew(file: Path, source: Path) -> bool:
+    place = file.relative_to(source)
+    return place.parts[0] == store.KERNELS or str(place) in _REWRITTEN
 
 
 def _weights(new: Engine, old: Engine, source: Path, part: Path, progress: Progress) -> None:

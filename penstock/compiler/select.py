@@ -1,8 +1,9 @@
 """Choosing layouts and tactics by timing.
 
-Every site is timed at the tuned sizes of the symbols in its types: all configurations at a few anchor sizes, the best
-of each tactic between them. One layout is picked for each weight over all sizes, then the fastest candidate that reads
-it. A capture bucket uses the ranking of its tuned size. Nothing is chosen that its reference disagrees with.
+Every site is timed at the tuned sizes of the symbols in its types: several configurations of each tactic at a few
+anchor sizes, the best of them in between. One layout is picked for each weight over all sizes, then the fastest
+candidate that reads it. A capture bucket uses the ranking of its tuned size. Nothing is chosen that its reference
+disagrees with.
 """
 
 from __future__ import annotations
@@ -87,7 +88,7 @@ class Selector:
         """The sizes at which a site is timed, by name."""
         symbols = frozenset[str]().union(*(t.symbols for t in (*site.inputs, *site.outputs)))
         if self.device.kind == "cpu":
-            return {"any": self.profile.sizes(min(8, self.profile.max_num_tokens), 1)}
+            return self.profile.unpadded
         if symbols & {"T", "S", "U"}:
             most = self.profile.max_batch_size
             return {f"T{t}": self.profile.sizes(t, min(t, most)) for t in self.profile.tuned_buckets}
@@ -199,8 +200,8 @@ def _layout(
     """The layout whose best tactics lose least against the best of all, over the points."""
     plain = tuple((i, PLAIN) for i in site.weights)
     options = {c.layouts(site) for timed in by_point.values() for c, _ in timed}
-    if force_plain or len(options) < 2:
-        return next(iter(options), plain) if not force_plain else plain
+    if force_plain or not options:
+        return plain
 
     def loss(layout: tuple[tuple[int, str], ...]) -> float:
         total = 0.0

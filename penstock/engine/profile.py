@@ -113,6 +113,11 @@ class Profile:
         sequences = min(tokens, self.max_batch_size)
         return {"T": tokens, "S": sequences, "L": logits, "M": self.table_width, "U": self.upload_size}
 
+    @property
+    def unpadded(self) -> dict[str, Sizes]:
+        """The one bucket of a CPU, where a step runs at its own sizes: those at which it is timed stand for all."""
+        return {"any": self.sizes(min(8, self.max_num_tokens), 1)}
+
     def buckets(self) -> dict[str, Sizes]:
         """Every capture bucket by name."""
         pairs = ((t, n) for t in self.token_buckets for n in self.logit_buckets(t))

@@ -98,11 +98,20 @@ class Plan:
 class Phase:
     """One graph of a program and, by site key and bucket, its plans.
 
-    `buckets` maps a bucket's name to its sizes; `plans[site key][bucket]` says how the site runs there.
+    `plans[site key][bucket]` says how the site runs there.
     """
 
     graph: Graph
     plans: Mapping[str, Mapping[str, Plan]] = field(default_factory=dict)
+
+    @cached_property
+    def _keys(self) -> Mapping[Node, str]:
+        """Printing a site costs more than finding its plan, and every bucket asks for every node's."""
+        return {node: Site.of(node).key for node in self.graph.nodes if not node.is_leaf}
+
+    def plan(self, node: Node, bucket: str) -> Plan:
+        """How a node of the graph runs in a bucket."""
+        return self.plans[self._keys[node]][bucket]
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -102,6 +102,14 @@ def check(directory: Path) -> None:
             raise EngineCorruptError(f"{path} is {found}, {facts['size']} bytes were written; build the engine again")
         if fingerprint(path) != facts["fingerprint"]:
             raise EngineCorruptError(f"{path} was changed after it was written; build the engine again")
+
+
+def copy(files: Iterable[Path], source: Path, target: Path) -> None:
+    """Copy files below `source` to the same places below `target`."""
+    for file in files:
+        place = target / file.relative_to(source)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, place)
 
 
 def fingerprint(path: Path) -> str:

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from penstock.engine.manifest import Engine
-from penstock.engine.program import Call, Phase, Site, Sizes, bucket_name
+from penstock.engine.program import Call, Phase, Sizes, bucket_name
 from penstock.ir.graph import Node, Value
 from penstock.ir.lazy import torch
 from penstock.ir.op import get
@@ -59,7 +59,7 @@ class Graphs:
         """Nodes of a step of one token that run by their reference, the last resort."""
         program = self.engine.programs["decode"]
         plans = (
-            phase.plans[Site.of(node).key][bucket_name(1, 1)]
+            phase.plan(node, bucket_name(1, 1))
             for phase in program.phases.values()
             for node in phase.graph.nodes
             if not node.is_leaf
@@ -144,6 +144,6 @@ class _Binder:
             else:
                 env[value] = view(self.memory.arena, offset, value.type, self.sizes)
         workspace = self.memory.arena[next(self._offsets) :]
-        plan = self.phase.plans[Site.of(node).key][self.bucket]
+        plan = self.phase.plan(node, self.bucket)
         ins, outs = [env[v] for v in node.inputs], [env[v] for v in node.outputs]
         return bind(plan, ins, outs, workspace, self.memory.kernels, self.sizes)

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from penstock.engine.manifest import Engine
-from penstock.engine.program import Phase, Site, Sizes
+from penstock.engine.program import Phase, Sizes
 from penstock.ir.lazy import torch
 from penstock.kernels.launch import Eager
 from penstock.runtime.kv import pool
@@ -131,7 +131,7 @@ class _Phase:
         self._leaves = [(n.name, index[n[0]]) for n in phase.graph.nodes if n.is_leaf]
         self._steps = [
             (
-                Eager(n.op, phase.plans[Site.of(n).key]["any"], len(n.inputs), len(n.types)),
+                Eager(n.op, phase.plan(n, "any"), len(n.inputs), len(n.types)),
                 [index[v] for v in n.inputs],
                 [index[v] for v in n.outputs],
             )

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from penstock.compiler import backend
 from penstock.compiler.build import build
+from penstock.compiler.refit import refit
 from penstock.compiler.reselect import reselect
 from penstock.engine import store
 from penstock.engine.device import CPU, H200
@@ -102,6 +103,20 @@ def test_planned_anew_into_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyP
     # A second time it is found.
     monkeypatch.setattr(backend, "Selector", None)
     assert reselect(old, CPU, tmp_path / "cache") == out
+
+
+def test_files_in_folders_keep_their_place(tmp_path: Path) -> None:
+    """Named chat templates lie in a folder of their own, through build, reselect and refit alike."""
+    hf = tiny("llama", tmp_path)
+    place = Path("additional_chat_templates") / "tool_use.jinja"
+    (hf / place.parent).mkdir()
+    (hf / place).write_text("old")
+    engine = doctored(engine_of(hf, tmp_path), tmp_path / "old", software={"penstock": "0.0.1", "torch": "1.0"})
+    chosen = reselect(engine, CPU, tmp_path / "cache")
+    assert (engine / place).read_text() == (chosen / place).read_text() == "old"
+    (hf / place).write_text("new")
+    assert (refit(chosen, hf, tmp_path / "refitted") / place).read_text() == "new"
+    assert not (tmp_path / "refitted" / place.name).exists()
 
 
 def test_in_place_from_random_weights_and_never_mistaken_for_a_build(tmp_path: Path) -> None:
