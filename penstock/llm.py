@@ -11,9 +11,9 @@ from types import TracebackType
 from typing import Any
 
 from penstock import bundled
-from penstock.compiler.backend import Progress
-from penstock.compiler.build import build, silent
+from penstock.compiler.build import build
 from penstock.compiler.options import FORMATS, BuildOptions
+from penstock.compiler.progress import Progress, silent
 from penstock.compiler.refit import refit
 from penstock.compiler.reselect import reselect
 from penstock.compiler.timing_cache import cache_root
@@ -146,9 +146,9 @@ class LLM:
             loop.call_soon_threadsafe(parts.put_nowait, part)
 
         new = self._submission(prompt, sampling_params or SamplingParams(), sink, streaming)
-        await asyncio.to_thread(self._loop.submit, new)
         finished = False
         try:
+            await asyncio.to_thread(self._loop.submit, new)
             while not finished:
                 part = await parts.get()
                 if isinstance(part, PenstockError):

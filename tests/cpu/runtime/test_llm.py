@@ -6,7 +6,9 @@ import asyncio
 import inspect
 import json
 import shutil
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -72,6 +74,28 @@ def test_leaving_a_stream_early_frees_its_blocks(llm: LLM) -> None:
     asyncio.run(first())
     llm.generate("God", GREEDY)
     assert llm.stats()["kv_cache_usage"] == 0
+
+
+def test_a_request_cancelled_while_it_is_submitted_does_not_run_on(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its caller has gone before the first token, and nobody else knows its id."""
+    plain = llm._loop.submit
+
+    def slow(new: Any) -> None:
+        plain(new)
+        time.sleep(0.2)  # the caller is cancelled in here
+
+    async def cancelled() -> int:
+        params = SamplingParams(temperature=0, max_tokens=250, ignore_eos=True)
+        parts = llm.generate_async({"prompt_token_ids": [5]}, params)
+        task = asyncio.ensure_future(anext(parts))
+        await asyncio.sleep(0.05)
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+        return int(llm.stats()["requests_running"])
+
+    monkeypatch.setattr(llm._loop, "submit", slow)
+    assert asyncio.run(cancelled()) == 0
 
 
 def test_a_stop_string_ends_the_text(llm: LLM) -> None:
