@@ -11,25 +11,23 @@ from types import TracebackType
 from typing import Any
 
 from penstock import bundled
-from penstock.compiler.build import build
 from penstock.compiler.options import FORMATS, BuildOptions
 from penstock.compiler.progress import Progress, silent
-from penstock.compiler.refit import refit
-from penstock.compiler.reselect import reselect
-from penstock.compiler.timing_cache import cache_root
 from penstock.engine import store
 from penstock.engine.manifest import Engine
 from penstock.engine.match import mismatch
+from penstock.engine.place import cache_root
 from penstock.engine.profile import Profile
 from penstock.errors import OptionError, PenstockError, PromptError
 from penstock.ir.graph import Graph
 from penstock.kernels.device import detect, software
 from penstock.models.hub import resolve
 from penstock.runtime.executor import Submission
-from penstock.runtime.loop import Loop, fresh_id, run_all
+from penstock.runtime.loop import Gather, Loop, fresh_id, run_all
 from penstock.runtime.open import Memory, RunLimits, open_loop
 from penstock.runtime.output import delta
 from penstock.runtime.requests import LoRARequest, RequestOutput, SamplingParams
+from penstock.runtime.values import Watch
 from penstock.text.tokenizer import Tokenizer
 from penstock.unsupported import refuse, require_default
 
@@ -101,8 +99,8 @@ class LLM:
         )  # fmt: skip
         path = _located(model, revision, token)
         self.tokenizer = self._read_tokenizer(path)  # before a build, so that a bad one costs nothing
-        self.engine_dir = _engine_of(path, options, self._limits, progress)
-        self._loop = self._open(self.engine_dir)
+        self.engine_dir, engine = _engine_of(path, options, self._limits, progress)
+        self._loop = self._open(self.engine_dir, engine)
         progress("ready", 1, 1)
 
     def generate(
@@ -124,8 +122,9 @@ class LLM:
         _refuse_unbuilt(None, lora_request=lora_request, lora_indices=lora_indices)
         many = [prompts] if isinstance(prompts, str | Mapping) else list(prompts)
         params = _each(sampling_params, len(many))
-        done: queue.SimpleQueue[RequestOutput | PenstockError] = queue.SimpleQueue()
-        return run_all(self._loop, [self._submission(p, s, done.put) for p, s in zip(many, params, strict=True)], done)
+        gather = Gather(len(many))
+        new = [self._submission(p, s, gather.put) for p, s in zip(many, params, strict=True)]
+        return run_all(self._loop, new, gather)
 
     async def generate_async(
         self,
@@ -177,6 +176,8 @@ class LLM:
         The engine goes into the cache under a name of its own; the one that was open stays as it was, and is opened
         again where the new one cannot be. Requests still running end with an error.
         """
+        from penstock.compiler.refit import refit
+
         refitted = refit(self.engine_dir, resolve(checkpoint), progress=self._progress, cache=self._root / "engines")
         tokenizer, old = self._read_tokenizer(refitted), (self.tokenizer, self.engine_dir)
         self._loop.close()  # first, so that the device holds one set of weights at a time
@@ -189,7 +190,12 @@ class LLM:
             raise
 
     def stats(self) -> dict[str, Any]:
-        """Counters since the start, and how full the KV pool is."""
+        """Counters since the start, and how full the KV pool is.
+
+        host_us_per_step: CPU time of the executor's thread between a read's end and the next launch's, microseconds,
+        the mean of all steps; host_seconds and host_steps, of which it is made, give the mean between two calls.
+        load_seconds: of opening the engine, by stage, some beside each other. memory: the plan in bytes, on a GPU.
+        """
         executor = self._loop.executor
         counters = executor.stats
         return {
@@ -197,12 +203,32 @@ class LLM:
             "requests": counters.requests,
             "prompt_tokens": counters.prompt_tokens,
             "generated_tokens": counters.generated_tokens,
+            "host_us_per_step": counters.host_us_per_step,
+            "host_seconds": counters.host_seconds,
+            "host_steps": counters.host_steps,
             "requests_running": executor.scheduler.num_running,
             "requests_waiting": executor.scheduler.num_waiting,
             "kv_cache_usage": executor.kv.usage,
             "kv_blocks": executor.kv.pool.num_usable,
             **executor.backend.counters(),
+            "load_seconds": dict(executor.backend.load_seconds),
+            "memory": dict(executor.backend.memory),
         }
+
+    @property
+    def engine(self) -> Engine:
+        """The manifest of the engine that runs."""
+        return self._loop.executor.engine
+
+    def watch(self, patterns: Sequence[str], steps: int = 1) -> Watch:
+        """Keep the values of the next steps whose names, as graph.txt prints them, match any pattern (`%12`, `logits`,
+        `attention`, `forward/*`). Those steps run node by node, which is slow; the text stays the same.
+
+        Raises OptionError for a pattern that matches nothing.
+        """
+        watch = Watch(self.engine, patterns, steps)
+        self._loop.call(lambda: watch.start(self._loop.executor.backend))
+        return watch
 
     def add_lora(self, name: str, path: str | Path) -> None:
         """Not built yet."""
@@ -228,8 +254,13 @@ class LLM:
         """The one that was named, or the one of the directory."""
         return None if self._skip_tokenizer else Tokenizer.from_dir(self._text_home or directory)
 
-    def _open(self, directory: Path) -> Loop:
-        return open_loop(directory, self._memory, self.tokenizer, limits=self._limits)
+    def _open(self, directory: Path, engine: Engine | None = None) -> Loop:
+        """`engine`: of that directory, where it was read already."""
+
+        def say(text: str) -> None:
+            self._progress(text, 0, 0)
+
+        return open_loop(directory, self._memory, self.tokenizer, self._limits, engine, say)
 
     def _submission(self, prompt: Prompt, params: SamplingParams, sink: Any, streaming: bool = False) -> Submission:
         text, ids = _ids_of(prompt, self.tokenizer)
@@ -309,20 +340,24 @@ def _located(model: str | Path | None, revision: str | None, token: str | None) 
     return resolve(model, revision, token)
 
 
-def _engine_of(path: Path, options: BuildOptions, limits: RunLimits, progress: Progress) -> Path:
-    """The engine of a model, built if needed. An engine directory as it is where it fits this machine, otherwise with
-    its tactics selected anew."""
+def _engine_of(path: Path, options: BuildOptions, limits: RunLimits, progress: Progress) -> tuple[Path, Engine | None]:
+    """The engine of a model, built if needed. An engine directory as it is where it fits this machine, with its
+    manifest, since that was read; otherwise with its tactics selected anew. Imports the compiler only for work."""
     if not store.is_engine(path):
-        return build(path, options, None, progress)
+        from penstock.compiler.build import build
+
+        return build(path, options, None, progress), None
     engine, device = store.load(path), detect(options.device)
     limits.within(engine.profile)
     _check_given(engine, path, options)
     reason = mismatch(engine, device, software(device))
     if reason is None:
         _check_tactics(engine, path, options.pins)
-        return path
+        return path, engine
+    from penstock.compiler.reselect import reselect
+
     progress(f"selecting tactics anew: {reason}", 0, 0)
-    return reselect(path, device, options.cache_dir, options.pins, progress)
+    return reselect(path, device, options.cache_dir, options.pins, progress), None
 
 
 def _check_given(engine: Engine, path: Path, options: BuildOptions) -> None:

@@ -48,8 +48,10 @@ UNSUPPORTED: Final[dict[str, str]] = {
     # Verbs
     "penstock quantize": "quantising a checkpoint; build from the unquantised one",
     "penstock serve": "the HTTP server; use LLM.generate_async in Python",
-    "penstock bench": "the benchmark verbs; `penstock generate` prints its rate",
-    "penstock profile": "a timeline of one step; `penstock inspect` lists the time of every node",
+    "penstock bench throughput": "requests of fixed lengths; `penstock bench latency --throughput` runs mixed ones",
+    "penstock bench precision": "formats beside each other; run `penstock bench latency` with each --dtype",
+    "penstock bench lora": "adapters; `penstock bench latency` measures the base model",
+    "penstock bench serve": "the HTTP server; `penstock bench latency` measures without one",
     "penstock diff": "comparing two engines; compare the output of `penstock inspect` on both",
 }
 

@@ -1,8 +1,11 @@
-"""Tables of the README, made from the results that are kept: `python tools/readme_tables.py`, or with --check.
+"""Tables of the README and the docs, made from the results that are kept: `python tools/readme_tables.py`, or --check.
 
-Between `<!-- results:NAME -->` and `<!-- end of results -->` stands the table of bench/results/NAME/*.jsonl: the latest
-record of each model, format and figure. `results:NAME/checks` is the table of NAME/checks.jsonl alone, which holds
-what is right rather than fast and is left out of the other. A figure is never typed by hand.
+Between `<!-- results:NAME -->` and `<!-- end of results -->` stands a table of bench/results/NAME/*.jsonl: the latest
+record of each model, format and figure. A figure is never typed by hand. NAME may say more:
+* `results:NAME metric ...`: those figures alone; what is not there is said to be not measured yet.
+* `results:NAME/peers`: the figures that people compare, beside those of NAME/peers.jsonl, which are others' engines.
+* `results:NAME/checks`: NAME/checks.jsonl alone, which holds what is right rather than fast.
+* `results:NAME/scaling`: NAME/scaling.jsonl alone, by batch and context.
 """
 
 from __future__ import annotations
@@ -10,51 +13,113 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-SECTION = re.compile(r"(<!-- results:([\w./-]+) -->\n).*?(<!-- end of results -->)", re.DOTALL)
-CHECKS = "checks"  # the name of a file of results that are not of speed
+SECTION = re.compile(r"(<!-- results:([\w./-]+)((?: [\w.-]+)*) -->\n).*?(<!-- end of results -->)", re.DOTALL)
+CHECKS, PEERS, SCALING = "checks", "peers", "scaling"  # names of files that have tables of their own
+APART = (CHECKS, PEERS, SCALING)
 NOTHING = "No results are kept yet: `bench/results/{name}/` is empty.\n"
+MISSING = "not measured yet"
+LESS_IS_BETTER = ("ms", "s", "us", "GiB", "GB")
+COMPARED = (
+    "decode_bs1", "decode_bs8", "decode_bs64", "ttft_mean_ms", "ttft_p99_ms", "prefill_2048x64",
+    "prefill_2048x64_sustained", "throughput_mixed", "throughput_static", "host_us_per_step_bs64", "start_first_s",
+    "start_cached_s", "load_s", "memory_gib",
+)  # fmt: skip
 Record = Mapping[str, Any]
 
 
-def filled(readme: str, results: Path) -> str:
-    """The README's text with every section made anew."""
-    return SECTION.sub(lambda m: m[1] + section(m[2], results / m[2]) + m[3], readme)
+def filled(text: str, results: Path) -> str:
+    """A page's text with every section made anew."""
+    return SECTION.sub(lambda m: m[1] + section(m[2], results / m[2], m[3].split()) + m[4], text)
 
 
-def section(name: str, folder: Path) -> str:
-    """The table of one machine's results, with the environments that they were measured in; or of its checks."""
+def section(name: str, folder: Path, metrics: Sequence[str] = ()) -> str:
+    """The table of one machine's results, of some of them, beside its peers, or of its checks."""
+    if folder.name == PEERS:
+        ours, others = latest(read(folder.parent)), latest(read(folder))
+        return _page(beside(ours, others), [*ours, *others]) if others else NOTHING.format(name=name)
     checks = folder.name == CHECKS
-    files = [folder.with_suffix(".jsonl")] if checks else sorted(folder.glob("*.jsonl"))
-    kept = (file for file in files if (file.stem == CHECKS) == checks and file.is_file())
-    lines = [line for file in kept for line in file.read_text("utf-8").splitlines()]
-    if not lines:
-        return NOTHING.format(name=name)
-    records = sorted((json.loads(line) for line in lines), key=lambda record: str(record.get("when", "")))
-    records = latest(records)
-    names = ["model", "format", "check", "result"] if checks else ["model", "format", "figure", "value", "of the roof"]
-    head = [_line([*names, "commit"]), "|---" * (len(names) + 1) + "|"]
-    rows = [_line(_cells(record, checks)) for record in records]
-    return "\n".join(["", *head, *rows, "", *_environments(records), ""]) + "\n"
+    records = latest(read(folder))
+    if metrics:
+        chosen = [r for r in records if r["metric"] in metrics]
+        return _page(_rows(chosen, False, [m for m in metrics if m not in {r["metric"] for r in chosen}]), chosen)
+    return _page(_rows(records, checks), records) if records else NOTHING.format(name=name)
+
+
+def read(folder: Path) -> list[Record]:
+    """The records of a folder's files, or of one of those that stand apart; by time."""
+    own = folder.name in APART
+    files = [folder.with_suffix(".jsonl")] if own else sorted(folder.glob("*.jsonl"))
+    kept = (file for file in files if file.is_file() and (own or file.stem not in APART))
+    records = [json.loads(line) for file in kept for line in file.read_text("utf-8").splitlines()]
+    return sorted(records, key=lambda record: str(record.get("when", "")))
 
 
 def latest(records: Sequence[Record]) -> list[Record]:
-    """Of each model, format and figure the last written, in the order in which they first appear."""
-    found: dict[tuple[str, str, str], Record] = {}
+    """Of each model, format, engine and figure the last written, in the order in which they first appear."""
+    found: dict[tuple[str, ...], Record] = {}
     for record in records:
-        found[record["model"], record["format"], record["metric"]] = record
+        found[record["model"], record["format"], record.get("engine", ""), record["metric"]] = record
     return list(found.values())
 
 
-def _cells(record: Record, checks: bool) -> list[str]:
-    share, spread = record.get("share_of_roof"), record.get("spread")
-    value = _number(record["value"]) + (f" ± {_number(spread)}" if spread else "") + f" {record['unit']}"
-    roof = [] if checks else ["" if share is None else f"{share:.1%}"]
-    return [record["model"], record["format"], record["metric"], value, *roof, record.get("commit", "")]
+def beside(ours: Sequence[Record], others: Sequence[Record]) -> Iterator[list[str]]:
+    """Rows of COMPARED for each model and format that a peer has: theirs, the roof, ours, and its share of the roof."""
+    engines = list(dict.fromkeys(str(r["engine"]) for r in others))
+    yield ["model", "format", "figure", *engines, "the roof", "Penstock", "of the roof", "commit"]
+    for model, format in dict.fromkeys((r["model"], r["format"]) for r in others):
+        own = {r["metric"]: r for r in ours if (r["model"], r["format"], r.get("engine", "")) == (model, format, "")}
+        theirs = {(r["engine"], r["metric"]): r for r in others if (r["model"], r["format"]) == (model, format)}
+        for metric in COMPARED:
+            row = [theirs.get((engine, metric)) for engine in engines]
+            if metric in own or any(row):
+                cells = ["" if r is None else f"{_number(r['value'])} {r['unit']}" for r in row]
+                yield [model, format, metric, *cells, *_own(own.get(metric))]
+
+
+def roof(record: Record) -> float | None:
+    """The figure at best, by the share of it that was reached."""
+    share = record.get("share_of_roof")
+    if not share:
+        return None
+    return float(record["value"] * share if record["unit"] in LESS_IS_BETTER else record["value"] / share)
+
+
+def _own(record: Record | None) -> list[str]:
+    if record is None:
+        return ["", MISSING, "", ""]
+    least = roof(record)
+    return ["" if least is None else _number(least), _value(record), _share(record), record.get("commit", "")]
+
+
+def _rows(records: Sequence[Record], checks: bool, missing: Sequence[str] = ()) -> Iterator[list[str]]:
+    names = ["model", "format", "check", "result"] if checks else ["model", "format", "figure", "value", "of the roof"]
+    yield [*names, "commit"]
+    for record in records:
+        share = [] if checks else [_share(record)]
+        yield [record["model"], record["format"], record["metric"], _value(record), *share, record.get("commit", "")]
+    for metric in missing:
+        yield ["", "", metric, MISSING, *([] if checks else [""]), ""]
+
+
+def _value(record: Record) -> str:
+    spread = record.get("spread")
+    return _number(record["value"]) + (f" ± {_number(spread)}" if spread else "") + f" {record['unit']}"
+
+
+def _share(record: Record) -> str:
+    share = record.get("share_of_roof")
+    return "" if share is None else f"{share:.1%}"
+
+
+def _page(rows: Iterator[list[str]], records: Sequence[Record]) -> str:
+    head, *rest = rows
+    lines = [_line(head), "|---" * len(head) + "|", *map(_line, rest)]
+    return "\n".join(["", *lines, "", *_environments(records), ""]) + "\n"
 
 
 def _line(cells: Sequence[str]) -> str:
@@ -71,15 +136,24 @@ def _environments(records: Sequence[Record]) -> list[str]:
     return [f"Measured with {text}." for text in dict.fromkeys(texts) if text]
 
 
+def pages() -> list[Path]:
+    """The README and every page of the docs."""
+    return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
 def main(words: Sequence[str]) -> int:
-    readme = ROOT / "README.md"
-    old = readme.read_text("utf-8")
-    new = filled(old, ROOT / "bench" / "results")
-    if "--check" in words:
-        print("README.md is in step" if new == old else "README.md is out of step; run tools/readme_tables.py")
-        return int(new != old)
-    readme.write_text(new, "utf-8")
-    return 0
+    stale = 0
+    for page in pages():
+        old = page.read_text("utf-8")
+        new = filled(old, ROOT / "bench" / "results")
+        if "--check" in words:
+            stale += new != old
+            print(
+                f"{page.name} is in step" if new == old else f"{page.name} is out of step; run tools/readme_tables.py"
+            )
+        elif new != old:
+            page.write_text(new, "utf-8")
+    return int(stale > 0)
 
 
 if __name__ == "__main__":

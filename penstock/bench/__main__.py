@@ -1,4 +1,4 @@
-"""`python -m penstock.bench --model llama3.1-8b --out FILE`: build, load, decode, first token, prefill, roof."""
+"""`python -m penstock.bench --model llama3.1-8b --out FILE`: every figure of a workload, from a fresh build on."""
 
 from __future__ import annotations
 
@@ -7,99 +7,110 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import replace
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
 
 from penstock.bench import records
-from penstock.bench.latency import NEW, PROMPT, decode_rate, first_token, prefill_rate, run, settle
-from penstock.bench.memory import Peak
-from penstock.bench.records import Record
-from penstock.bench.workload import MODELS, prompt, write_model
+from penstock.bench.figures import Figures, measured_roof, sustained_roof
+from penstock.bench.latency import settle
+from penstock.bench.memory import Peak, minimal
+from penstock.bench.records import Maker, Record
+from penstock.bench.start import start_times
+from penstock.bench.subject import Subject, open_subject
+from penstock.bench.workload import MODELS, write_model
 from penstock.compiler.build import build
 from penstock.compiler.options import BuildOptions
 from penstock.engine import store
 from penstock.engine.manifest import Engine
 from penstock.kernels.device import detect
-from penstock.kernels.roof import Roof, measure
-from penstock.llm import LLM
 
 
 def main() -> None:
+    arguments = _parser().parse_args()
+    device = detect(arguments.device)
+    stamp = records.stamper(device, arguments.commit)
+    with tempfile.TemporaryDirectory() as folder:
+        for record in figures(arguments, device.kind, Path(folder)):
+            print(records.line(record), flush=True)
+            records.append(arguments.out, [stamp(record)])
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m penstock.bench", description=__doc__)
     parser.add_argument("--model", choices=sorted(MODELS), default="llama3.1-8b")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--commit", default=records.commit(), help="where the tree is no checkout")
     parser.add_argument("--timing", type=Path, help="where to copy what every tactic took")
-    arguments = parser.parse_args()
-    device = detect(arguments.device)
-    commit, when, environment = arguments.commit, records.now(), records.environment(device)
-    with tempfile.TemporaryDirectory() as folder:
-        for record in figures(arguments.model, device.kind, Path(folder), arguments.timing):
-            share = "" if record.share_of_roof is None else f"  {record.share_of_roof:.1%} of the roof"
-            print(f"{record.metric:24} {record.value:12.2f} {record.unit}{share} {record.note}", flush=True)
-            stamped = replace(record, commit=commit, when=when, environment=environment)
-            records.append(arguments.out, [stamped])
+    parser.add_argument("--max_batch_size", type=int, help="of the engine; default: the build's")
+    parser.add_argument("--max_seq_len", type=int, default=4096, help="of the engine")
+    parser.add_argument("--skip", default="", help="of prefill, throughput, memory those not to measure, with commas")
+    parser.add_argument("--start", action="store_true", help="also the seconds to a first token, first and cached")
+    return parser
 
 
-def figures(name: str, device: str, folder: Path, timing: Path | None) -> Iterator[Record]:
+def figures(arguments: argparse.Namespace, device: str, folder: Path) -> Iterator[Record]:
     """Every figure, each as soon as it is there."""
-    options = BuildOptions(weights="random", device=device, cache_dir=folder / "cache", max_seq_len=4096)
+    options = BuildOptions(
+        weights="random", device=device, cache_dir=folder / "cache",
+        max_batch_size=arguments.max_batch_size, max_seq_len=arguments.max_seq_len,
+    )  # fmt: skip
     start = time.perf_counter()
     with Peak(device) as peak:
-        directory = build(write_model(name, folder), options, progress=_show)
+        directory = build(write_model(arguments.model, folder), options, progress=_show)
     seconds = time.perf_counter() - start
     engine = store.load(directory)
-    if timing is not None:
-        shutil.copyfile(directory / store.TIMING, timing)
-    figure = partial(Record, model=name, format=engine.format)
+    if arguments.timing is not None:
+        shutil.copyfile(directory / store.TIMING, arguments.timing)
+    yield from _built(arguments.model, engine, peak, seconds)
+    yield from _run(arguments, directory, engine)
+    if arguments.start:
+        yield from start_times(arguments.model, device)
+
+
+def _built(name: str, engine: Engine, peak: Peak, seconds: float) -> Iterator[Record]:
+    figure = Maker(name, engine.format)
     yield figure("build_s", seconds, "s", note=f"random weights; {dict(engine.build_seconds)}")
     yield figure("weight_gib", engine.weight_bytes / 2**30, "GiB")
     yield figure("build_host_gib", peak.host / 2**30, "GiB", note="peak of this process, mapped files not counted")
     if peak.device:
         note = "peak on the GPU, CUDA contexts of the workers included"
         yield figure("build_device_gib", peak.device / 2**30, "GiB", note=note)
-    roof = measure(detect(device))
-    yield figure("roof_read_gbps", roof.read_bytes_per_s / 1e9, "GB/s")
-    yield figure(f"roof_{engine.format}_tflops", roof.flops_per_s / 1e12, "TFLOP/s")
+
+
+def _run(arguments: argparse.Namespace, directory: Path, engine: Engine) -> Iterator[Record]:
+    device, skipped = detect(engine.device.kind), arguments.skip.split(",")
+    figure = Maker(arguments.model, engine.format)
+    roof, rates = measured_roof(device, engine.format, figure)
+    yield from rates
+    subject = Subject(arguments.model, str(directory), "checkpoint")
+    if "memory" not in skipped:
+        yield from minimal(subject, engine, figure, _say)
     start = time.perf_counter()
-    with LLM(directory, device=device, skip_tokenizer_init=True) as llm:
+    with open_subject(subject, device=device.kind) as opened:
         yield figure("load_s", time.perf_counter() - start, "s", note="random weights")
-        yield from latencies(llm, engine, roof, figure)
-
-
-def latencies(llm: LLM, engine: Engine, roof: Roof, figure: Callable[..., Record]) -> Iterator[Record]:
-    """Decode, first token and prefill of a loaded engine."""
-    run(llm, [prompt(100, 7)], 4)
-    start = time.perf_counter()
-    settle(llm)
-    yield figure("capture_rest_s", time.perf_counter() - start, "s", note="buckets captured while idle, after ready")
-    for batch in (1, 8, 64):
-        rate = decode_rate(llm, batch)
-        share = rate.value / decode_roof(engine, roof, batch)
-        yield figure(f"decode_bs{batch}", rate.value, "tok/s", share_of_roof=share, spread=rate.spread)
-    first = first_token(llm)
-    yield figure("ttft_mean_ms", first.mean_ms, "ms")
-    yield figure("ttft_p99_ms", first.p99_ms, "ms", note="30 samples a length")
-    rate = prefill_rate(llm)
-    share = rate.value * engine.work["flops_per_token"] / roof.flops_per_s
-    note = "roof: burst matrix rate, attention not counted"
-    yield figure("prefill_2048x64", rate.value, "tok/s", share_of_roof=share, spread=rate.spread, note=note)
-
-
-def decode_roof(engine: Engine, roof: Roof, batch: int) -> float:
-    """Tokens a second when a step takes the longer of its bytes and its operations: weights once, KV of the context."""
-    context = PROMPT + NEW / 2
-    read = engine.work["weight_bytes"] + batch * context * engine.work["kv_bytes_per_token"]
-    operations = batch * (engine.work["flops_per_token"] + engine.work["flops_per_logit"])
-    return batch / max(read / roof.read_bytes_per_s, operations / roof.flops_per_s)
+        start = time.perf_counter()
+        settle(opened.llm)
+        yield figure(
+            "capture_rest_s", time.perf_counter() - start, "s", note="buckets captured while idle, after ready"
+        )
+        measured = Figures(opened, device, roof, say=_say)
+        yield from measured.latencies()
+        sustained, rates = sustained_roof(opened, device, figure)
+        yield from rates
+        if "prefill" not in skipped:
+            yield from measured.prefill(sustained)
+        if "throughput" not in skipped:
+            yield from measured.throughput()
 
 
 def _show(stage: str, done: int, total: int) -> None:
     if done == 0 or (total and done == total):
-        print(f"[{time.strftime('%H:%M:%S')}] {stage} {done}/{total}", file=sys.stderr, flush=True)
+        _say(f"{stage} {done}/{total}")
+
+
+def _say(text: str) -> None:
+    print(f"[{time.strftime('%H:%M:%S')}] {text}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

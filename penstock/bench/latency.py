@@ -5,14 +5,17 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import mean
+from statistics import mean, median, pstdev
+from typing import Any
 
-from penstock.bench.workload import TTFT_LENGTHS, percentile, prompt
+from penstock.bench.workload import TTFT_LENGTHS, VOCAB, percentile, prompt
+from penstock.errors import ExecutorError
 from penstock.llm import LLM
 from penstock.runtime.requests import SamplingParams
 
 PROMPT = 128  # tokens of a decode benchmark's prompts
 NEW = 256  # tokens each of them generates
+WARM_UP = 3  # first tokens that are not counted, at each length
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,14 +26,41 @@ class Rate:
     spread: float
 
 
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """Milliseconds to the first token of prompts of one length."""
+
+    length: int
+    ms: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        return mean(self.ms)
+
+    @property
+    def std(self) -> float:
+        return pstdev(self.ms)
+
+    def percentile(self, q: float) -> float:
+        return percentile(self.ms, q)
+
+
 def settle(llm: LLM, patience: float = 60.0) -> None:
-    """Wait until every bucket is captured, as a service that has idled for seconds is."""
+    """Wait until every bucket is captured, as a service that has idled for seconds is.
+
+    Raises ExecutorError where that takes longer: what is timed between captures says nothing.
+    """
+    stats: dict[str, Any] = {}
     end = time.monotonic() + patience
-    while time.monotonic() < end:
+    while not stats or time.monotonic() < end:
         stats = llm.stats()
         if stats.get("buckets_captured", 0) == stats.get("buckets", 0):
             return
         time.sleep(0.05)
+    raise ExecutorError(
+        f"{stats['buckets_captured']} of {stats['buckets']} buckets are captured after {patience:.0f} s; close what "
+        "else uses the device, or build for a lower max_num_tokens"
+    )
 
 
 def run(llm: LLM, prompts: Sequence[Sequence[int]], tokens: int, temperature: float = 0.0) -> float:
@@ -41,33 +71,30 @@ def run(llm: LLM, prompts: Sequence[Sequence[int]], tokens: int, temperature: fl
     return time.perf_counter() - start
 
 
-def decode_rate(llm: LLM, batch: int, repeats: int = 3) -> Rate:
-    """batch * (256 - 1) / (time of 256 new tokens - time of 1), prompts of 128; the median of the repeats."""
-    prompts = [prompt(PROMPT, i) for i in range(batch)]
+def decode_rate(llm: LLM, batch: int, repeats: int = 3, vocab: int = VOCAB, new: int = NEW) -> Rate:
+    """batch * (new - 1) / (time of `new` tokens - time of 1), prompts of 128; the median of the repeats."""
+    prompts = [prompt(PROMPT, i, vocab) for i in range(batch)]
     run(llm, prompts, 8)
-    rates = sorted(batch * (NEW - 1) / (run(llm, prompts, NEW) - run(llm, prompts, 1)) for _ in range(repeats))
-    return Rate(rates[len(rates) // 2], (rates[-1] - rates[0]) / 2)
+    rates = [batch * (new - 1) / (run(llm, prompts, new) - run(llm, prompts, 1)) for _ in range(repeats)]
+    return Rate(median(rates), (max(rates) - min(rates)) / 2)
 
 
-@dataclass(frozen=True, slots=True)
-class FirstToken:
-    """Milliseconds: the mean over prompt lengths of the mean, and of the 99th percentile, at each."""
-
-    mean_ms: float
-    p99_ms: float
-
-
-def first_token(llm: LLM, samples: int = 30) -> FirstToken:
-    """Time to first token, sampled at temperature 0.7, over prompts of 10, 50, 100 ... 400 tokens."""
-    for seed in range(3):
-        run(llm, [prompt(100, seed)], 1, 0.7)
-    by_length = [[run(llm, [prompt(n, i)], 1, 0.7) * 1e3 for i in range(samples)] for n in TTFT_LENGTHS]
-    return FirstToken(mean(map(mean, by_length)), mean(percentile(x, 99) for x in by_length))
+def first_tokens(
+    llm: LLM, samples: int, lengths: Sequence[int] = TTFT_LENGTHS, vocab: int = VOCAB
+) -> tuple[Samples, ...]:
+    """Time to first token, sampled at temperature 0.7, at each prompt length."""
+    return tuple(_first(llm, length, samples, vocab) for length in lengths)
 
 
-def prefill_rate(llm: LLM, count: int = 64, length: int = 2048) -> Rate:
+def _first(llm: LLM, length: int, samples: int, vocab: int) -> Samples:
+    for seed in range(WARM_UP):
+        run(llm, [prompt(length, samples + seed, vocab)], 1, 0.7)
+    return Samples(length, tuple(run(llm, [prompt(length, i, vocab)], 1, 0.7) * 1e3 for i in range(samples)))
+
+
+def prefill_rate(llm: LLM, count: int = 64, length: int = 2048, vocab: int = VOCAB) -> Rate:
     """count * length / time of so many prompts with one new token each; the median of three."""
-    prompts = [prompt(length, i) for i in range(count)]
+    prompts = [prompt(length, i, vocab) for i in range(count)]
     run(llm, prompts[:4], 1)
-    rates = sorted(count * length / run(llm, prompts, 1) for _ in range(3))
-    return Rate(rates[1], (rates[2] - rates[0]) / 2)
+    rates = [count * length / run(llm, prompts, 1) for _ in range(3)]
+    return Rate(median(rates), (max(rates) - min(rates)) / 2)

@@ -6,8 +6,8 @@ import datetime
 import json
 import platform
 import subprocess
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,10 @@ from penstock.kernels.device import software
 
 @dataclass(frozen=True)
 class Record:
-    """A figure. `share_of_roof`: 0 to 1, against the roof measured in the same run; None where none applies."""
+    """A figure. `share_of_roof`: 0 to 1, against the roof measured in the same run; None where none applies.
+
+    `engine`: whose figure it is, with its version, where it is not ours.
+    """
 
     metric: str
     value: float
@@ -30,6 +33,21 @@ class Record:
     commit: str = ""
     when: str = ""
     environment: Mapping[str, Any] = field(default_factory=dict)
+    engine: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Maker:
+    """Makes the records of one model in one format."""
+
+    model: str
+    format: str
+
+    def __call__(
+        self, metric: str, value: float, unit: str, share_of_roof: float | None = None, spread: float | None = None,
+        note: str = "", engine: str = "",
+    ) -> Record:  # fmt: skip
+        return Record(metric, value, unit, self.model, self.format, share_of_roof, spread, note, engine=engine)
 
 
 def environment(device: Device) -> dict[str, Any]:
@@ -54,7 +72,20 @@ def commit() -> str:
     return head + ("+" if head and _output(["git", "status", "--porcelain", "--untracked-files=no"]) else "")
 
 
-def append(path: Path, records: list[Record]) -> None:
+def stamper(device: Device, of_commit: str | None = None) -> Callable[[Record], Record]:
+    """Puts the commit, the time and the environment into records; all are looked up once, now."""
+    head = commit() if of_commit is None else of_commit
+    facts = {"commit": head, "when": now(), "environment": environment(device)}
+    return lambda record: replace(record, **facts)  # type: ignore[arg-type]  # each fact is of its field's type
+
+
+def line(record: Record) -> str:
+    """A record as a line of text."""
+    share = "" if record.share_of_roof is None else f"  {record.share_of_roof:.1%} of the roof"
+    return f"{record.metric:28} {record.value:12.2f} {record.unit}{share} {record.note}".rstrip()
+
+
+def append(path: Path, records: Sequence[Record]) -> None:
     """Write records at the end of a JSON-lines file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:

@@ -35,6 +35,16 @@ LLAMA31_8B: dict[str, Any] = LLAMA2_7B | {
     "max_position_embeddings": 8192,
     "rope_theta": 500000.0,
 }
+LLAMA31_8B_LONG: dict[str, Any] = LLAMA31_8B | {
+    "max_position_embeddings": 131072,
+    "rope_scaling": {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    },
+}
 TINY: dict[str, Any] = LLAMA2_7B | {
     "hidden_size": 256,
     "intermediate_size": 512,
@@ -42,7 +52,15 @@ TINY: dict[str, Any] = LLAMA2_7B | {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
 }
-MODELS: Mapping[str, dict[str, Any]] = {"llama2-7b": LLAMA2_7B, "llama3.1-8b": LLAMA31_8B, "tiny": TINY}
+MODELS: Mapping[str, dict[str, Any]] = {
+    "llama2-7b": LLAMA2_7B,
+    "llama3.1-8b": LLAMA31_8B,
+    "llama3.1-8b-long": LLAMA31_8B_LONG,
+    "tiny": TINY,
+}
+VOCAB = 30000  # largest token id of a prompt, where the vocabulary has it
+MIXED = 512  # requests of the mixed workload
+MIXED_PROMPT, MIXED_NEW = (64, 1024), (32, 512)  # tokens, both ends included
 TTFT_LENGTHS = (10, 50, 100, 150, 200, 250, 300, 350, 400)
 
 
@@ -56,10 +74,19 @@ def write_model(name: str, folder: Path) -> Path:
     return directory
 
 
-def prompt(length: int, seed: int, vocab: int = 30000) -> list[int]:
+def prompt(length: int, seed: int, vocab: int = VOCAB) -> list[int]:
     """Token ids from 3 to `vocab`, the same for the same seed."""
     numbers = random.Random(seed)
     return [numbers.randint(3, vocab) for _ in range(length)]
+
+
+def mixed_requests(count: int = MIXED, seed: int = 0, vocab: int = VOCAB) -> list[tuple[list[int], int]]:
+    """(prompt, tokens to generate) of the in-flight batching workload: both lengths uniform."""
+    numbers = random.Random(seed)
+    return [
+        (prompt(numbers.randint(*MIXED_PROMPT), seed * 100003 + i, vocab), numbers.randint(*MIXED_NEW))
+        for i in range(count)
+    ]
 
 
 def percentile(values: Sequence[float], q: float) -> float:

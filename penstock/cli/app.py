@@ -10,7 +10,20 @@ import typer
 from typer.main import get_command
 
 import penstock
-from penstock.cli import build, chat, check, convert, demo, generate, inspect, refit, run_engine, unbuilt
+from penstock.cli import (
+    bench,
+    build,
+    chat,
+    check,
+    convert,
+    demo,
+    generate,
+    inspect,
+    profile,
+    refit,
+    run_engine,
+    unbuilt,
+)
 from penstock.cli.console import say
 from penstock.errors import InputError, PenstockError, UnsupportedError
 
@@ -37,7 +50,9 @@ app.command("inspect")(inspect.inspect)
 app.command("run")(run_engine.run)
 app.command("generate")(generate.generate)
 app.command("chat")(chat.chat)
+app.command("profile")(profile.profile)
 app.command("refit")(refit.refit)
+app.add_typer(bench.app, name="bench")
 for verb, about in unbuilt.VERBS.items():
     app.command(verb, help=about, context_settings=unbuilt.ANYTHING)(unbuilt.verb(verb))
 

@@ -34,6 +34,8 @@ def chat(
     dtype: flags.Dtype = "auto",
     device: flags.Device = "auto",
     max_seq_len: flags.SeqLen = None,
+    gpu_memory_utilization: flags.Utilization = 0.9,
+    max_gpu_bytes: flags.GpuBytes = None,
     cache_dir: flags.CacheDir = None,
     plugin: flags.Plugin = None,
 ) -> None:
@@ -42,7 +44,10 @@ def chat(
 
     params = SamplingParams(max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
     flags.load_plugins(plugin)
-    arguments: dict[str, Any] = {"dtype": dtype, "device": device, "max_seq_len": max_seq_len, "cache_dir": cache_dir}
+    arguments: dict[str, Any] = {
+        "dtype": dtype, "device": device, "max_seq_len": max_seq_len, "cache_dir": cache_dir,
+        "gpu_memory_utilization": gpu_memory_utilization, "max_gpu_bytes": max_gpu_bytes,
+    }  # fmt: skip
     with open_llm(model, Progress(), **arguments) as llm:
         template = _template(llm)
         for line in defaults_of(llm, params):

@@ -107,6 +107,14 @@ def _memory_rows(memory: Data, profile: Data) -> list[tuple[str, str]]:
     return [
         ("KV", f"{amount(memory['kv_per_token'])} a token, {request}"),
         ("buffers", f"about {amount(memory['buffers'])} at {profile['max_num_tokens']} tokens a step"),
+        *([("driver", f"about {amount(memory['driver'])}: context, graphs, library")] if memory["driver"] else []),
         ("needed", f"{amount(memory['needed'])} for one request; {full}"),
         ("may be used", amount(memory["budget"])),
+        *([("a run takes", _run(memory["plan"]))] if "plan" in memory else []),
     ]
+
+
+def _run(plan: Data) -> str:
+    """What `run` says before it loads, and the context."""
+    kv = f"{amount(plan['kv'])} of KV ({plan['kv_blocks']} blocks, {plan['kv_tokens']} tokens)"
+    return f"{amount(plan['total'] + plan['context'])} with {kv}, the context counted"

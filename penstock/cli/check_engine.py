@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from penstock.engine import store
 from penstock.engine.device import Device
 from penstock.engine.manifest import Engine
 from penstock.engine.match import mismatch
+from penstock.engine.memory import CONTEXT, least_budget, plan_run
 from penstock.errors import OptionError
 from penstock.kernels.device import software
 
@@ -27,7 +29,7 @@ def report(directory: Path, options: BuildOptions, device: Device, budget: int, 
     engine = store.load(directory)
     _check_given(engine, options)
     reason = mismatch(engine, device, engine.software if named else software(device))
-    memory = _memory(engine, budget)
+    memory = _memory(engine, budget) if engine.device.kind == "cpu" else _planned(engine, budget, options)
     return {
         "engine": str(directory),
         "format": engine.format,
@@ -58,6 +60,7 @@ def _memory(engine: Engine, budget: int) -> Data:
     return {
         "weights": engine.weight_bytes,
         "buffers": buffers,
+        "driver": 0,
         "kv_per_token": block / profile.block_size,
         "kv_per_request": request,
         "needed": fixed + request + block,
@@ -66,10 +69,31 @@ def _memory(engine: Engine, budget: int) -> Data:
     }
 
 
+def _planned(engine: Engine, budget: int, options: BuildOptions) -> Data:
+    """The same of a GPU's engine, by the plan that a run prints before it loads; `plan` is that plan, where it fits."""
+    given = {name: value for name in LIMITS if (value := getattr(options, name)) is not None}
+    limits = replace(engine.profile, **given)
+    least, request = least_budget(engine, limits), engine.block_bytes * -(-limits.max_seq_len // limits.block_size)
+    own = budget - CONTEXT
+    plan = plan_run(engine, max(own, least), limits)
+    return {
+        "weights": plan.weights,
+        "buffers": plan.arena + plan.slots,
+        "driver": CONTEXT + plan.workspace + plan.graphs,
+        "kv_per_token": engine.block_bytes / limits.block_size,
+        "kv_per_request": request,
+        "least": least,
+        "needed": CONTEXT + least,
+        "at_limits": CONTEXT + least + request * (limits.max_batch_size - 1),
+        "budget": budget,
+        **({"plan": plan.facts()} if least <= own else {}),
+    }
+
+
 def _verdict(engine: Engine, reason: str | None, memory: Data) -> str:
     left = memory["budget"] - memory["needed"]
     if left < 0:
-        return f"does not fit: {amount(-left)} more are needed; build it again with lower limits"
+        return f"does not fit: {amount(-left)} more are needed; lower the limits of the run, or of the build"
     if reason is not None:
         return (
             f"not for this machine: {reason}; there is room for it: `penstock generate ENGINE` selects its tactics "

@@ -10,26 +10,24 @@ from penstock.cli.console import amount
 from penstock.compiler.backend import Unplanned
 from penstock.compiler.build import Frontend, read_model
 from penstock.compiler.candidates import candidates
-from penstock.compiler.memory import plan_memory
+from penstock.compiler.footprint import footprint
 from penstock.compiler.options import BuildOptions
 from penstock.compiler.select import all_sites
 from penstock.engine.device import Device
 from penstock.engine.profile import Profile
-from penstock.engine.program import Phase, Plan, Site
 from penstock.models.binding import shapes
 from penstock.models.directory import ModelDirectory
 from penstock.models.registry import family_of
 from penstock.spec import ModelSpec
 
 Data = dict[str, Any]
-NO_PLAN = Plan("", ())
 
 
 def report(model: Path, options: BuildOptions, device: Device, budget: int) -> Data:
     """Facts and verdict. Raises what a build would for a model that cannot be read, or contradicting limits."""
     front = read_model(model, options, device)
     draft = front.draft
-    memory = _memory(draft, budget)
+    memory = {**footprint(draft, device), "budget": budget}
     fits = memory["needed"] <= budget
     return {
         "model": _model(front, model),
@@ -60,34 +58,6 @@ def parameters(spec: ModelSpec) -> int:
     return sum(prod(s) for name, s in shapes(spec).items() if not (spec.tied_head and name == "head.weight"))
 
 
-def _memory(draft: Unplanned, budget: int) -> Data:
-    """Bytes. `needed`: weights, buffers, slots, one request of full length; kernels' workspace is not known yet."""
-    profile, kv = draft.profile, draft.work["kv_bytes_per_token"]
-    weights = sum(node.types[0].nbytes() for node in draft.graphs["forward"].leaves("weight"))
-    buffers = _buffers(draft) + 4 * (profile.slots.size + profile.upload_size)
-    request = kv * profile.block_size * profile.table_width
-    return {
-        "weights": weights,
-        "buffers": buffers,
-        "kv_per_token": kv,
-        "kv_per_request": request,
-        "needed": weights + buffers + request + kv * profile.block_size,  # and the block that padding writes to
-        "at_limits": weights + buffers + request * profile.max_batch_size,
-        "budget": budget,
-    }
-
-
-def _buffers(draft: Unplanned) -> int:
-    """The arena of the largest bucket, as the memory plan lays it out with no workspace."""
-    tokens = draft.profile.max_num_tokens
-    sizes = draft.profile.sizes(tokens, draft.profile.logit_buckets(tokens)[-1])
-    phases = {
-        name: Phase(graph, {Site.of(n).key: {"": NO_PLAN} for n in graph.nodes if not n.is_leaf})
-        for name, graph in draft.graphs.items()
-    }
-    return plan_memory(phases, sizes, "")[1]
-
-
 def _references(draft: Unplanned, device: Device) -> Data:
     """Ops that neither a kernel of ours nor a library runs on this GPU, with the reasons."""
     sizes = draft.profile.sizes(1, 1)
@@ -106,7 +76,10 @@ def _verdict(memory: Data, profile: Profile, fits: bool) -> str:
             f"does not fit: {amount(-left)} more are needed; lower max_seq_len or max_num_tokens, "
             f"or use a smaller model"
         )
-    room = int((memory["budget"] - memory["weights"] - memory["buffers"]) // max(memory["kv_per_request"], 1))
+    room = int(
+        (memory["budget"] - memory["weights"] - memory["buffers"] - memory["driver"])
+        // max(memory["kv_per_request"], 1)
+    )
     if room >= profile.max_batch_size:
         return f"fits: a full batch of {profile.max_batch_size} requests of {profile.max_seq_len} tokens has room"
     return f"fits: {room} requests of full length at once; up to {profile.max_batch_size} while they are shorter"

@@ -32,7 +32,6 @@ def demo(
     cache_dir: flags.CacheDir = None,
 ) -> None:
     """Compile the bundled model, generate text with it, and show the time of each stage and the share of the roof."""
-    from penstock.engine import store
     from penstock.kernels.device import detect
     from penstock.kernels.roof import measure
     from penstock.runtime.requests import SamplingParams
@@ -40,7 +39,7 @@ def demo(
     params = SamplingParams(max_tokens=max_tokens, temperature=temperature, top_p=TOP_P, seed=seed)
     progress = Progress()
     with open_llm(None, progress, device=device, cache_dir=cache_dir) as llm:
-        engine = store.load(llm.engine_dir)
+        engine = llm.engine
         result(f"{_summary(engine)}\n  {llm.engine_dir}\n{_manner(params)}\n")
         llm.generate(prompt, SamplingParams(max_tokens=2, temperature=0.0))  # torch's own first-call costs
         result(prompt, end="")

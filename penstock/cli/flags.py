@@ -32,6 +32,12 @@ NumTokens = Annotated[int | None, typer.Option("--max_num_tokens", metavar="N", 
 SeqLen = Annotated[
     int | None, typer.Option("--max_seq_len", metavar="N", help="Most tokens of a request, prompt included.")
 ]
+Utilization = Annotated[
+    float, typer.Option("--gpu_memory_utilization", metavar="SHARE", help="Share of a GPU's memory to use.")
+]
+GpuBytes = Annotated[
+    int | None, typer.Option("--max_gpu_bytes", metavar="N", help="Most bytes of a GPU's memory to use instead.")
+]
 CacheDir = Annotated[Path | None, typer.Option("--cache_dir", metavar="DIR", help="Where builds and timings are kept.")]
 Tactics = Annotated[
     list[str] | None, typer.Option("--tactic", metavar="OP=NAME", help="Pin the tactic of an op; may be repeated.")

@@ -33,6 +33,8 @@ def generate(
     max_batch_size: flags.BatchSize = None,
     max_num_tokens: flags.NumTokens = None,
     max_seq_len: flags.SeqLen = None,
+    gpu_memory_utilization: flags.Utilization = 0.9,
+    max_gpu_bytes: flags.GpuBytes = None,
     cache_dir: flags.CacheDir = None,
     plugin: flags.Plugin = None,
     as_json: flags.Json = False,
@@ -48,6 +50,7 @@ def generate(
     arguments: dict[str, Any] = {
         "weights": weights, "dtype": dtype, "device": device, "max_batch_size": max_batch_size,
         "max_num_tokens": max_num_tokens, "max_seq_len": max_seq_len, "cache_dir": cache_dir,
+        "gpu_memory_utilization": gpu_memory_utilization, "max_gpu_bytes": max_gpu_bytes,
     }  # fmt: skip
     with open_llm(model, Progress(), **arguments) as llm:
         for line in defaults_of(llm, params):

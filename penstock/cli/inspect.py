@@ -17,7 +17,7 @@ def inspect(
     nodes: Annotated[
         bool, typer.Option("--nodes", help="Only the operations, at every timed size, with all refusals.")
     ] = False,
-    graph: Annotated[bool, typer.Option("--graph", help="Only the graphs, as built and after the passes.")] = False,
+    graph: Annotated[bool, typer.Option("--graph", help="Only the graphs: as built, as fused, as run.")] = False,
     bandwidth: Annotated[
         float | None, typer.Option("--bandwidth", metavar="GB/S", help="Memory bandwidth that the roof is stated for.")
     ] = None,
@@ -104,6 +104,12 @@ def _memory(data: Data) -> str:
         ("KV", amount(memory["kv_per_token"]), f"a token, {amount(memory['kv_per_block'])} a block"),
         ("", amount(memory["kv_at_limits"]), "if every request of a full batch reached max_seq_len"),
     ]
+    if "least" in memory:
+        least, most = memory["least"], memory["at_most"]
+        rows += [
+            ("driver", amount(memory["graphs"] + memory["workspace"]), "captured graphs, library; about"),
+            ("a run", amount(least), f"at least, by max_gpu_bytes; at most {amount(most)}; besides, the CUDA context"),
+        ]
     return "memory\n" + table(rows)
 
 

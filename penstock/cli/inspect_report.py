@@ -12,11 +12,13 @@ from typing import Any
 from penstock.compiler.memory import plan_memory
 from penstock.engine import store
 from penstock.engine.manifest import Engine
+from penstock.engine.memory import least_budget, plan_run
 from penstock.engine.program import KernelLaunch, Phase, Plan, Site, bucket_name
 from penstock.ir.ops.state import FIELDS
 from penstock.spec import ModelSpec
 
 Data = dict[str, Any]
+ALL = 1 << 60  # bytes: more than any device has
 ASSUMED = 1e12  # bytes a second, for an engine that records no rate of its device; inspecting measures nothing
 
 
@@ -149,7 +151,16 @@ def _memory(engine: Engine) -> Data:
         "kv_per_token": engine.block_bytes / profile.block_size,
         "kv_per_block": engine.block_bytes,
         "kv_at_limits": engine.block_bytes * profile.table_width * profile.max_batch_size,
+        **_run(engine),
     }
+
+
+def _run(engine: Engine) -> dict[str, int]:
+    """Of a GPU's engine, by the plan that a run prints: what the driver and the library take, and the least in all."""
+    if engine.device.kind == "cpu":
+        return {}
+    plan = plan_run(engine, ALL)
+    return {"graphs": plan.graphs, "workspace": plan.workspace, "least": least_budget(engine), "at_most": plan.total}
 
 
 def _arenas(engine: Engine) -> dict[str, int]:

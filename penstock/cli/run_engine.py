@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from penstock.cli import flags
-from penstock.cli.console import Progress, result, result_json, say
+from penstock.cli.console import Progress, result, result_json, say, table
 from penstock.cli.session import open_llm
 from penstock.errors import PromptError
 from penstock.unsupported import require_default
 
 if TYPE_CHECKING:
     from penstock.runtime.requests import RequestOutput
+    from penstock.runtime.values import Watch
 
 
 def run(
@@ -30,6 +31,21 @@ def run(
     seed: flags.Seed = None,
     tp_size: Annotated[int, typer.Option("--tp_size", metavar="N", help="Ranks; 1 is built.")] = 1,
     device: flags.Device = "auto",
+    max_batch_size: flags.BatchSize = None,
+    max_num_tokens: flags.NumTokens = None,
+    max_seq_len: flags.SeqLen = None,
+    gpu_memory_utilization: flags.Utilization = 0.9,
+    max_gpu_bytes: flags.GpuBytes = None,
+    debug_nodes: Annotated[
+        str | None,
+        typer.Option("--debug_nodes", metavar="NAME[,..]", help="Dump values by name or pattern: %12, logits, *norm*."),
+    ] = None,
+    debug_output: Annotated[
+        Path, typer.Option("--debug_output", metavar="FILE", help="Where --debug_nodes puts them.")
+    ] = Path("nodes.safetensors"),
+    debug_steps: Annotated[
+        int, typer.Option("--debug_steps", metavar="N", help="How many of the first steps --debug_nodes looks into.")
+    ] = 1,
     plugin: flags.Plugin = None,
     as_json: flags.Json = False,
 ) -> None:
@@ -42,10 +58,31 @@ def run(
 
     params = SamplingParams(max_tokens=max_output_len, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
     flags.load_plugins(plugin)
-    store.load(engine_dir)  # not a directory to build from: this verb runs what is there
-    with open_llm(str(engine_dir), Progress(), device=device) as llm:
+    if not store.is_engine(engine_dir):  # not a directory to build from: this verb runs what is there
+        store.load(engine_dir)  # says so
+    arguments: dict[str, Any] = {
+        "max_batch_size": max_batch_size, "max_num_tokens": max_num_tokens, "max_seq_len": max_seq_len,
+        "gpu_memory_utilization": gpu_memory_utilization, "max_gpu_bytes": max_gpu_bytes, "device": device,
+    }  # fmt: skip
+    with open_llm(str(engine_dir), Progress(), **arguments) as llm:
+        watch = llm.watch(debug_nodes.split(","), debug_steps) if debug_nodes is not None else None
         outputs = llm.generate(input_text, params)
+    if watch is not None:
+        watch.save(debug_output)
+        say(_seen(watch))
+        say(f"[{len(watch.seen)} values are in {debug_output}]")
     _show(outputs, as_json)
+
+
+def _seen(watch: Watch) -> str:
+    """A line for each value."""
+    rows = [("value", "op", "type", "min", "max", "mean", "")]
+    for facts in (seen.facts() for seen in watch.seen):
+        type = f"{facts['dtype']}[{','.join(map(str, facts['shape']))}]"
+        numbers = ["-" if facts[k] is None else f"{facts[k]:.4g}" for k in ("min", "max", "mean")]
+        wrong = ", ".join(f"{facts[k]} {k}" for k in ("nan", "inf") if facts[k])
+        rows.append((facts["name"], " ".join((facts["op"], *facts["results"])), type, *numbers, wrong))
+    return table(rows)
 
 
 def _launched_ranks() -> int:

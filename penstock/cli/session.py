@@ -22,10 +22,9 @@ def open_llm(model: str | None, progress: Progress, **arguments: Any) -> LLM:
 
 def defaults_of(llm: LLM, params: SamplingParams) -> tuple[str, ...]:
     """What is taken for each sampling parameter that was left out, and from where; a line each."""
-    from penstock.engine import store
     from penstock.runtime.requests import resolve
 
-    generation: Mapping[str, Any] = store.load(llm.engine_dir).tokens.get("generation", {})
+    generation: Mapping[str, Any] = llm.engine.tokens.get("generation", {})
     return resolve(params, generation)[1]
 
 

@@ -9,9 +9,13 @@ from penstock.unsupported import refuse
 VERBS = {
     "quantize": "Quantise a checkpoint (not built yet).",
     "serve": "Serve over HTTP (not built yet).",
-    "bench": "Run a benchmark (not built yet).",
-    "profile": "Show the timeline of a step (not built yet).",
     "diff": "Compare two engines (not built yet).",
+}
+BENCHES = {
+    "throughput": "Requests of fixed lengths (not built yet).",
+    "precision": "Formats beside each other (not built yet).",
+    "lora": "With adapters (not built yet).",
+    "serve": "Load over HTTP (not built yet).",
 }
 ANYTHING = {"ignore_unknown_options": True, "allow_extra_args": True}
 

@@ -19,7 +19,7 @@ def verify_weights(target: Path, model: Path, weights: str) -> None:
     builtin()  # a tactic's module registers the layout that it reads
     engine = store.load(target)
     source = None if weights == "random" else ModelDirectory.open(model).checkpoint()
-    held = load_weights(engine, target, "cpu")
+    held = load_weights(engine, target)
     for name, weight in engine.weights.items():
         if not _same_bytes(compute(weight, source, engine.device.kind), held[name]):
             raise EngineCorruptError(

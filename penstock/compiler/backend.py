@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from penstock.compiler.candidates import Pins, check_pins
-from penstock.compiler.memory import Offsets, plan_memory
+from penstock.compiler.memory import Lifetimes, Offsets, plan_memory
 from penstock.compiler.progress import Progress
-from penstock.compiler.select import Compiler, Selector, rows_to_json
+from penstock.compiler.select import Compiler, NoCompiler, Selector, rows_to_json
 from penstock.compiler.timing import time_cpu
 from penstock.compiler.timing_cache import TimingCache
 from penstock.compiler.workers import Workshop
@@ -20,10 +21,10 @@ from penstock.engine.manifest import Engine, Weight
 from penstock.engine.profile import Profile
 from penstock.engine.program import KernelLaunch, Phase, Plan, Program, Site, Sizes
 from penstock.errors import BuildError
-from penstock.ir.graph import Graph
+from penstock.ir.graph import Graph, Type
 from penstock.kernels.compile import stored
 from penstock.kernels.device import software
-from penstock.kernels.tactic import PLAIN, TritonKernel
+from penstock.kernels.tactic import PLAIN
 
 
 @dataclass(frozen=True)
@@ -51,38 +52,59 @@ class Planned:
     seconds: Mapping[str, float] = field(default_factory=dict)
 
 
-def plan_engine(draft: Unplanned, device: Device, root: Path, pins: Pins, progress: Progress) -> Planned:
-    """Choose by timing, plan every bucket, and lay out memory. `root`: the cache directory."""
+Early = Callable[[Mapping[str, Weight]], None]
+
+
+def open_shop(device: Device, root: Path) -> AbstractContextManager[Workshop | None]:
+    """The processes that compile and time, all starting; None on a CPU. `root`: the cache directory."""
+    if device.kind == "cpu":
+        return nullcontext()
+    return Workshop(kernel_folder(root, device, software(device)), device)
+
+
+def plan_engine(
+    draft: Unplanned, device: Device, root: Path, pins: Pins, progress: Progress, shop: Workshop | None = None,
+    early: Early | None = None,
+) -> Planned:  # fmt: skip
+    """Choose by timing, plan every bucket, and lay out memory. `root`: the cache directory.
+
+    `shop`: opened before, so that its processes are ready by now; None: opened here. `early` is called before anything
+    is timed, with the weights whose layout nothing can change.
+    """
     check_pins(pins)
+    if shop is None and device.kind != "cpu":
+        with open_shop(device, root) as own:
+            return plan_engine(draft, device, root, pins, progress, own, early)
     versions = software(device)
     cache = TimingCache.of(root, device, versions)
-    folder = kernel_folder(root, device, versions)
     counts: dict[str, int] = {}
 
     def report(stage: str) -> None:
         counts[stage] = counts.get(stage, 0) + 1
         progress(stage, counts[stage], 0)
 
-    with ExitStack() as stack:
-        timer, compiler, roof = time_cpu, _compiles_nothing, dict[str, float]()
-        if device.kind == "cuda":
-            shop = stack.enter_context(Workshop(folder, device))
-            timer, compiler, roof = shop.time, shop.compile, shop.roof(draft.format)
-        selector = Selector(draft.profile, device, timer, compiler, cache, pins, report)
+    timer, compiler = (shop.time, shop) if shop else (time_cpu, NoCompiler())
+    selector = Selector(draft.profile, device, timer, compiler, cache, pins, report)
+    if early is not None:
+        early(_settled(draft, selector))
+    with ThreadPoolExecutor(1) as aside:  # the device measures its rates while kernels compile
+        roof = aside.submit(shop.roof, draft.format) if shop else None
         try:
             selection = selector.run(tuple(draft.graphs.values()))
         finally:
             cache.save()
-        program = _program(draft, selector, device)
-        _compile_rest(program, selector, compiler, report)
-    buffers, arena = _memory(program) if device.kind == "cuda" else ({}, 0)
+    program = _program(draft, selector, device)
+    selector.compile_rest()
+    buffers, arena = _memory(program) if shop else ({}, 0)
+    _check_compiled(program, compiler)
     weights = _laid_out(draft, selector)
+    folder = kernel_folder(root, device, versions)
     facts = _kernel_facts(program, folder)
     engine = Engine(
         draft.spec, draft.profile, draft.format, device, versions, draft.source, {"decode": program}, weights,
-        buffers, arena, facts, draft.tokens, draft.work, draft.report, roof=roof,
+        buffers, arena, facts, draft.tokens, draft.work, draft.report, roof=roof.result() if roof else {},
     )  # fmt: skip
-    return Planned(engine, rows_to_json(selection), folder)
+    return Planned(engine, rows_to_json(selection), folder, shop.seconds if shop else {})
 
 
 def kernel_folder(root: Path, device: Device, versions: Mapping[str, str]) -> Path:
@@ -90,15 +112,10 @@ def kernel_folder(root: Path, device: Device, versions: Mapping[str, str]) -> Pa
     return root / "kernels" / f"sm{device.capability}-triton-{versions.get('triton', 'absent')}"
 
 
-def _compile_rest(program: Program, selector: Selector, compiler: Compiler, report: Callable[[str], None]) -> None:
+def _check_compiled(program: Program, compiler: Compiler) -> None:
     """Kernels that only a bucket between the tuned ones needs. Raises BuildError where one does not compile."""
-    refused = compiler(selector.kernels.values(), lambda: report("compile"))
-    if failed := {key: reason for key, reason in refused.items() if key in _kernel_keys(program)}:
+    if failed := compiler.refusals(_kernel_keys(program)):
         raise BuildError(f"{len(failed)} kernels of buckets between the tuned ones do not compile: {failed}")
-
-
-def _compiles_nothing(kernels: Iterable[TritonKernel], progress: Callable[[], None]) -> dict[str, str]:
-    return {}
 
 
 def _program(draft: Unplanned, selector: Selector, device: Device) -> Program:
@@ -113,21 +130,40 @@ def _plans(graph: Graph, selector: Selector, buckets: Mapping[str, Sizes]) -> di
 
 
 def _memory(program: Program) -> tuple[dict[str, Offsets], int]:
-    planned = {b: plan_memory(program.phases, sizes, b) for b, sizes in program.buckets.items()}
+    lifetimes = Lifetimes.of(program.phases)
+    planned = {b: plan_memory(program.phases, sizes, b, lifetimes) for b, sizes in program.buckets.items()}
     return {b: offsets for b, (offsets, _) in planned.items()}, max(top for _, top in planned.values())
 
 
 def _laid_out(draft: Unplanned, selector: Selector) -> dict[str, Weight]:
     """Each weight with the layout that its readers were chosen with."""
-    layouts: dict[str, str] = {}
-    types = {}
+    layouts, types = dict[str, str](), dict[str, Type]()
+    for name, type, site, index in _readers(draft):
+        types[name] = type
+        layouts[name] = selector.result.layouts[site.key].get(index, PLAIN)
+    return {name: Weight(types[name], layouts[name], expr) for name, expr in draft.weights.items()}
+
+
+def _settled(draft: Unplanned, selector: Selector) -> dict[str, Weight]:
+    """The weights that every reader takes plain, whatever is chosen."""
+    plain: dict[str, bool] = {}
+    types, open_to = dict[str, Type](), set[str]()
+    for name, type, site, _ in _readers(draft):
+        types[name] = type
+        if site.key not in plain:
+            plain[site.key] = selector.always_plain(site)
+        if not plain[site.key]:
+            open_to.add(name)
+    return {name: Weight(types[name], PLAIN, e) for name, e in draft.weights.items() if name not in open_to}
+
+
+def _readers(draft: Unplanned) -> Iterator[tuple[str, Type, Site, int]]:
+    """A weight's name and type, and a site that reads it as the input of that index."""
     for graph in draft.graphs.values():
         for node in graph.nodes:
             for index, value in enumerate(node.inputs):
                 if value.node.op == "weight":
-                    types[value.node.name] = value.type
-                    layouts[value.node.name] = selector.result.layouts[Site.of(node).key].get(index, PLAIN)
-    return {name: Weight(types[name], layouts[name], expr) for name, expr in draft.weights.items()}
+                    yield value.node.name, value.type, Site.of(node), index
 
 
 def _kernel_facts(program: Program, folder: Path) -> dict[str, Any]:

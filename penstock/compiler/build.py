@@ -7,18 +7,21 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from penstock.compiler import pipeline
-from penstock.compiler.backend import Planned, Unplanned, plan_engine
+from penstock.compiler.backend import Planned, Unplanned, open_shop, plan_engine
+from penstock.compiler.footprint import require_room
 from penstock.compiler.identity import compiler_facts, digest, tensor_facts, text_facts
 from penstock.compiler.lower import lower
 from penstock.compiler.options import BuildOptions
 from penstock.compiler.phases import prepare_graph, sample_graph
-from penstock.compiler.progress import Progress, counting, silent
+from penstock.compiler.progress import Progress, counting, serial, silent
 from penstock.compiler.timing_cache import cache_root
-from penstock.compiler.weights import write_weights
+from penstock.compiler.weights import Writing
 from penstock.compiler.work import work_of
+from penstock.compiler.workers import Workshop
 from penstock.engine import store
 from penstock.engine.device import Device
 from penstock.ir.graph import Graph
@@ -53,17 +56,38 @@ def build(model: Path, options: BuildOptions, output: Path | None = None, progre
     seconds: dict[str, float] = {}
     with _stage("read", seconds, progress):
         front = read_model(model, options, device)
+        require_room(front.draft, device)
         key = build_key(front, device)
     front = replace(front, draft=replace(front.draft, source={**front.draft.source, "key": key}))
     target = output or root / "engines" / f"{model.resolve().name}-{key}"
     if store.holds(target, key):
         progress("cached", 1, 1)
         return target
-    with _stage("select", seconds, progress):
-        planned = plan_engine(front.draft, device, root, options.pins, progress)
-    with store.writing(target, ours=output is None) as part:
-        write_engine(replace(planned, seconds=seconds), front, model, part, progress)
+    with open_shop(device, root) as shop, store.writing(target, ours=output is None) as part:
+        planned = _plan(front, device, root, options, shop, part / store.weights_file(), seconds, serial(progress))
+        write_engine(planned, front, model, part)
     return target
+
+
+def _plan(
+    front: Frontend, device: Device, root: Path, options: BuildOptions, shop: Workshop | None, path: Path,
+    seconds: dict[str, float], progress: Progress,
+) -> Planned:  # fmt: skip
+    """Select tactics, and write the weights to `path`: on a GPU meanwhile those whose layout no choice can change.
+
+    On a CPU one after the other, since what is timed needs the processors for itself.
+    """
+    start, draft = time.perf_counter(), front.draft
+    types = {name: expression.outputs[0].type for name, expression in draft.weights.items()}
+    written = counting("weights", sum(t.nbytes() for t in types.values()), progress)
+    stage = partial(_stage, "weights", seconds, progress)
+    with Writing(path, types, front.checkpoint, device.kind, written, stage, shop and shop.gpu) as weights:
+        with _stage("select", seconds, progress):
+            early = weights.begin if shop else None
+            planned = plan_engine(draft, device, root, options.pins, progress, shop, early)
+        weights.finish(planned.engine.weights)
+    total = {"total": round(seconds["read"] + time.perf_counter() - start, 3)}
+    return replace(planned, seconds={**seconds, **planned.seconds, **total})
 
 
 def read_model(model: Path, options: BuildOptions, device: Device) -> Frontend:
@@ -117,18 +141,19 @@ def build_key(front: Frontend, device: Device) -> str:
     return digest(facts)
 
 
-def write_engine(planned: Planned, front: Frontend, model: Path, part: Path, progress: Progress) -> None:
-    """Every file but the inventory into the fresh directory `part`."""
-    seconds = dict(planned.seconds)
-    with _stage("weights", seconds, progress):
-        engine, path = planned.engine, part / store.weights_file()
-        written = counting("weights", engine.weight_bytes, progress)
-        write_weights(engine.weights, front.checkpoint, path, engine.device.kind, written)
+def write_engine(planned: Planned, front: Frontend, model: Path, part: Path) -> None:
+    """Every file but the weights and the inventory into the fresh directory `part`."""
     copy_kernels(planned, part / store.KERNELS)
     (part / store.TIMING).write_text(json.dumps(planned.timing, indent=1))
-    (part / store.GRAPH).write_text(f"# as built\n{front.before}\n# after the passes\n{front.after}")
+    (part / store.GRAPH).write_text(_printed(front))
     store.copy(text_files(model), model, part)
-    store.save(replace(planned.engine, build_seconds=seconds), part)
+    store.save(replace(planned.engine, build_seconds=planned.seconds), part)
+
+
+def _printed(front: Frontend) -> str:
+    """The model's graph as built and after the passes, and every phase as a step runs it, whose numbers name values."""
+    phases = "".join(f"\n# phase {name}, as it runs\n{graph}" for name, graph in front.draft.graphs.items())
+    return f"# as built\n{front.before}\n# after the passes\n{front.after}{phases}"
 
 
 def copy_kernels(planned: Planned, folder: Path) -> None:
@@ -142,5 +167,5 @@ def _stage(name: str, seconds: dict[str, float], progress: Progress) -> Iterator
     progress(name, 0, 0)
     start = time.perf_counter()
     yield
-    seconds[name] = round(time.perf_counter() - start, 3)
+    seconds[name] = round(seconds.get(name, 0.0) + time.perf_counter() - start, 3)
     progress(name, 1, 1)

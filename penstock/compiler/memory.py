@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from penstock.engine.program import Phase, Sizes
 from penstock.ir.graph import Node, Value
@@ -52,31 +53,46 @@ class Arena:
         self.free = merged
 
 
-def plan_memory(phases: Mapping[str, Phase], sizes: Sizes, bucket: str) -> tuple[Offsets, int]:
-    """Offsets of one bucket, and the arena's bytes.
+@dataclass(frozen=True)
+class Lifetimes:
+    """The steps of a program's phases, and which values die with each: the same in every bucket."""
+
+    steps: tuple[tuple[str, Node], ...]
+    dying: Mapping[int, tuple[Value, ...]]
+
+    @staticmethod
+    def of(phases: Mapping[str, Phase]) -> Lifetimes:
+        steps = list(_steps(phases))
+        dying: dict[int, list[Value]] = {}
+        for value, step in _last_uses(phases, steps).items():
+            dying.setdefault(step, []).append(value)
+        return Lifetimes(tuple(steps), {step: tuple(values) for step, values in dying.items()})
+
+
+def plan_memory(
+    phases: Mapping[str, Phase], sizes: Sizes, bucket: str, lifetimes: Lifetimes | None = None
+) -> tuple[Offsets, int]:
+    """Offsets of one bucket, and the arena's bytes. `lifetimes`: of these phases, where many buckets are planned.
 
     For each phase, for each node in graph order that is no leaf: one offset an output, then one for the workspace of
     its plan. Outputs that replace an input in place are ALIASED.
     """
-    steps = list(_steps(phases))
-    last = _last_uses(phases, steps)
-    dying: dict[int, list[Value]] = {}
-    for value, step in last.items():
-        dying.setdefault(step, []).append(value)
+    known = lifetimes or Lifetimes.of(phases)
     arena, at, offsets = Arena(), dict[Value, int](), dict[str, list[int]]()
-    for index, (phase, node) in enumerate(steps):
+    bytes_of = lru_cache(maxsize=None)(lambda type: max(1, type.nbytes(sizes)))  # few types, many values
+    for index, (phase, node) in enumerate(known.steps):
         out = offsets.setdefault(phase, [])
         aliased = set((get(node.op).writes or {}).values())
         for value in node.outputs:
-            at[value] = ALIASED if value.index in aliased else arena.take(max(1, value.type.nbytes(sizes)))
+            at[value] = ALIASED if value.index in aliased else arena.take(bytes_of(value.type))
             out.append(at[value])
         workspace = phases[phase].plan(node, bucket).workspace
         spot = arena.take(max(1, workspace))
         out.append(spot)
         arena.give(spot, max(1, workspace))
-        for value in dying.get(index, ()):
+        for value in known.dying.get(index, ()):
             if at[value] != ALIASED:
-                arena.give(at[value], max(1, value.type.nbytes(sizes)))
+                arena.give(at[value], bytes_of(value.type))
     return {phase: tuple(o) for phase, o in offsets.items()}, arena.top
 
 

@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from penstock.compiler.passes import align, fold, fuse_glu, fuse_norm, fuse_qkv, fuse_rope
+from penstock.compiler.passes import (
+    align,
+    fold,
+    fuse_attention,
+    fuse_block,
+    fuse_glu,
+    fuse_norm,
+    fuse_qkv,
+    fuse_rope,
+    sink_rows,
+)
 from penstock.compiler.passes.share import share
 from penstock.errors import PassError
 from penstock.ir.dialect import Dialect, built, optimised, verify
@@ -48,11 +58,14 @@ class PassResult:
 PASSES: tuple[Pass, ...] = (
     Pass("share", share),  # first, so that "of one value" is a comparison of values
     Pass("fold", fold.RULES),
+    Pass("sink_rows", sink_rows.RULES, must=sink_rows.must),
     Pass("fuse_qkv", fuse_qkv.RULES, must=fuse_qkv.must),
     Pass("fuse_glu", fuse_glu.RULES, must=fuse_glu.must),
     Pass("fuse_norm", fuse_norm.RULES, must=fuse_norm.must),
     Pass("fuse_rope", fuse_rope.RULES, must=fuse_rope.must),
+    Pass("fuse_attention", fuse_attention.RULES, must=fuse_attention.must),
     Pass("align", align.RULES, must=align.must),
+    Pass("fuse_block", fuse_block.RULES, must=fuse_block.must),  # behind align, which pads plain products
     Pass("fold_fused", fold.RULES),  # what fusing and padding left over in weight expressions
     Pass("share_fused", share),
 )

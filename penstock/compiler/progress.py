@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 
 Progress = Callable[[str, int, int], None]  # stage, done, in all (0: not known)
@@ -9,6 +10,17 @@ Progress = Callable[[str, int, int], None]  # stage, done, in all (0: not known)
 
 def silent(stage: str, done: int, total: int) -> None:
     """Shows nothing."""
+
+
+def serial(progress: Progress) -> Progress:
+    """The same for stages that run side by side: one report at a time."""
+    lock = threading.Lock()
+
+    def report(stage: str, done: int, total: int) -> None:
+        with lock:
+            progress(stage, done, total)
+
+    return report
 
 
 def counting(stage: str, total: int, progress: Progress) -> Callable[[int], None]:

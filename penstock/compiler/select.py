@@ -1,41 +1,61 @@
 """Choosing layouts and tactics by timing.
 
 Every site is timed at the tuned sizes of the symbols in its types: several configurations of each tactic at a few
-anchor sizes, the best of them in between. One layout is picked for each weight over all sizes, then the fastest
-candidate that reads it. A capture bucket uses the ranking of its tuned size. Nothing is chosen that its reference
-disagrees with.
+anchor sizes, in between those that did well at the anchors on either side. Kernels compile while others are timed, so
+candidates are drafted as early as possible: at the anchors all at once, in between as soon as a site's anchors are
+known. What a model of bytes and operations, or the times of an op's parts, show to be hopeless is left out. One layout
+is picked for each weight over all sizes, then the fastest candidate that reads it. A capture bucket uses the ranking of
+its tuned size. Nothing is chosen that its reference disagrees with.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from penstock.compiler.candidates import Candidate, Pins, candidates
+from penstock.compiler.estimate import promising
 from penstock.compiler.timing import METHOD, Timing
 from penstock.compiler.timing_cache import TimingCache
 from penstock.engine.device import Device
 from penstock.engine.profile import Profile
-from penstock.engine.program import Plan, Site, Sizes, plan_to_json
+from penstock.engine.program import KernelLaunch, Plan, Site, Sizes, plan_to_json
 from penstock.errors import SelectionError
 from penstock.ir.graph import Graph
 from penstock.kernels.reference import has_parts, parts_sites
-from penstock.kernels.tactic import PLAIN, Draft, KernelUse, TritonKernel, frozen_plan
+from penstock.kernels.tactic import PLAIN, Draft, Kernel, KernelUse, frozen_plan
 
 ANCHORS = (1, 16, 64, 512, 8192)  # tokens at which many configurations are timed; between them only the best ones
 TRIED = 4  # configurations of each tactic that are timed at an anchor, by the tactic's own order
-KEPT = 2  # and between anchors
+KEPT, IN_ALL = 2, 4  # and between anchors, or more if that leaves the site fewer in all,
+NEAR = 1.1  # of those that came so near to the best at the anchor below or above
+HOPELESS = 1.5  # times the best: parts that take longer one by one do not win together
 
-Timer = Callable[[Site, Sizes, Plan], Timing]
+Timer = Callable[[Site, Sizes, Plan, float], Timing]  # the number: microseconds of the best so far, or infinity
 
 
 class Compiler(Protocol):
-    """Compiles kernels, and says which could not be."""
+    """Compiles kernels in the background, and says which could not be."""
 
-    def __call__(self, kernels: Iterable[TritonKernel], progress: Callable[[], None]) -> dict[str, str]: ...
+    def submit(self, kernels: Iterable[Kernel], progress: Callable[[], None]) -> None:
+        """Start compiling those that are neither compiled nor started."""
+
+    def refusals(self, keys: Iterable[str]) -> dict[str, str]:
+        """Wait for kernels that were started. By key, why those that did not compile did not."""
+
+
+class NoCompiler:
+    """For plans of calls alone."""
+
+    def submit(self, kernels: Iterable[Kernel], progress: Callable[[], None]) -> None:
+        assert not list(kernels), "a kernel was planned for a device without any"
+
+    def refusals(self, keys: Iterable[str]) -> dict[str, str]:
+        return {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +66,16 @@ class Row:
     point: str
     tactic: str
     timing: Timing
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """Candidates of one site at one point, to be timed one after another. `parts` stand last and are planned then."""
+
+    site: Site
+    point: str
+    sizes: Sizes
+    plans: tuple[tuple[Candidate, Plan | None], ...]
 
 
 @dataclass
@@ -70,19 +100,36 @@ class Selector:
         self.profile, self.device, self.pins = profile, device, pins
         self.timer, self.compiler, self.cache, self.progress = timer, compiler, cache, progress
         self.result = Selection()
-        self.kernels: dict[str, TritonKernel] = {}
-        self._uncompiled: dict[str, str] = {}
+        self.kernels: dict[str, Kernel] = {}
+        self._submitted = 0
+        self._medians: dict[tuple[str, str, str], float] = {}  # (site, point, candidate) -> microseconds
 
     def run(self, graphs: Sequence[Graph]) -> Selection:
         """Time everything the graphs need. Raises SelectionError for a site that nothing can run."""
         sites = all_sites(graphs)
         plain = shared_weights(graphs)
-        for wave in waves(sites):
-            self._round(wave, anchors=True)
-            self._round(wave, anchors=False)
+        order = waves(sites)
+        first = {site.key: self._trials(site, anchors=True) for wave in order for site in wave}
+        for wave in order:
+            between = []
+            for site in wave:
+                self._time_all(first[site.key])
+                between.append(self._trials(site, anchors=False))
+            for trials in between:
+                self._time_all(trials)
             for site in wave:
                 self._rank(site, force_plain=site.key in plain)
         return self.result
+
+    def compile_rest(self) -> None:
+        """Start compiling what plans of buckets between the tuned ones need besides."""
+        self._submit()
+
+    def always_plain(self, site: Site) -> bool:
+        """Whether every candidate, at whatever size, reads the site's weights plain: known before any is timed."""
+        plain = tuple((i, PLAIN) for i in site.weights)
+        every = (c for sizes in self.points(site).values() for c in candidates(site, sizes, self.device, self.pins)[0])
+        return all(candidate.layouts(site) == plain for candidate in every)
 
     def points(self, site: Site) -> dict[str, Sizes]:
         """The sizes at which a site is timed, by name."""
@@ -119,63 +166,108 @@ class Selector:
     def _draft(self, candidate: Candidate, site: Site, sizes: Sizes) -> Draft:
         return candidate.draft(site, sizes, self.device, lambda part: self._best(part, sizes)[1])
 
-    def _round(self, wave: Sequence[Site], anchors: bool) -> None:
-        """Draft, compile and time one round of (site, point, candidate)."""
-        jobs = [
-            (site, point, sizes, candidate)
-            for site in wave
-            for point, sizes in self.points(site).items()
-            if self._is_anchor(point) == anchors
-            for candidate in self._wanted(site, point, sizes, anchors)
-        ]
-        plans = [self._plan(c, self._draft(c, site, sizes)) for site, _, sizes, c in jobs]
-        self._uncompiled |= self.compiler(self.kernels.values(), lambda: self.progress("compile"))
-        for (site, point, sizes, candidate), plan in zip(jobs, plans, strict=True):
-            timing = self._time(site, sizes, candidate, plan)
-            self.result.rows.append(Row(site.key, point, candidate.name, timing))
-            self.progress("time")
+    def _trials(self, site: Site, anchors: bool) -> tuple[Trial, ...]:
+        """What to time at the anchors, or between them; its kernels begin to compile."""
+        points = [(p, sizes) for p, sizes in self.points(site).items() if self._is_anchor(p) == anchors]
+        trials = tuple(Trial(site, p, sizes, self._planned(site, p, sizes, anchors)) for p, sizes in points)
+        self._submit()
+        return trials
+
+    def _submit(self) -> None:
+        """Start compiling the kernels planned since the last time."""
+        new = list(self.kernels.values())[self._submitted :]
+        self._submitted = len(self.kernels)
+        self.compiler.submit(new, lambda: self.progress("compile"))
+
+    def _planned(self, site: Site, point: str, sizes: Sizes, anchor: bool) -> tuple[tuple[Candidate, Plan | None], ...]:
+        drafts = [(c, self._own_draft(c, site, sizes)) for c in self._wanted(site, point, sizes, anchor)]
+        if self.device.kind == "cuda":
+            kept = set(map(id, promising([(c, d or Draft(())) for c, d in drafts], site, sizes, self.device)))
+            drafts = [(c, d) for c, d in drafts if id(c) in kept]
+        return tuple((c, self._plan(c, d) if d else None) for c, d in drafts)
+
+    def _own_draft(self, candidate: Candidate, site: Site, sizes: Sizes) -> Draft | None:
+        """None for parts, whose best tactics may not be known yet."""
+        return None if candidate.tactic is None else self._draft(candidate, site, sizes)
+
+    def _time_all(self, trials: Iterable[Trial]) -> None:
+        for trial in trials:
+            best = math.inf
+            for candidate, plan in trial.plans:
+                timing = self._timed(trial, candidate, plan, best)
+                self.result.rows.append(Row(trial.site.key, trial.point, candidate.name, timing))
+                best = min(best, timing.median_us) if timing.ok else best
+                self.progress("time")
+
+    def _timed(self, trial: Trial, candidate: Candidate, plan: Plan | None, best: float) -> Timing:
+        site, sizes = trial.site, trial.sizes
+        if plan is None:
+            one_by_one = self._one_by_one(site, sizes)
+            if self.device.kind == "cuda" and one_by_one > HOPELESS * best:
+                return Timing(refused=f"its parts take {one_by_one:.1f} us one by one, the best takes {best:.1f} us")
+            plan = self._plan(candidate, self._draft(candidate, site, sizes))
+            self._submit()
+        return self._time(site, sizes, candidate, plan, best)
+
+    def _one_by_one(self, site: Site, sizes: Sizes) -> float:
+        """Microseconds of the best tactics of a site's parts, as they were timed."""
+        total = 0.0
+        for part in parts_sites(site):
+            name = self._best(part, sizes)[0].name
+            at = (part.key, self.point(part, sizes), name)
+            total += self._medians[at]
+        return total
 
     def _is_anchor(self, point: str) -> bool:
         return not point.startswith("T") or int(point[1:]) in (*ANCHORS, self.profile.tuned_buckets[-1])
 
     def _wanted(self, site: Site, point: str, sizes: Sizes, anchor: bool) -> tuple[Candidate, ...]:
-        """Of each tactic its most promising configurations at an anchor, elsewhere those that did best at anchors."""
+        """Of each tactic its most promising configurations at an anchor, elsewhere those that did best beside it."""
         every, refused = candidates(site, sizes, self.device, self.pins)
         self.result.refused.setdefault(site.key, {}).update(refused)
-        best = {} if anchor else self._anchor_medians(site)
-        by_tactic: dict[str, list[Candidate]] = {}
-        for candidate in sorted(every, key=lambda c: best.get(c.name, float("inf"))):
-            by_tactic.setdefault(candidate.tactic_name, []).append(candidate)
-        return tuple(c for group in by_tactic.values() for c in group[: TRIED if anchor else KEPT])
+        if anchor:
+            return _first_of_each(every, TRIED)
+        beside = self._beside(site, point)
+        known = {c.tactic_name for c in every if c.name in beside}
+        ranked = sorted(every, key=lambda c: beside.get(c.name, math.inf))
+        near = [c for c in ranked if beside.get(c.name, math.inf) <= NEAR or c.tactic_name not in known]
+        tried = near if any(c.name in beside for c in near) else ranked  # what is new here may yet be refused
+        kept = _first_of_each(tried, KEPT)
+        more = [c for c in tried if c not in kept][: max(0, IN_ALL - len(kept))]
+        return _first_of_each((*kept, *more), len(tried))
 
-    def _anchor_medians(self, site: Site) -> dict[str, float]:
-        """Each candidate's time relative to the best of its point, the least over the anchors."""
-        rows = [r for r in self.result.rows if r.site == site.key and r.timing.ok]
-        fastest: dict[str, float] = {}
-        for row in rows:
-            fastest[row.point] = min(row.timing.median_us, fastest.get(row.point, float("inf")))
+    def _beside(self, site: Site, point: str) -> dict[str, float]:
+        """Each candidate's time relative to the best at the anchors below and above a point, the lesser of the two."""
+        anchors = [p for p in self.points(site) if self._is_anchor(p)]
+        size = _size(point)
+        below = max((p for p in anchors if _size(p) < size), key=_size, default="")
+        above = min((p for p in anchors if _size(p) > size), key=_size, default="")
         relative: dict[str, float] = {}
-        for row in rows:
-            ratio = row.timing.median_us / max(fastest[row.point], 1e-9)
-            relative[row.tactic] = min(ratio, relative.get(row.tactic, float("inf")))
+        for anchor in (below, above):
+            rows = [r for r in self.result.rows if (r.site, r.point) == (site.key, anchor) and r.timing.ok]
+            best = min((r.timing.median_us for r in rows), default=0.0)
+            for row in rows:
+                ratio = row.timing.median_us / max(best, 1e-9)
+                relative[row.tactic] = min(ratio, relative.get(row.tactic, math.inf))
         return relative
 
-    def _time(self, site: Site, sizes: Sizes, candidate: Candidate, plan: Plan) -> Timing:
-        for launch in plan.launches:
-            if reason := self._uncompiled.get(getattr(launch, "kernel", ""), ""):
-                return Timing(refused=reason)
+    def _time(self, site: Site, sizes: Sizes, candidate: Candidate, plan: Plan, best: float) -> Timing:
+        refusals = self.compiler.refusals(x.kernel for x in plan.launches if isinstance(x, KernelLaunch))
+        if refusals:
+            return Timing(refused=next(iter(refusals.values())))
         digest = hashlib.sha256(json.dumps(plan_to_json(plan)).encode()).hexdigest()[:16]
         implementation = f"{candidate.name} v{candidate.version} {digest}"
         key = f"{site.key} | {implementation} | {json.dumps(dict(sizes))} | method {METHOD}"
         timing = self.cache.get(key)
         if timing is None:
-            timing = self.timer(site, sizes, plan)
+            timing = self.timer(site, sizes, plan, best)
             self.cache.put(key, timing)
         return timing
 
     def _rank(self, site: Site, force_plain: bool) -> None:
         """Pick the site's layout over all its points, then order each point's candidates that read it."""
         by_point = {point: self._measured(site, point, sizes) for point, sizes in self.points(site).items()}
+        self._medians |= {(site.key, p, c.name): t.median_us for p, timed in by_point.items() for c, t in timed}
         layout = _layout(site, by_point, force_plain)
         self.result.layouts[site.key] = dict(layout)
         for point, timed in by_point.items():
@@ -192,6 +284,19 @@ class Selector:
     def _nothing(self, site: Site, point: str) -> str:
         tried = {r.tactic: r.timing.refused for r in self.result.rows if (r.site, r.point) == (site.key, point)}
         return f"no tactic runs {site.key} at {point}: {tried | self.result.refused.get(site.key, {})}"
+
+
+def _first_of_each(candidates: Iterable[Candidate], count: int) -> tuple[Candidate, ...]:
+    """The first so many of each tactic, tactic by tactic; parts last."""
+    by_tactic: dict[str, list[Candidate]] = {}
+    for candidate in candidates:
+        by_tactic.setdefault(candidate.tactic_name, []).append(candidate)
+    own = [c for group in by_tactic.values() for c in group[:count]]
+    return tuple(sorted(own, key=lambda c: c.tactic is None))
+
+
+def _size(point: str) -> int:
+    return int(point[1:])
 
 
 def _layout(

@@ -11,13 +11,7 @@ from pathlib import Path
 
 from penstock.compiler.timing import Timing
 from penstock.engine.device import Device
-
-
-def cache_root(chosen: str | Path | None = None) -> Path:
-    """Where builds and timings are kept: the directory chosen, or `penstock` in the user's cache directory."""
-    if chosen is not None:
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "penstock"
+from penstock.engine.place import cache_root as cache_root
 
 
 class TimingCache:

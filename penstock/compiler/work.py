@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
+from math import prod
 
 from penstock.engine.profile import Profile
 from penstock.ir.graph import Graph, Node
+from penstock.ir.op import get, parts_graph
 
 
 def work_of(graph: Graph, profile: Profile) -> dict[str, float]:
@@ -13,22 +15,29 @@ def work_of(graph: Graph, profile: Profile) -> dict[str, float]:
 
     weight_bytes: read by every step, whatever its batch (an embedding that only looks rows up is not counted);
     flops_per_token: two for each number of each matrix that a token is multiplied with; flops_per_logit: likewise for
-    each row of logits, the head's; kv_bytes_per_token: KV of one position.
+    each row of logits, the head's and those of a last layer whose other rows nobody asks for; kv_bytes_per_token: KV of
+    one position.
     """
-    products = [n for n in graph.nodes if n.op.startswith("linear")]
+    products = list(_products(graph.nodes))
     heads = [n for n in products if "L" in n.types[0].symbols]
-    matrices = {n.inputs[1].node.name: n.inputs[1].type for n in products}
-    vectors = {
-        v.node.name: v.type for n in graph.nodes for v in n.inputs if v.node.op == "weight" and len(v.type.shape) == 1
-    }
+    read = {v.node.name: v.type for n in graph.nodes for v in n.inputs if v.node.op == "weight" and n.op != "embedding"}
     kv = sum(n.types[0].nbytes({"N": 1}) for n in graph.leaves("state"))
     return {
-        "weight_bytes": float(sum(t.nbytes() for t in (matrices | vectors).values())),
-        "flops_per_token": _flops([n for n in products if n not in heads]),
+        "weight_bytes": float(sum(t.nbytes() for t in read.values())),
+        "flops_per_token": _flops(products) - _flops(heads),
         "flops_per_logit": _flops(heads),
         "kv_bytes_per_token": kv / profile.block_size,
     }
 
 
-def _flops(products: Sequence[Node]) -> float:
-    return float(sum(2 * t.nbytes() // t.format.bytes for t in (n.inputs[1].type for n in products)))
+def _products(nodes: Iterable[Node]) -> Iterator[Node]:
+    """Every product with a matrix, those inside fused ops too."""
+    for node in nodes:
+        if node.op == "linear":
+            yield node
+        elif not node.is_leaf and get(node.op).parts is not None:
+            yield from _products(parts_graph(node.op, tuple(v.type for v in node.inputs), node.attrs).nodes)
+
+
+def _flops(products: Iterable[Node]) -> float:
+    return float(sum(2 * prod(n.inputs[1].type.concrete({})) for n in products))

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import os
 import selectors
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,26 +20,42 @@ from typing import Any
 from penstock.compiler.timing import Timing
 from penstock.engine.device import Device
 from penstock.engine.program import Plan, Site, Sizes, plan_to_json, site_to_json
-from penstock.kernels.tactic import TritonKernel
+from penstock.kernels.tactic import Kernel
 
 PATIENCE = 120.0  # seconds for one job; a kernel that hangs is a tactic less, not a build that hangs
+SPARE = 3  # processors left to the process that times and to the one that builds
+Job = dict[str, Any]
 
 
 class Worker:
-    """One process, started on first use and again after it died."""
+    """One process, started again after it died. `first`: its first job, which loads what the later ones work with."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, first: Job) -> None:
+        self.folder, self.first = folder, first
         self._process: subprocess.Popen[str] | None = None
+        self._loading = False  # the first job's answer has not been read
 
-    def ask(self, job: dict[str, Any]) -> dict[str, Any]:
+    def start(self) -> None:
+        """Start the process and its first job, and do not wait for either."""
+        command = [sys.executable, "-m", "penstock.compiler.worker", str(self.folder)]
+        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        self._process = subprocess.Popen(command, text=True, **pipes)
+        self._loading = True
+        with contextlib.suppress(BrokenPipeError):  # it died at once: the next job finds out, and says so
+            self._send(self._process, self.first)
+
+    def ask(self, job: Job) -> Job:
         """The answer, or a refusal that says how the process ended."""
-        process = self._running()
-        assert process.stdin is not None and process.stdout is not None
+        if self._process is None or self._process.poll() is not None:
+            self.close()
+            self.start()
+        process = self._process
+        assert process is not None
         try:
-            process.stdin.write(json.dumps(job) + "\n")
-            process.stdin.flush()
-            line = process.stdout.readline() if _ready(process.stdout) else ""
+            if self._loading:  # before the next is sent: with two answers on their way, one could hide in a buffer
+                self._loading = not _line(process)
+            self._send(process, job)
+            line = _line(process)
         except BrokenPipeError:
             line = ""
         if line:
@@ -52,60 +72,121 @@ class Worker:
                 process.kill()
             self._process = None
 
-    def _running(self) -> subprocess.Popen[str]:
-        if self._process is None or self._process.poll() is not None:
-            command = [sys.executable, "-m", "penstock.compiler.worker", str(self.folder)]
-            pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-            self._process = subprocess.Popen(command, text=True, **pipes)
-        return self._process
+    @staticmethod
+    def _send(process: subprocess.Popen[str], job: Job) -> None:
+        assert process.stdin is not None
+        process.stdin.write(json.dumps(job) + "\n")
+        process.stdin.flush()
 
 
-def _ready(stream: Any) -> bool:
+def _line(process: subprocess.Popen[str]) -> str:
+    """The next answer; empty where the process ended or hangs."""
+    assert process.stdout is not None
     with selectors.DefaultSelector() as selector:
-        selector.register(stream, selectors.EVENT_READ)
-        return bool(selector.select(PATIENCE))
+        selector.register(process.stdout, selectors.EVENT_READ)
+        return process.stdout.readline() if selector.select(PATIENCE) else ""
 
 
 class Workshop:
-    """Compiles kernels in parallel and times plans in one process; use as a context manager."""
+    """Compiles kernels in parallel, and times plans in one process meanwhile; a context manager.
+
+    All processes start on entering, each loading what it will need. `gpu` is held while a plan is timed: whoever else
+    wants the device takes it first. `seconds`: how long plans were timed in all, and kernels compiled, by the clock.
+    """
 
     def __init__(self, folder: Path, device: Device) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.device = folder, device
-        count = max(1, min(14, (os.cpu_count() or 2) - 1))
-        self._compilers = [Worker(folder) for _ in range(count)]
-        self._timer = Worker(folder)
+        count = max(1, min(14, (os.cpu_count() or 2) - SPARE))
+        self._compilers = [Worker(folder, {"do": "load_compiler"}) for _ in range(count)]
+        self._timer = Worker(folder, {"do": "load_timer", "device": asdict(device)})
+        self._free = list(self._compilers)
+        self._threads = ThreadPoolExecutor(count)
+        self._compiled: dict[str, Future[str]] = {}
+        self._clock = _Clock()
+        self.gpu = threading.Lock()
+        self._timed = 0.0
 
     def __enter__(self) -> Workshop:
+        for worker in (self._timer, *self._compilers):
+            worker.start()
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._threads.shutdown(cancel_futures=True)
         for worker in (*self._compilers, self._timer):
             worker.close()
 
-    def compile(self, kernels: Iterable[TritonKernel], progress: Callable[[], None]) -> dict[str, str]:
-        """Compile what is not in the folder yet. Returns the refusals by kernel key."""
-        capability = self.device.capability
-        wanted = {k.key(capability): k for k in kernels}
-        missing = {key: k for key, k in wanted.items() if not (self.folder / f"{key}.json").exists()}
-        free = list(self._compilers)
+    @property
+    def seconds(self) -> Mapping[str, float]:
+        return {"compile": round(self._clock.seconds, 3), "time": round(self._timed, 3)}
 
-        def one(item: tuple[str, TritonKernel]) -> tuple[str, str]:
-            worker = free.pop()
-            answer = worker.ask({"do": "compile", "kernel": asdict(item[1]), "capability": capability})
-            free.append(worker)
-            progress()
-            return item[0], str(answer.get("refused", ""))
+    def submit(self, kernels: Iterable[Kernel], progress: Callable[[], None] = lambda: None) -> None:
+        """Start compiling what is not in the folder and has not been started; the first to come is the first done."""
+        for kernel in kernels:
+            key = kernel.key(self.device.capability)
+            if key not in self._compiled:
+                there = (self.folder / f"{key}.json").exists()
+                self._compiled[key] = _done() if there else self._threads.submit(self._compile, kernel, progress)
 
-        with ThreadPoolExecutor(len(self._compilers)) as threads:
-            return {key: refused for key, refused in threads.map(one, missing.items()) if refused}
+    def refusals(self, keys: Iterable[str]) -> dict[str, str]:
+        """Wait for kernels that were started. Why those of them that did not compile did not, by key."""
+        found = {key: self._compiled[key].result() for key in keys}
+        return {key: refused for key, refused in found.items() if refused}
 
-    def time(self, site: Site, sizes: Sizes, plan: Plan) -> Timing:
-        """Gate and time a plan on the GPU."""
+    def compile(self, kernels: Iterable[Kernel], progress: Callable[[], None] = lambda: None) -> dict[str, str]:
+        """Start these, and wait for them. Returns the refusals by kernel key."""
+        wanted = list(kernels)
+        self.submit(wanted, progress)
+        return self.refusals(kernel.key(self.device.capability) for kernel in wanted)
+
+    def time(self, site: Site, sizes: Sizes, plan: Plan, best_us: float = math.inf) -> Timing:
+        """Gate and time a plan on the GPU. `best_us`: of those timed before for the same site and sizes."""
         job = {"do": "time", "site": site_to_json(site), "sizes": dict(sizes), "plan": plan_to_json(plan)}
-        return Timing(**self._timer.ask({**job, "device": asdict(self.device)}))
+        best = {} if math.isinf(best_us) else {"best_us": best_us}  # JSON has no infinity
+        return Timing(**self._on_gpu({**job, **best}))
 
     def roof(self, format: str) -> dict[str, float]:
         """The GPU's own rates, measured where tactics are timed; empty where that failed."""
-        answer = self._timer.ask({"do": "roof", "device": asdict(self.device), "format": format})
+        answer = self._on_gpu({"do": "roof", "format": format})
         return {} if "refused" in answer else answer
+
+    def _on_gpu(self, job: Job) -> Job:
+        with self.gpu:
+            start = time.perf_counter()
+            answer = self._timer.ask({**job, "device": asdict(self.device)})
+            self._timed += time.perf_counter() - start
+        return answer
+
+    def _compile(self, kernel: Kernel, progress: Callable[[], None]) -> str:
+        worker = self._free.pop()
+        with self._clock:
+            answer = worker.ask({"do": "compile", "kernel": asdict(kernel), "capability": self.device.capability})
+        self._free.append(worker)
+        progress()
+        return str(answer.get("refused", ""))
+
+
+def _done() -> Future[str]:
+    """What is compiled already, without a refusal."""
+    future: Future[str] = Future()
+    future.set_result("")
+    return future
+
+
+class _Clock:
+    """Seconds during which at least one thread was inside."""
+
+    def __init__(self) -> None:
+        self._lock, self._inside, self._since, self.seconds = threading.Lock(), 0, 0.0, 0.0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._since = self._since if self._inside else time.perf_counter()
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                self.seconds += time.perf_counter() - self._since

@@ -16,7 +16,7 @@ from penstock.errors import EngineCorruptError, EngineSchemaError
 from penstock.ir.graph import Graph, Node, Type
 from penstock.ir.text import graph_from_json, graph_to_json, parse_type
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 @dataclass(frozen=True)

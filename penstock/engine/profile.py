@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -14,7 +15,7 @@ from penstock.ir.ops.state import FIELDS, HEADER, ROW, SlotLayout
 MAX_NUMBERS = 2**31 - 1  # what the device's 32-bit indices reach
 MAX_BLOCK = 1024  # tokens
 _LEAST = {"max_seq_len": 2, "freqs": 0}  # a request is a token of prompt and one of output
-_TUNED = (*(1 << i for i in range(10)), 2048, 8192)
+_TUNED = (*(1 << i for i in range(8)), *range(192, 513, 64), 2048, 8192)
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,8 @@ class Profile:
 
     @cached_property
     def tuned_buckets(self) -> tuple[int, ...]:
-        """Capture buckets at which tactics are timed: about powers of two up to 512, then of four, and the last."""
+        """Capture buckets at which tactics are timed: powers of two, every 64 between 128 and 512 tokens, where a step
+        turns from bytes to operations, then about powers of four, and the last."""
         wanted = (size for size in _TUNED if size < self.max_num_tokens)
         near = {next(bucket for bucket in self.token_buckets if bucket >= size) for size in wanted}
         return tuple(sorted(near | {self.token_buckets[-1]}))
@@ -94,8 +96,15 @@ class Profile:
 
     def bucket(self, tokens: int, logits: int) -> tuple[int, int]:
         """The capture bucket (T, L) of a step. The one function that names it."""
-        size = next(t for t in self.token_buckets if t >= tokens)
-        return size, next(n for n in self.logit_buckets(size) if n >= logits)
+        sizes = self.token_buckets
+        size = sizes[bisect_left(sizes, tokens)]
+        rows = self._logit_buckets[size]
+        return size, rows[bisect_left(rows, logits)]
+
+    @cached_property
+    def _logit_buckets(self) -> dict[int, tuple[int, ...]]:
+        """By token bucket; every step asks."""
+        return {size: self.logit_buckets(size) for size in self.token_buckets}
 
     def tuned(self, size: int) -> int:
         """The tuned bucket whose tactics a size uses: the next one up, or the largest."""

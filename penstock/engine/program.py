@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -49,11 +49,27 @@ class Site:
 
 
 @dataclass(frozen=True, slots=True)
-class Arg:
-    """One kernel argument: input i, output i, byte offset into the workspace, or an integer."""
+class Tile:
+    """How the copy engine of Hopper and later (TMA) reads a row-major matrix: box by box, zeros beyond its edges.
 
-    kind: str  # "in" | "out" | "workspace" | "int"
+    A row of a box has 128 bytes and arrives in the 128-byte swizzle.
+    """
+
+    format: str  # "bf16" | "f16"
+    shape: tuple[int, int]  # of the matrix
+    box: tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Arg:
+    """One kernel argument: input i, output i, byte offset into the workspace or the zeroed memory, or an integer.
+
+    With a `tile` the argument is not the pointer but a tensor map of the matrix that starts there.
+    """
+
+    kind: str  # "in" | "out" | "workspace" | "zeroed" | "int"
     value: int
+    tile: Tile | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,11 +103,16 @@ Launch = KernelLaunch | Call
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How one site runs in one bucket."""
+    """How one site runs in one bucket.
+
+    `zeroed` bytes are zero when a plan starts and zero again when it ends. All plans share them: launches of a step run
+    in order, and one that starts before its predecessor has ended touches them only after it has waited for it.
+    """
 
     tactic: str
     launches: tuple[Launch, ...]
     workspace: int = 0  # bytes
+    zeroed: int = 0  # bytes
 
 
 @dataclass(frozen=True)
@@ -120,6 +141,12 @@ class Program:
 
     phases: Mapping[str, Phase]
     buckets: Mapping[str, Sizes]
+
+    @cached_property
+    def zeroed(self) -> int:
+        """Bytes that are zero whenever a plan starts: the most that any plan asks for."""
+        sites = (by_bucket for phase in self.phases.values() for by_bucket in phase.plans.values())
+        return max((plan.zeroed for by_bucket in sites for plan in by_bucket.values()), default=0)
 
 
 def site_to_json(site: Site) -> dict[str, Any]:
@@ -178,16 +205,17 @@ def _phase_from_json(data: Mapping[str, Any]) -> Phase:
 
 def plan_to_json(plan: Plan) -> dict[str, Any]:
     launches = [_launch_to_json(launch) for launch in plan.launches]
-    return {"tactic": plan.tactic, "workspace": plan.workspace, "launches": launches}
+    return {"tactic": plan.tactic, "workspace": plan.workspace, "zeroed": plan.zeroed, "launches": launches}
 
 
 def plan_from_json(data: Mapping[str, Any]) -> Plan:
-    return Plan(data["tactic"], tuple(_launch_from_json(x) for x in data["launches"]), data["workspace"])
+    launches = tuple(_launch_from_json(x) for x in data["launches"])
+    return Plan(data["tactic"], launches, data["workspace"], data["zeroed"])
 
 
 def _launch_to_json(launch: Launch) -> dict[str, Any]:
     if isinstance(launch, KernelLaunch):
-        args = [[a.kind, a.value] for a in launch.args]
+        args = [_arg_to_json(a) for a in launch.args]
         return {"kernel": launch.kernel, "grid": list(launch.grid), "args": args, "dependent": launch.dependent}
     return {
         "call": launch.name,
@@ -200,11 +228,22 @@ def _launch_to_json(launch: Launch) -> dict[str, Any]:
 
 def _launch_from_json(data: Mapping[str, Any]) -> Launch:
     if "kernel" in data:
-        args = tuple(Arg(kind, value) for kind, value in data["args"])
+        args = tuple(_arg_from_json(*item) for item in data["args"])
         grid = data["grid"]
         return KernelLaunch(data["kernel"], (grid[0], grid[1], grid[2]), args, data["dependent"])
     attrs = tuple(sorted((k, freeze(v)) for k, v in data["attrs"].items()))
     return Call(data["call"], data["op"], attrs, _typed(data["inputs"]), _typed(data["outputs"]))
+
+
+def _arg_to_json(arg: Arg) -> list[Any]:
+    return [arg.kind, arg.value, *([asdict(arg.tile)] if arg.tile else [])]
+
+
+def _arg_from_json(kind: str, value: int, tile: Mapping[str, Any] | None = None) -> Arg:
+    if tile is None:
+        return Arg(kind, value)
+    (rows, columns), (height, width) = tile["shape"], tile["box"]
+    return Arg(kind, value, Tile(tile["format"], (rows, columns), (height, width)))
 
 
 def _typed(items: list[list[Any]]) -> tuple[tuple[Arg, Type], ...]:

@@ -1,4 +1,4 @@
-"""Triton kernels to binaries, with no GPU at hand. The only module of the package that imports triton to compile."""
+"""Kernels to binaries, with no GPU at hand. The only module of the package that imports triton to compile."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from penstock.errors import BuildError
-from penstock.kernels.tactic import TritonKernel
+from penstock.kernels.tactic import Kernel, TritonKernel
+
+TRITON_POINTERS = 2  # null pointers behind the arguments of a Triton kernel: global and profiling scratch
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,12 +26,27 @@ class Binary:
     cubin: bytes
     ptx: str = ""
     instruction: str = ""  # what multiplies: "wgmma", "mma" or "fma"; empty where it was not noted
+    null_pointers: int = TRITON_POINTERS  # that a launch appends to its arguments
 
     def facts(self) -> dict[str, Any]:
         """Everything but the binary itself."""
         data = asdict(self)
         del data["cubin"], data["ptx"]
         return data
+
+
+def load_compiler() -> None:
+    """Import the compiler ahead of the first kernel: it takes a second."""
+    importlib.import_module("triton.compiler")
+
+
+def compile_kernel(kernel: Kernel, capability: int) -> Binary:
+    """Compile for compute capability `capability` (90 for 9.0). Raises BuildError with the kernel's name."""
+    if isinstance(kernel, TritonKernel):
+        return compile_triton(kernel, capability)
+    from penstock.kernels.compile_cuda import compile_cuda
+
+    return compile_cuda(kernel, capability)
 
 
 def compile_triton(kernel: TritonKernel, capability: int) -> Binary:

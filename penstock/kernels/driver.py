@@ -9,6 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from penstock.engine.program import Tile
 from penstock.errors import EngineMismatch, ExecutorError
 
 LARGE_SHARED = 48 << 10  # bytes; above it a kernel must ask for its dynamic shared memory
@@ -37,10 +38,14 @@ class Kernel:
     threads: int
     shared: int  # bytes
     library: Any  # kept alive as long as the kernel
+    null_pointers: int  # behind the arguments
 
 
 def load(cubin: bytes, facts: Mapping[str, Any]) -> Kernel:
-    """Load a binary. `facts`: entry, num_warps, shared. Raises EngineMismatch where this GPU cannot run it."""
+    """Load a binary. `facts`: entry, num_warps, shared, null_pointers.
+
+    Raises EngineMismatch where this GPU cannot run it.
+    """
     cuda = _driver()
     result = cuda.cuLibraryLoadData(cubin, [], [], 0, [], [], 0)
     if int(result[0]):
@@ -55,7 +60,7 @@ def load(cubin: bytes, facts: Mapping[str, Any]) -> Kernel:
         _check(
             cuda.cuFuncSetAttribute(function, limit, facts["shared"]), f"reserving shared memory of {facts['entry']}"
         )
-    return Kernel(function, 32 * facts["num_warps"], facts["shared"], library)
+    return Kernel(function, 32 * facts["num_warps"], facts["shared"], library, facts["null_pointers"])
 
 
 def load_file(folder: Path, key: str, facts: Mapping[str, Any]) -> Kernel:
@@ -64,9 +69,9 @@ def load_file(folder: Path, key: str, facts: Mapping[str, Any]) -> Kernel:
 
 
 def launch(
-    kernel: Kernel, grid: tuple[int, int, int], values: Sequence[tuple[int, bool]], stream: int, dependent: bool
+    kernel: Kernel, grid: tuple[int, int, int], values: Sequence[tuple[Any, bool]], stream: int, dependent: bool
 ) -> None:
-    """Launch on a stream. `values`: (number, is a pointer). Triton's two scratch pointers are appended as null."""
+    """Launch on a stream. `values`: (number or tensor map, is a pointer). The kernel's null pointers are appended."""
     cuda = _driver()
     config = cuda.CUlaunchConfig()
     config.gridDimX, config.gridDimY, config.gridDimZ = grid
@@ -78,6 +83,37 @@ def launch(
         attribute.id = cuda.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
         attribute.value.programmaticStreamSerializationAllowed = 1
         config.attrs, config.numAttrs = [attribute], 1
-    numbers = (*(v for v, _ in values), 0, 0)
-    types = (*(ctypes.c_void_p if pointer else ctypes.c_int for _, pointer in values), ctypes.c_void_p, ctypes.c_void_p)
+    numbers = (*(v for v, _ in values), *(0,) * kernel.null_pointers)
+    types = (*(_ctype(v, pointer) for v, pointer in values), *(ctypes.c_void_p,) * kernel.null_pointers)
     _check(cuda.cuLaunchKernelEx(config, kernel.function, (numbers, types), 0), "a kernel launch")
+
+
+def _ctype(value: Any, pointer: bool) -> Any:
+    if not isinstance(value, int):
+        return None  # a structure, which knows its bytes
+    return ctypes.c_void_p if pointer else ctypes.c_int
+
+
+def tensor_map(address: int, tile: Tile) -> Any:
+    """A tensor map of the matrix at `address`. Raises ExecutorError where the copy engine cannot read it."""
+    cuda = _driver()
+    kinds = cuda.CUtensorMapDataType
+    types = {
+        "bf16": kinds.CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+        "f16": kinds.CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
+    }
+    (rows, columns), (height, width) = tile.shape, tile.box
+    size, step = cuda.cuuint64_t, cuda.cuuint32_t
+    result = cuda.cuTensorMapEncodeTiled(
+        types[tile.format], 2, address, [size(columns), size(rows)], [size(2 * columns)], [step(width), step(height)],
+        [step(1), step(1)], cuda.CUtensorMapInterleave.CU_TENSOR_MAP_INTERLEAVE_NONE,
+        cuda.CUtensorMapSwizzle.CU_TENSOR_MAP_SWIZZLE_128B,
+        cuda.CUtensorMapL2promotion.CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+        cuda.CUtensorMapFloatOOBfill.CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+    )  # fmt: skip
+    return _check(result, f"a tensor map of {tile} at address {address:#x}")
+
+
+def copy(target: int, source: int, size: int, stream: int) -> None:
+    """Bytes from one address to another, when the stream gets there; memory of the host is pinned."""
+    _check(_driver().cuMemcpyAsync(target, source, size, stream), "a copy")

@@ -54,6 +54,10 @@ def workspace(*offsets: int) -> tuple[Arg, ...]:
     return tuple(Arg("workspace", o) for o in offsets)
 
 
+def zeroed(*offsets: int) -> tuple[Arg, ...]:
+    return tuple(Arg("zeroed", o) for o in offsets)
+
+
 def layout(*sizes: int) -> tuple[tuple[int, ...], int]:
     """Byte offsets of regions of `sizes` bytes, each aligned to 256, and their total."""
     offsets, total = [], 0

@@ -49,32 +49,44 @@ def bind(
     inputs: Sequence[Any],
     outputs: Sequence[Any],
     workspace: Any,
+    zeroed: Any,
     kernels: Mapping[str, Kernel],
     sizes: Sizes,
 ) -> tuple[Step, ...]:
-    """The plan's launches on fixed tensors. `workspace`: u8 tensor of at least plan.workspace bytes."""
-    memory = _Memory(inputs, outputs, workspace, sizes)
+    """The plan's launches on fixed tensors.
+
+    `workspace`, `zeroed`: u8 tensors of at least plan.workspace and plan.zeroed bytes, the second full of zeros.
+    """
+    memory = _Memory(inputs, outputs, workspace, zeroed, sizes)
     return tuple(_bound(x, memory, kernels) for x in plan.launches)
 
 
 class _Memory:
     """Where arguments live."""
 
-    def __init__(self, inputs: Sequence[Any], outputs: Sequence[Any], workspace: Any, sizes: Sizes) -> None:
+    def __init__(
+        self, inputs: Sequence[Any], outputs: Sequence[Any], workspace: Any, zeroed: Any, sizes: Sizes
+    ) -> None:
         self.tensors = {"in": inputs, "out": outputs}
-        self.workspace, self.sizes = workspace, sizes
+        self.bytes = {"workspace": workspace, "zeroed": zeroed}
+        self.sizes = sizes
 
-    def value(self, arg: Arg) -> tuple[int, bool]:
-        """(number, is a pointer)."""
+    def value(self, arg: Arg) -> tuple[Any, bool]:
+        """(number or tensor map, is a pointer)."""
         if arg.kind == "int":
             return arg.value, False
-        if arg.kind == "workspace":
-            return self.workspace.data_ptr() + arg.value, True
-        return self.tensors[arg.kind][arg.value].data_ptr(), True
+        if arg.tile is not None:
+            return driver.tensor_map(self._address(arg), arg.tile), True
+        return self._address(arg), True
+
+    def _address(self, arg: Arg) -> int:
+        if arg.kind in self.bytes:
+            return int(self.bytes[arg.kind].data_ptr()) + arg.value
+        return int(self.tensors[arg.kind][arg.value].data_ptr())
 
     def tensor(self, arg: Arg, type: Type) -> Any:
-        if arg.kind == "workspace":
-            return view(self.workspace, arg.value, type, self.sizes)
+        if arg.kind in self.bytes:
+            return view(self.bytes[arg.kind], arg.value, type, self.sizes)
         return self.tensors[arg.kind][arg.value]
 
 
@@ -99,7 +111,7 @@ def _call(call: Call, inputs: Sequence[Any], outputs: Sequence[Any], memory: _Me
     CALLS[call.name](call, inputs, outputs, memory.sizes)
 
 
-def _launch(step: KernelLaunch, kernel: Kernel, values: Sequence[tuple[int, bool]], memory: _Memory) -> None:
+def _launch(step: KernelLaunch, kernel: Kernel, values: Sequence[tuple[Any, bool]], memory: _Memory) -> None:
     import torch
 
     driver.launch(kernel, step.grid, values, torch.cuda.current_stream().cuda_stream, step.dependent)

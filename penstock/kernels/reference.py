@@ -12,7 +12,8 @@ from penstock.ir.op import get, parts_graph
 from penstock.kernels.tactic import Config, Draft, KernelUse, Tactic, whole_call
 
 REFERENCE, PARTS = "reference", "parts"
-UNCAPTURABLE = ("attention", "commit", "kv_append", "prepare")  # their references read sizes back to the host
+# Their references read sizes back to the host.
+UNCAPTURABLE = ("attention", "commit", "kv_append", "prepare", "rope_append", "rope_attention")
 
 
 class Reference(Tactic):
@@ -64,7 +65,8 @@ def plan_parts(site: Site, sizes: Sizes, choose: Choose) -> Draft:
         ins = [places[v] for v in node.inputs]
         outs = [places[v] for v in node.outputs]
         steps.extend(_moved(step, ins, outs, scratch) for step in draft.steps)
-    return Draft(tuple(steps), scratch + max((d.workspace for d in drafts.values()), default=0))
+    workspace = max((d.workspace for d in drafts.values()), default=0)
+    return Draft(tuple(steps), scratch + workspace, max((d.zeroed for d in drafts.values()), default=0))
 
 
 ALIGN = 256  # bytes; every tensor of a plan starts at a multiple
@@ -96,8 +98,10 @@ def _aligned(type: Type, sizes: Sizes) -> int:
 def _moved(step: KernelUse | Call, ins: list[Arg], outs: list[Arg], scratch: int) -> KernelUse | Call:
     def move(arg: Arg) -> Arg:
         if arg.kind == "workspace":
-            return Arg("workspace", arg.value + scratch)
-        return {"in": ins, "out": outs}[arg.kind][arg.value] if arg.kind in ("in", "out") else arg
+            return replace(arg, value=arg.value + scratch)
+        return (
+            replace({"in": ins, "out": outs}[arg.kind][arg.value], tile=arg.tile) if arg.kind in ("in", "out") else arg
+        )
 
     if isinstance(step, KernelUse):
         return replace(step, args=tuple(map(move, step.args)))

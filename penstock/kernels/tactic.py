@@ -20,6 +20,7 @@ from penstock.engine.program import Arg, Call, Plan, Site, Sizes
 
 Config = Mapping[str, int]
 NO_CONFIG: Config = {}
+CUDA_SUFFIXES = (".cu", ".cuh")
 PLAIN = "plain"  # the layout of a row-major tensor
 
 
@@ -44,31 +45,75 @@ class TritonKernel:
         return _kernel_key(self, capability)
 
 
+@dataclass(frozen=True, slots=True)
+class CudaKernel:
+    """What to compile with NVRTC: a function of a CUDA C++ file that stands beside a module and has its name.
+
+    `source` is "module:function", and `module`.cu the file; it may include every .cuh of its folder. `signature` lists
+    the arguments in order, as for Triton; "map" is a tensor map. `constants` are the file's macros. `shared`: bytes of
+    dynamic shared memory. Clusters are declared in the source; a launch's grid is a multiple of them.
+    """
+
+    source: str
+    signature: tuple[tuple[str, str], ...]
+    constants: tuple[tuple[str, int | str], ...]
+    num_warps: int
+    shared: int = 0
+
+    def key(self, capability: int) -> str:
+        """Names the binary: the function, and a hash of everything that shapes it, its source text included."""
+        return _kernel_key(self, capability)
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The source, then the headers that it may include."""
+        path = _source_path(self.source.split(":")[0]).with_suffix(".cu")
+        return path, *sorted(path.parent.glob("*.cuh"))
+
+
+Kernel = TritonKernel | CudaKernel
+
+
+def kernel_from_json(data: Mapping[str, Any]) -> Kernel:
+    """The kernel whose `asdict` went through JSON."""
+    pairs = {name: tuple(tuple(pair) for pair in data[name]) for name in ("signature", "constants")}
+    if "aligned" in data:
+        return TritonKernel(**{**data, **pairs, "aligned": tuple(data["aligned"])})
+    return CudaKernel(**{**data, **pairs})
+
+
 @lru_cache(maxsize=4096)
-def _kernel_key(kernel: TritonKernel, capability: int) -> str:
+def _kernel_key(kernel: Kernel, capability: int) -> str:
     module, function = kernel.source.split(":")
     text = repr((kernel, capability, source_hash(module)))
     return f"{function}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
-@lru_cache(maxsize=256)
-def source_hash(module: str) -> str:
-    """A hash of a kernel's source file and of all of ours, which it may import from; nothing is imported for it."""
+def _source_path(module: str) -> Path:
     spec = find_spec(module)
     assert spec is not None and spec.origin is not None, module
-    return hashlib.sha256(Path(spec.origin).read_bytes() + _own_sources()).hexdigest()[:16]
+    return Path(spec.origin)
+
+
+@lru_cache(maxsize=256)
+def source_hash(module: str) -> str:
+    """A hash of a kernel's source files and of all of ours, which it may draw on; nothing is imported for it."""
+    path = _source_path(module)
+    beside = [path, *sorted(p for p in path.parent.iterdir() if p.suffix in CUDA_SUFFIXES)]
+    return hashlib.sha256(b"".join(p.read_bytes() for p in beside) + _own_sources()).hexdigest()[:16]
 
 
 @lru_cache(maxsize=1)
 def _own_sources() -> bytes:
-    return b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.rglob("*_triton.py")))
+    own = sorted(Path(__file__).parent.rglob("*"))
+    return b"".join(p.read_bytes() for p in own if p.name.endswith("_triton.py") or p.suffix in CUDA_SUFFIXES)
 
 
 @dataclass(frozen=True, slots=True)
 class KernelUse:
     """A planned launch of a kernel that may not be compiled yet."""
 
-    kernel: TritonKernel
+    kernel: Kernel
     grid: tuple[int, int, int]
     args: tuple[Arg, ...]  # one for each entry of the kernel's signature
     dependent: bool = True  # where the device can: `frozen_plan` decides
@@ -76,10 +121,15 @@ class KernelUse:
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """What a tactic plans: uses of kernels and calls, and the bytes of workspace they share."""
+    """What a tactic plans: uses of kernels and calls, and the bytes of workspace they share.
+
+    `zeroed`: bytes of a second memory, which is zero when the first of them starts and which they leave zero (counters
+    that the last to arrive resets). Every plan of a step uses the same: touch it only after `gdc_wait`.
+    """
 
     steps: tuple[KernelUse | Call, ...]
     workspace: int = 0
+    zeroed: int = 0
 
 
 class Tactic(ABC):
@@ -134,7 +184,7 @@ def frozen_plan(tactic: str, draft: Draft, capability: int) -> Plan:
         KernelLaunch(s.kernel.key(capability), s.grid, s.args, s.dependent and able) if isinstance(s, KernelUse) else s
         for s in draft.steps
     )
-    return Plan(tactic, launches, draft.workspace)
+    return Plan(tactic, launches, draft.workspace, draft.zeroed)
 
 
 def cdiv(a: int, b: int) -> int:

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from penstock.engine.manifest import Engine
+from penstock.engine.memory import Limits, MemoryPlan, aligned, calls_library, gib, plan_run
 from penstock.engine.store import KERNELS
 from penstock.errors import ResourceError
 from penstock.ir.lazy import torch
+from penstock.kernels import driver
 from penstock.kernels.driver import load_file
 from penstock.runtime.graphs import Graphs, Memory
 from penstock.runtime.kv import pool
-from penstock.runtime.step import Ticket
+from penstock.runtime.step import Ticket, Visit
 from penstock.runtime.upload import Numbers
-from penstock.runtime.weights import load_weights
+from penstock.runtime.weights import Loading, release_pinned
 
 IN_FLIGHT = 2
 RING = IN_FLIGHT + 1  # pinned buffers: one may still be copied from while the next is written
@@ -24,100 +28,201 @@ RING = IN_FLIGHT + 1  # pinned buffers: one may still be copied from while the n
 
 @dataclass(frozen=True, slots=True)
 class _Lane:
-    """Pinned memory of one step in flight."""
+    """Pinned memory of one step in flight, and the same as numpy sees it."""
 
     upload: Any
     sampled: Any
     done: Any  # event
+    numbers: Numbers  # of upload
+    tokens: Numbers  # of sampled
+
+
+class _Region:
+    """One allocation, handed out piece by piece, so that what lasts takes what the plan says, not a page more each."""
+
+    def __init__(self, size: int) -> None:
+        self._memory, self._at = torch.empty(size, dtype=torch.uint8, device="cuda"), 0
+
+    def take(self, size: int) -> Any:
+        """The next so many bytes, u8, aligned."""
+        start, self._at = self._at, self._at + aligned(size)
+        assert self._at <= len(self._memory), f"the plan is {self._at - len(self._memory)} bytes short"
+        return self._memory[start : start + size]
+
+    def numbers(self, count: int) -> Any:
+        """i32 zeros."""
+        return self.take(4 * count).view(torch.int32).zero_()
 
 
 class CudaBackend:
-    """Owns the device's memory and the captured graphs. `budget`: bytes of device memory that it may use in all."""
+    """Owns the device's memory and the captured graphs.
+
+    `budget`: bytes of device memory that it may use in all. `limits` within the engine's profile; None: the profile's
+    own. `annotate`: each part of a launch gets an NVTX range, for a profiler to show. `load_seconds`: of opening, by
+    stage; weights are on their way while binaries are loaded and graphs captured.
+    """
 
     steps_in_flight = IN_FLIGHT
 
-    def __init__(self, engine: Engine, directory: Path, budget: int) -> None:
-        self.engine = engine
-        before = torch.cuda.memory_allocated()
-        memory_left = budget - engine.weight_bytes - engine.arena
-        if memory_left <= 0:
-            raise ResourceError(
-                f"the engine needs {(engine.weight_bytes + engine.arena) / 2**30:.1f} GiB for weights and buffers, "
-                f"{budget / 2**30:.1f} GiB may be used; lower max_num_tokens, or raise gpu_memory_utilization or "
-                f"max_gpu_bytes"
-            )
-        weights = load_weights(engine, directory, "cuda")
-        kernels = {key: load_file(directory / KERNELS, key, facts) for key, facts in engine.kernels.items()}
-        arena = torch.empty(engine.arena, dtype=torch.uint8, device="cuda")
-        slots = torch.zeros(engine.profile.slots.size, dtype=torch.int32, device="cuda")
-        upload = torch.zeros(engine.profile.upload_size, dtype=torch.int32, device="cuda")
-        used = torch.cuda.memory_allocated() - before
-        self.num_blocks = pool.choose_blocks(engine, budget - used)
-        states = {"slots": slots, **pool.allocate(engine, self.num_blocks, "cuda")}
-        self.graphs = Graphs(engine, Memory(arena, upload, weights, states, kernels))
+    def __init__(self, engine: Engine, directory: Path, budget: int, limits: Limits | None = None) -> None:
+        start = time.perf_counter()
+        self.engine, self.annotate = engine, False
+        self.visit: Visit | None = None
+        self.plan = plan_run(engine, budget, limits)
+        self.num_blocks = self.plan.blocks
+        self.memory: Mapping[str, int] = self.plan.facts()
+        self._seconds: dict[str, float] = {}
+        self.load_seconds: Mapping[str, float] = self._seconds
         self.uploads = 0  # copies to the device, for the test that there is at most one a step
-        self._lanes: tuple[_Lane, ...] = tuple(self._lane() for _ in range(RING))
         self._count = 0
-        self._warm_up()
-        self.graphs.capture_sparse()
+        self._sent = b""  # the upload that the device holds
+        self._stream: int = torch.cuda.current_stream().cuda_stream  # that replays take too: all are of one thread
+        with self._stage("memory"), _no_more_than(self.plan):
+            region = _Region(self.plan.region)
+            torch.cuda.synchronize()
+        with Loading(engine, directory, region.take(self.plan.weights)) as loading:
+            self._open(region, loading, directory, limits)
+            loading.wait()
+        self._seconds["weights"] = loading.seconds
+        release_pinned()
         torch.cuda.synchronize()
+        self._seconds["load"] = time.perf_counter() - start
+        self._allocated = _allocations()
+
+    def _open(self, region: _Region, loading: Loading, directory: Path, limits: Limits | None) -> None:
+        """All but the numbers of the weights, which nothing reads before a step."""
+        engine, profile = self.engine, self.engine.profile
+        with self._stage("kernels"):
+            kernels = {key: load_file(directory / KERNELS, key, facts) for key, facts in engine.kernels.items()}
+        with self._stage("library"), _no_more_than(self.plan):
+            stream = torch.cuda.Stream()
+            if calls_library(engine):
+                _warm_up(stream)
+            arena, zeroed = region.take(self.plan.arena), region.take(engine.programs["decode"].zeroed).zero_()
+            slots, upload = region.numbers(profile.slots.size), region.numbers(profile.upload_size)
+            self.states: Mapping[str, Any] = {"slots": slots, **pool.allocate(engine, self.num_blocks, region.take)}
+            memory = Memory(arena, zeroed, upload, loading.weights, self.states, kernels)
+            self._lanes: tuple[_Lane, ...] = tuple(self._lane() for _ in range(RING))
+        with self._stage("capture"), _no_more_than(self.plan):
+            self.graphs = Graphs(engine, memory, stream, limits)
+            self.graphs.capture_sparse()
 
     def launch(self, upload: Numbers, tokens: int, rows: int, logits: int) -> Ticket:
         self._count += 1
-        lane = self._lanes[self._count % RING]
-        lane.done.synchronize()  # the step that used this lane before has been read long ago
-        size = len(upload)
-        lane.upload[:size].numpy()[:] = upload
-        self.graphs.memory.upload[:size].copy_(lane.upload[:size], non_blocking=True)
+        lane = self._lanes[self._count % RING]  # whose step was read: no more than IN_FLIGHT are out
+        with self._range("upload"):
+            self._send(lane, upload)
+        with self._range(f"replay of {tokens} tokens, {rows} rows"):
+            results = self._replay(tokens, logits) if self.visit is None else self._look(tokens, rows, logits)
+        with self._range("copy back"):
+            if logits:  # a chunk inside a prompt samples nothing
+                driver.copy(lane.sampled.data_ptr(), results["sampled"].data_ptr(), 4 * logits, self._stream)
+            lane.done.record()
+        return Ticket(self._count, logits)
+
+    def _send(self, lane: _Lane, upload: Numbers) -> None:
+        """Unless the device has these numbers already, as in every step of the same decoding rows."""
+        numbers = upload.tobytes()
+        if numbers == self._sent:
+            return
+        lane.numbers[: len(upload)] = upload
+        self._sent = b""  # unknown, should the copy fail
+        driver.copy(self.graphs.memory.upload.data_ptr(), lane.upload.data_ptr(), len(numbers), self._stream)
+        self._sent = numbers
         self.uploads += 1
+
+    def _replay(self, tokens: int, logits: int) -> Mapping[str, Any]:
+        """The step's named results."""
         captured = self.graphs.find(tokens, logits)
         captured.graph.replay()
-        sampled = captured.results["sampled"]
-        lane.sampled[: sampled.numel()].copy_(sampled, non_blocking=True)
-        lane.done.record()
-        return Ticket(self._count, logits)
+        return captured.results
+
+    def _look(self, tokens: int, rows: int, logits: int) -> Mapping[str, Any]:
+        """The same by launching node after node, with each shown to the visitor."""
+        assert self.visit is not None
+        bound = self.graphs.bind(self.engine.profile.bucket(tokens, max(logits, 1)))
+        sizes = {"T": tokens, "S": rows, "L": logits}
+        with torch.no_grad():
+            for each in bound.nodes:
+                with self._range(f"{each.phase} {each.node.op}"):
+                    each.run()
+                self.visit(each.phase, each.node, each.outputs, sizes)
+        return bound.named
 
     def read(self, ticket: Ticket) -> list[int]:
         assert self._count - ticket.number < RING, f"step {ticket.number} was read too late"
         lane = self._lanes[ticket.number % RING]
         lane.done.synchronize()
-        return list(lane.sampled[: ticket.logits].tolist())
+        tokens: list[int] = lane.tokens[: ticket.logits].tolist()
+        return tokens
 
     def idle(self) -> bool:
-        return self.graphs.capture_next()
+        before = _allocations()
+        more = self.graphs.capture_next()
+        self._allocated += _allocations() - before  # a capture may; serving may not
+        return more
 
     def counters(self) -> Mapping[str, int]:
         """buckets, buckets_captured; steps_in_larger_buckets, for want of a capture; uploads; reference_nodes: nodes
-        of a step that no kernel runs."""
+        of a step that no kernel runs; allocations: of device memory while serving, which should be none."""
         return {
             "buckets": self.graphs.count,
             "buckets_captured": len(self.graphs.captured),
             "steps_in_larger_buckets": self.graphs.larger,
             "uploads": self.uploads,
             "reference_nodes": self.graphs.reference_nodes,
+            "allocations": _allocations() - self._allocated,
         }
 
     def close(self) -> None:
         """Give the device's memory back."""
         torch.cuda.synchronize()
         self.graphs.close()
-        self._lanes = ()
+        self._lanes, self.states = (), {}
         torch.cuda.empty_cache()
 
     def _lane(self) -> _Lane:
         profile = self.engine.profile
-        return _Lane(
-            torch.zeros(profile.upload_size, dtype=torch.int32, pin_memory=True),
-            torch.zeros(profile.max_batch_size, dtype=torch.int32, pin_memory=True),
-            torch.cuda.Event(),
-        )
+        upload = torch.zeros(profile.upload_size, dtype=torch.int32, pin_memory=True)
+        sampled = torch.zeros(profile.max_batch_size, dtype=torch.int32, pin_memory=True)
+        return _Lane(upload, sampled, torch.cuda.Event(), upload.numpy(), sampled.numpy())
 
-    def _warm_up(self) -> None:
-        """Create this thread's library handles and workspaces, which must not be made under capture."""
+    @contextmanager
+    def _stage(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self._seconds[name] = time.perf_counter() - start
+
+    def _range(self, name: str) -> Any:
+        """An NVTX range where somebody looks."""
+        return torch.cuda.nvtx.range(f"penstock {name}") if self.annotate else nullcontext()
+
+
+@contextmanager
+def _no_more_than(plan: MemoryPlan) -> Iterator[None]:
+    """The device may have less than it said: others take memory too. Raises ResourceError then."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        free, _ = torch.cuda.mem_get_info()
+        raise ResourceError(
+            f"the GPU has no room for the {gib(plan.total)} that were planned ({gib(free)} are free now); another "
+            f"process may have taken it: lower gpu_memory_utilization or max_gpu_bytes, or end the other process"
+        ) from None
+
+
+def _warm_up(stream: Any) -> None:
+    """Create this thread's library handles, and the workspace of that stream, which must not be made under capture."""
+    with torch.no_grad(), torch.cuda.stream(stream):
         for dtype in (torch.float32, torch.float16, torch.bfloat16):
             x = torch.ones(16, 16, dtype=dtype, device="cuda")
             torch.mm(x, x)
             torch.addmm(x[0], x, x)
             if dtype != torch.float32:
                 torch.mm(x, x, out_dtype=torch.float32)
-        torch.cuda.synchronize()
+    stream.synchronize()
+
+
+def _allocations() -> int:
+    """Of device memory, by torch, since the process began."""
+    return int(torch.cuda.memory_stats().get("allocation.all.allocated", 0))

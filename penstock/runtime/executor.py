@@ -10,20 +10,21 @@ import hashlib
 import secrets
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 from penstock.engine.manifest import Engine
-from penstock.errors import ExecutorError, OptionError, PenstockError, PromptError
+from penstock.errors import ExecutorError, OptionError, PenstockError
 from penstock.runtime.kv.blocks import BlockPool, KvManager
 from penstock.runtime.output import Stream
-from penstock.runtime.requests import RequestOutput, SamplingParams, resolve
+from penstock.runtime.prompt import prompt_numbers
+from penstock.runtime.requests import RequestOutput, Resolver, SamplingParams
 from penstock.runtime.schedule.batch import Event, StepPlan
 from penstock.runtime.schedule.request import Request
 from penstock.runtime.schedule.scheduler import Limits, Scheduler
 from penstock.runtime.step import Backend, Ticket
-from penstock.runtime.upload import Sampler, encode
+from penstock.runtime.upload import Encoder, Numbers, Source, slot_numbers
 from penstock.spec import ModelSpec, inverse_frequencies
 from penstock.text.tokenizer import Tokenizer
 
@@ -44,23 +45,36 @@ class Submission:
 
 
 @dataclass(frozen=True, slots=True)
-class _Live:
-    """A request that has not ended, as the executor keeps it beside the scheduler's record."""
+class Job:
+    """A submission made ready: what the executor keeps beside the scheduler's record until the request ends."""
 
+    request: Request
     stream: Stream
+    source: Source
     sink: Sink
     streaming: bool
-    sampler: Sampler
 
 
-@dataclass
+@dataclass(slots=True)
 class Stats:
-    """Counters since the start."""
+    """Counters since the start.
+
+    `host_seconds`: CPU time that the executor's thread spent on `host_steps` steps outside the device's waits: from a
+    read's end (or the arrival of work) to the next launch's end, so all that could keep the device waiting. On a CPU a
+    launch is the step itself, and counts.
+    """
 
     steps: int = 0
     prompt_tokens: int = 0
     generated_tokens: int = 0
     requests: int = 0
+    host_seconds: float = 0.0
+    host_steps: int = 0
+
+    @property
+    def host_us_per_step(self) -> float:
+        """Microseconds; 0 before the first step."""
+        return 1e6 * self.host_seconds / self.host_steps if self.host_steps else 0.0
 
 
 class Executor:
@@ -76,30 +90,43 @@ class Executor:
         limits = limits or Limits(profile.max_batch_size, profile.max_num_tokens, profile.max_seq_len)
         self.scheduler = Scheduler(replace(limits, max_steps_in_flight=backend.steps_in_flight), self.kv)
         self.stats = Stats()
+        self._resolver = Resolver(engine.tokens.get("generation", {}))
+        self._encoder = Encoder(profile.slots, profile.upload_size)
         self._rope = ModelSpec.from_json(dict(engine.spec)).request_rope
         self._eos = frozenset(engine.tokens.get("eos", ())) | frozenset(tokenizer.eos_token_ids if tokenizer else ())
-        self._live: dict[str, _Live] = {}
+        self._live: dict[str, Job] = {}
         self._in_flight: deque[tuple[StepPlan, Ticket]] = deque()
+        self._counted = 0.0  # the thread's CPU time up to which the host's is counted, or was the device's
 
     @property
     def busy(self) -> bool:
         return self.scheduler.has_work
 
-    def submit(self, new: Submission) -> None:
-        """Queue a request; nothing is started or kept when it is refused."""
-        if new.id in self._live:
-            raise OptionError(f"request id {new.id!r} is taken by a request that has not finished; choose another")
-        params, notes = resolve(new.params, self.engine.tokens.get("generation", {}))
-        check_prompt(new.prompt_token_ids, self.engine.vocab_size)
+    def prepare(self, new: Submission) -> Job:
+        """Check a submission and work out all that needs neither the device nor other requests; on any thread."""
+        params, notes = self._resolver.resolve(new.params)
+        numbers = prompt_numbers(new.prompt_token_ids, self.engine.vocab_size)
         assert params.max_tokens is not None
+        has_text = params.detokenize and self.tokenizer is not None
         request = Request(
             new.id, new.prompt_token_ids, params.max_tokens, self.scheduler.limits.max_seq_len, self._eos,
-            frozenset(params.stop_token_ids), params.ignore_eos,
+            frozenset(params.stop_token_ids), params.ignore_eos, hears_all=new.streaming or has_text,
         )  # fmt: skip
+        self.scheduler.refuse_impossible(request)
         stream = Stream(request, new.prompt, params, new.arrival, self.tokenizer, notes)
-        live = _Live(stream, new.sink, new.streaming, self._sampler(params, request))
-        self.scheduler.add(request)
-        self._live[new.id] = live
+        return Job(request, stream, Source(numbers, self._slot(params, request)), new.sink, new.streaming)
+
+    def submit(self, new: Submission | Job) -> None:
+        """Queue a request; nothing is started or kept when it is refused."""
+        job = new if isinstance(new, Job) else self.prepare(new)
+        if job.request.id in self._live:
+            raise OptionError(
+                f"request id {job.request.id!r} is taken by a request that has not finished; choose another"
+            )
+        if not self.busy:
+            self._counted = time.thread_time()
+        self.scheduler.add(job.request)
+        self._live[job.request.id] = job
 
     def abort(self, request_id: str) -> None:
         """End a request now, with what it has; unknown ids have ended already."""
@@ -121,17 +148,21 @@ class Executor:
             _deliver(self._live.pop(request_id), error)
 
     def _launch(self, plan: StepPlan) -> None:
-        live = {row.request_id: self._live.get(row.request_id) for row in plan.rows}
-        prompts = {name: each.stream.request.prompt if each else () for name, each in live.items()}  # a ghost has none
-        samplers = {name: each.sampler for name, each in live.items() if each}
         try:
-            upload = encode(plan, self.engine.profile.slots, samplers, prompts)
-            ticket = self.backend.launch(upload, plan.num_tokens, len(plan.rows), plan.num_logits)
+            upload = self._encoder.encode(plan, self._source)
+            ticket = self.backend.launch(upload, plan.num_tokens, plan.num_rows, plan.num_logits)
         except Exception as error:  # the step's border: it fails its own requests, and no others
             self._failed(plan, error)
             return
         self._in_flight.append((plan, ticket))
-        self.stats.steps += 1
+        stats, now = self.stats, time.thread_time()
+        stats.host_seconds += now - self._counted
+        stats.host_steps += 1
+        stats.steps += 1
+        self._counted = now
+
+    def _source(self, request: Request) -> Source:
+        return self._live[request.id].source
 
     def _retire(self, plan: StepPlan, ticket: Ticket) -> None:
         try:
@@ -139,11 +170,14 @@ class Executor:
         except Exception as error:  # as above
             self._failed(plan, error)
             return
-        for event in self.scheduler.retire(plan.step_id, dict(zip(plan.sampling_slots, tokens, strict=True))):
+        self._counted = time.thread_time()
+        events = self.scheduler.retire(plan.step_id, tokens)
+        self.stats.generated_tokens = self.scheduler.num_generated
+        for event in events:
             self._handle(event)
 
     def _failed(self, plan: StepPlan, error: Exception) -> None:
-        ids = ", ".join(row.request_id for row in plan.rows)
+        ids = ", ".join(request.id for request in plan.requests)
         failure = ExecutorError(f"step {plan.step_id} failed and ended requests {ids}: {error}")
         failure.__cause__ = error
         for event in self.scheduler.fail(plan.step_id, failure):
@@ -159,10 +193,9 @@ class Executor:
         except Exception as error:  # the request's border
             self._drop(event, ExecutorError(f"request {event.request_id} failed while its output was made: {error}"))
 
-    def _tell(self, live: _Live, event: Event) -> None:
+    def _tell(self, live: Job, event: Event) -> None:
         now, stopped = time.monotonic(), False
         if event.token is not None:
-            self.stats.generated_tokens += 1
             stopped = live.stream.add(event.token, now)
         if stopped and event.finish_reason is None:
             self.scheduler.abort(event.request_id, reason="stop")
@@ -173,7 +206,7 @@ class Executor:
         del self._live[event.request_id]
         live.stream.end(event.finish_reason or "stop", now)
         self.stats.requests += 1
-        self.stats.prompt_tokens += len(live.stream.request.prompt)
+        self.stats.prompt_tokens += live.request.prompt_length
         live.sink(event.error if isinstance(event.error, PenstockError) else live.stream.output())
 
     def _drop(self, event: Event, error: PenstockError) -> None:
@@ -182,11 +215,13 @@ class Executor:
                 self.scheduler.abort(event.request_id)
             _deliver(live, error)
 
-    def _sampler(self, params: SamplingParams, request: Request) -> Sampler:
+    def _slot(self, params: SamplingParams, request: Request) -> Numbers:
         """top_k 0 or less is off. The rope of a model that asks for it is fixed here, by the length it may reach."""
         assert params.temperature is not None and params.top_k is not None and params.top_p is not None
         freqs = inverse_frequencies(self._rope, request.max_length) if self._rope else ()
-        return Sampler(params.temperature, max(params.top_k, 0), params.top_p, fold_seed(params.seed), tuple(freqs))
+        return slot_numbers(
+            params.temperature, max(params.top_k, 0), params.top_p, fold_seed(params.seed), tuple(freqs)
+        )
 
 
 def fold_seed(seed: int | None, sample: int = 0) -> int:
@@ -196,21 +231,7 @@ def fold_seed(seed: int | None, sample: int = 0) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}.{sample}".encode()).digest()[:4], "big") >> 1
 
 
-def _deliver(live: _Live, error: PenstockError) -> None:
+def _deliver(live: Job, error: PenstockError) -> None:
     """Tell a caller that its request failed; a caller who cannot be told has gone, and nobody else must suffer."""
     with suppress(Exception):
         live.sink(error)
-
-
-def check_prompt(ids: Sequence[int], vocab_size: int) -> None:
-    """Raises PromptError for an empty prompt, or an id outside the vocabulary."""
-    if not ids:
-        raise PromptError("the prompt is empty; give at least one token")
-    for index, token in enumerate(ids):
-        if not isinstance(token, int) or isinstance(token, bool):
-            raise PromptError(f"token id {token!r} at position {index} is a {type(token).__name__}; give integers")
-        if not 0 <= token < vocab_size:
-            raise PromptError(
-                f"token id {token} at position {index} is outside the vocabulary of {vocab_size}: "
-                f"ids go from 0 to {vocab_size - 1}"
-            )

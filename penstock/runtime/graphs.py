@@ -8,15 +8,14 @@ from functools import cached_property
 from typing import Any
 
 from penstock.engine.manifest import Engine
-from penstock.engine.program import Call, Phase, Sizes, bucket_name
+from penstock.engine.memory import Key, Limits, bucket_keys
+from penstock.engine.program import Call, Phase, Plan, Sizes, bucket_name
 from penstock.ir.graph import Node, Value
 from penstock.ir.lazy import torch
 from penstock.ir.op import get
 from penstock.kernels.driver import Kernel
 from penstock.kernels.launch import Step, bind, view
 from penstock.kernels.reference import REFERENCE
-
-Key = tuple[int, int]  # (T bucket, L bucket)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,21 +31,55 @@ class Memory:
     """Everything that graphs read and write; allocated once, never moved."""
 
     arena: Any  # u8
+    zeroed: Any  # u8, zeros between nodes: every plan leaves it as it found it
     upload: Any  # i32[U]
     weights: Mapping[str, Any]
     states: Mapping[str, Any]
     kernels: Mapping[str, Kernel]
 
 
-class Graphs:
-    """The captured buckets of an engine's decode program."""
+@dataclass(frozen=True, slots=True)
+class BoundNode:
+    """A node's plan on the memory of one bucket: `steps` launch it, `outputs` are where its results will be."""
 
-    def __init__(self, engine: Engine, memory: Memory) -> None:
+    phase: str
+    node: Node
+    plan: Plan
+    outputs: tuple[Any, ...]
+    steps: tuple[Step, ...]
+
+    def run(self) -> None:
+        """Launch it on the current stream."""
+        for step in self.steps:
+            step()
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """A whole step: its nodes in the order they run, and its named results."""
+
+    nodes: tuple[BoundNode, ...]
+    named: Mapping[str, Any]
+
+    def run(self) -> None:
+        """Launch every node on the current stream."""
+        for each in self.nodes:
+            each.run()
+
+
+class Graphs:
+    """The captured buckets of an engine's decode program, as far as steps within the limits can need them.
+
+    `limits`: None for the profile's own. `stream`: where captures are recorded; the library's workspace for it has to
+    be there before, so that capturing allocates nothing.
+    """
+
+    def __init__(self, engine: Engine, memory: Memory, stream: Any, limits: Limits | None = None) -> None:
         self.engine, self.memory = engine, memory
         self.captured: dict[Key, Captured] = {}
         self.larger = 0  # steps that ran in a larger bucket than their own, for want of its capture
-        profile = engine.profile
-        self._all = [(t, n) for t in profile.token_buckets for n in profile.logit_buckets(t)]
+        self._all = bucket_keys(engine.profile, limits)
+        self.stream = stream
         self._pool = torch.cuda.graph_pool_handle()
 
     @property
@@ -68,7 +101,7 @@ class Graphs:
 
     def capture_sparse(self) -> None:
         """The tuned buckets, largest first: enough for any step, at worst padded to the next of them."""
-        tuned = set(self.engine.profile.tuned_buckets)
+        tuned = {*self.engine.profile.tuned_buckets, self._all[-1][0]}
         for key in reversed(self._all):
             if key[0] in tuned:
                 self.capture(key)
@@ -94,48 +127,56 @@ class Graphs:
         self.memory = None  # type: ignore[assignment]  # nothing may be captured any more
 
     def capture(self, key: Key) -> None:
-        """Bind every node of every phase to its memory, and capture."""
-        steps, results = self._bound(key)
-        graph = torch.cuda.CUDAGraph()
-        with torch.no_grad(), torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            for step in steps:
-                step()
-        self.captured[key] = Captured(graph, results)
+        """Bind every node of every phase to its memory, and capture.
 
-    def _bound(self, key: Key) -> tuple[list[Step], dict[str, Any]]:
+        Nothing is waited for and nothing freed, as torch's own context manager would: weights may be on their way.
+        """
+        bound, graph = self.bind(key), torch.cuda.CUDAGraph()
+        with torch.no_grad(), torch.cuda.stream(self.stream):
+            graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+            try:
+                bound.run()
+            finally:
+                graph.capture_end()
+        self.captured[key] = Captured(graph, bound.named)
+
+    def bind(self, key: Key) -> Bound:
+        """The step of a bucket on this memory."""
         program, name = self.engine.programs["decode"], bucket_name(*key)
         sizes = program.buckets[name]
         named: dict[str, Any] = {"upload": self.memory.upload}
-        steps: list[Step] = []
+        nodes: list[BoundNode] = []
         for phase_name, phase in program.phases.items():
-            binder = _Binder(phase, self.engine.buffers[name][phase_name], self.memory, sizes, name)
-            steps += binder.bind(named)
-        return steps, named
+            offsets = self.engine.buffers[name][phase_name]
+            nodes += _Binder(phase_name, phase, offsets, self.memory, sizes, name).bind(named)
+        return Bound(tuple(nodes), named)
 
 
 class _Binder:
     """Binds one phase in one bucket."""
 
-    def __init__(self, phase: Phase, offsets: tuple[int, ...], memory: Memory, sizes: Sizes, bucket: str) -> None:
-        self.phase, self.memory, self.sizes, self.bucket = phase, memory, sizes, bucket
+    def __init__(
+        self, name: str, phase: Phase, offsets: tuple[int, ...], memory: Memory, sizes: Sizes, bucket: str
+    ) -> None:
+        self.name, self.phase, self.memory, self.sizes, self.bucket = name, phase, memory, sizes, bucket
         self._offsets = iter(offsets)
 
-    def bind(self, named: dict[str, Any]) -> list[Step]:
-        """The phase's launches; its named results are added to `named`."""
+    def bind(self, named: dict[str, Any]) -> list[BoundNode]:
+        """The phase's nodes; its named results are added to `named`."""
         env: dict[Value, Any] = {}
-        steps: list[Step] = []
+        nodes: list[BoundNode] = []
         for node in self.phase.graph.nodes:
             if node.is_leaf:
                 env[node[0]] = self._leaf(node, named)
             else:
-                steps += self._node(node, env)
+                nodes.append(self._node(node, env))
         named.update({name: env[v] for name, v in zip(self.phase.graph.names, self.phase.graph.outputs, strict=True)})
-        return steps
+        return nodes
 
     def _leaf(self, node: Node, named: Mapping[str, Any]) -> Any:
         return {"weight": self.memory.weights, "state": self.memory.states, "input": named}[node.op][node.name]
 
-    def _node(self, node: Node, env: dict[Value, Any]) -> tuple[Step, ...]:
+    def _node(self, node: Node, env: dict[Value, Any]) -> BoundNode:
         aliases = {out: node.inputs[source] for source, out in (get(node.op).writes or {}).items()}
         for value in node.outputs:
             offset = next(self._offsets)
@@ -146,4 +187,5 @@ class _Binder:
         workspace = self.memory.arena[next(self._offsets) :]
         plan = self.phase.plan(node, self.bucket)
         ins, outs = [env[v] for v in node.inputs], [env[v] for v in node.outputs]
-        return bind(plan, ins, outs, workspace, self.memory.kernels, self.sizes)
+        steps = bind(plan, ins, outs, workspace, self.memory.zeroed, self.memory.kernels, self.sizes)
+        return BoundNode(self.name, node, plan, tuple(outs), steps)

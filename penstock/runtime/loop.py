@@ -6,14 +6,14 @@ import atexit
 import itertools
 import queue
 import threading
-import time
 import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from typing import Generic, TypeVar
+from contextlib import suppress
+from typing import Any, TypeVar, cast
 
 from penstock.errors import ExecutorError, PenstockError
-from penstock.runtime.executor import Executor, Submission
+from penstock.runtime.executor import Executor, Job, Submission
 from penstock.runtime.requests import RequestOutput
 
 Result = TypeVar("Result")
@@ -34,18 +34,21 @@ def fresh_id() -> str:
     return f"request-{next(_IDS)}"
 
 
-class _Command(Generic[Result]):
-    """Work for the executor's thread, and where its caller waits."""
+class _Command:
+    """Work for the executor's thread; `reply` hears what came of it there: (result, None) or (None, error)."""
 
-    def __init__(self, work: Callable[[], Result]) -> None:
-        self.work = work
-        self.future: Future[Result] = Future()
+    __slots__ = ("reply", "work")
+
+    def __init__(self, work: Callable[[], object], reply: Callable[[Any, Exception | None], None]) -> None:
+        self.work, self.reply = work, reply
 
     def run(self) -> None:
         try:
-            self.future.set_result(self.work())
-        except Exception as error:  # the caller's thread raises it
-            self.future.set_exception(error)
+            result = self.work()
+        except Exception as error:  # whoever sent it hears of it
+            self.reply(None, error)
+        else:
+            self.reply(result, None)
 
 
 class Loop:
@@ -56,7 +59,7 @@ class Loop:
     """
 
     def __init__(self, open_executor: Callable[[], Executor]) -> None:
-        self._commands: queue.SimpleQueue[_Command[object] | None] = queue.SimpleQueue()
+        self._commands: queue.SimpleQueue[_Command | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._refusal: PenstockError | None = None  # set once no more commands are taken
         self._more_idle_work = True
@@ -70,21 +73,32 @@ class Loop:
 
     def call(self, work: Callable[[], Result]) -> Result:
         """Run `work` on the executor's thread and return its result, or raise its error here."""
-        command = _Command(work)
+        answer: queue.SimpleQueue[tuple[Any, Exception | None]] = queue.SimpleQueue()
+        self._send(_Command(work, lambda result, error: answer.put((result, error))))
+        result, error = answer.get()
+        if error is not None:
+            raise error
+        return cast(Result, result)
+
+    def post(self, work: Callable[[], object], failed: Callable[[Exception], None]) -> None:
+        """Run `work` on the executor's thread and do not wait: `failed` is called there with the error it raised."""
+        self._send(_Command(work, lambda _, error: failed(error) if error is not None else None))
+
+    def _send(self, command: _Command) -> None:
         with self._lock:
             if self._refusal is not None:
                 raise self._refusal
-            self._commands.put(command)  # type: ignore[arg-type]  # a queue of commands of any result
-        return command.future.result()
+            self._commands.put(command)
 
     def submit(self, new: Submission) -> None:
         """Raises what the executor's gate raises."""
-        self.call(lambda: self.executor.submit(new))
+        job = self.executor.prepare(new)
+        self.call(lambda: self.executor.submit(job))
 
-    def abort(self, request_id: str) -> None:
+    def abort(self, *request_ids: str) -> None:
         """Unknown ids have ended already; so have all once the loop is closed."""
         if self._refusal is None:
-            self.call(lambda: self.executor.abort(request_id))
+            self.call(lambda: _abort_all(self.executor, request_ids))
 
     def close(self) -> None:
         """End the thread and free the device; requests still running end with an error."""
@@ -104,33 +118,35 @@ class Loop:
         opened.set_result(executor)
         try:
             while self._take_commands(executor):
-                if not executor.step() and self._more_idle_work and self._quiet():
-                    self._more_idle_work = executor.backend.idle()
+                executor.step()
             self._end(executor, ExecutorError("the engine was shut down while this request was running"))
         except Exception as error:  # the thread's border: everyone who waits must hear of it
             failure = ExecutorError(f"the executor failed: {type(error).__name__}: {error}; open the engine again")
             failure.__cause__ = error
             self._end(executor, failure)
 
-    def _quiet(self) -> bool:
-        """Whether nobody has come for a while: a capture must not stand between a request and the one that follows."""
-        until = time.monotonic() + QUIET
-        while time.monotonic() < until:
-            if not self._commands.empty():
-                return False
-            time.sleep(QUIET / 20)
-        return True
-
     def _take_commands(self, executor: Executor) -> bool:
         """Run what has arrived; wait when there is nothing else to do. False: time to end."""
-        wait = not executor.busy and not self._more_idle_work
+        wait = not executor.busy
         while wait or not self._commands.empty():
-            command = self._commands.get()
+            command = self._next(executor)
             if command is None:
                 return False
             command.run()
             wait = False
         return True
+
+    def _next(self, executor: Executor) -> _Command | None:
+        """The next command, taken as soon as it comes.
+
+        When none has come for a while the backend gets the time, for a capture must not stand between a request and
+        the one that follows.
+        """
+        while self._more_idle_work and not executor.busy:
+            with suppress(queue.Empty):
+                return self._commands.get(timeout=QUIET)
+            self._more_idle_work = executor.backend.idle()
+        return self._commands.get()
 
     def _end(self, executor: Executor, error: PenstockError) -> None:
         """Refuse what comes, end what runs, answer what waits in the queue, and give the device back."""
@@ -139,37 +155,57 @@ class Loop:
         executor.fail_all(error)
         while not self._commands.empty():
             if (command := self._commands.get()) is not None:
-                command.future.set_exception(error)
+                command.reply(None, error)
         executor.backend.close()
 
 
-def run_all(
-    loop: Loop, submissions: Sequence[Submission], done: queue.SimpleQueue[RequestOutput | PenstockError]
-) -> list[RequestOutput]:
-    """Submit all or none, and wait for all; `done` is what the submissions' sinks put their last output into.
+class Gather:
+    """Where the last outputs of a batch meet, as its submissions' sink; its caller is woken once."""
+
+    def __init__(self, count: int) -> None:
+        self.outputs: dict[str, RequestOutput] = {}
+        self._count = count
+        self._end: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
+
+    def put(self, result: RequestOutput | Exception) -> None:
+        """On the executor's thread."""
+        if isinstance(result, Exception):
+            self._end.put(result)
+            return
+        self.outputs[result.request_id] = result
+        if len(self.outputs) == self._count:
+            self._end.put(None)
+
+    def wait(self) -> None:
+        """Until all have come; raises the first error instead."""
+        if self._count and (error := self._end.get()) is not None:
+            raise error
+
+
+def run_all(loop: Loop, submissions: Sequence[Submission], gather: Gather) -> list[RequestOutput]:
+    """Submit all or none, and wait for all; `gather.put` is the submissions' sink.
 
     Outputs in the order of the submissions. An error of one ends the others and is raised.
     """
-    loop.call(lambda: _submit_all(loop.executor, submissions))
-    outputs: dict[str, RequestOutput] = {}
+    jobs = [loop.executor.prepare(each) for each in submissions]
     try:
-        for _ in submissions:
-            result = done.get()
-            if isinstance(result, PenstockError):
-                raise result
-            outputs[result.request_id] = result
+        loop.post(lambda: _submit_all(loop.executor, jobs), gather.put)
+        gather.wait()
     finally:  # an error, or the caller's Ctrl-C
-        for each in submissions:
-            if each.id not in outputs:
-                loop.abort(each.id)
-    return [outputs[each.id] for each in submissions]
+        if left := [each.id for each in submissions if each.id not in gather.outputs]:
+            loop.abort(*left)
+    return [gather.outputs[each.id] for each in submissions]
 
 
-def _submit_all(executor: Executor, submissions: Sequence[Submission]) -> None:
-    for index, each in enumerate(submissions):
+def _abort_all(executor: Executor, request_ids: Sequence[str]) -> None:
+    for each in request_ids:
+        executor.abort(each)
+
+
+def _submit_all(executor: Executor, jobs: Sequence[Job]) -> None:
+    for index, each in enumerate(jobs):
         try:
             executor.submit(each)
         except PenstockError:
-            for other in submissions[:index]:
-                executor.abort(other.id)
+            _abort_all(executor, [other.request.id for other in jobs[:index]])
             raise

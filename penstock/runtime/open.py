@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from penstock.engine import store
 from penstock.engine.manifest import Engine
 from penstock.engine.match import mismatch
+from penstock.engine.memory import plan_run
 from penstock.engine.profile import Profile
 from penstock.errors import EngineMismatch, OptionError
 from penstock.kernels.device import detect, software
@@ -61,33 +63,55 @@ class RunLimits:
         return Limits(**chosen)
 
 
-def open_backend(engine: Engine, directory: Path, memory: Memory) -> Backend:
-    """Weights loaded and, on a GPU, the first buckets captured."""
+Say = Callable[[str], None]  # hears the memory plan before anything is loaded
+
+
+def _silent(text: str) -> None: ...
+
+
+def open_backend(
+    engine: Engine, directory: Path, memory: Memory, limits: Limits | None = None, say: Say = _silent
+) -> Backend:
+    """Weights loaded and, on a GPU, the first buckets captured; `limits` None: the profile's own.
+
+    Raises ResourceError, before anything is loaded, where memory does not suffice.
+    """
     if engine.device.kind == "cpu":
-        return CpuBackend(engine, directory, memory.max_bytes or CPU_POOL_BYTES)
+        return CpuBackend(engine, directory, memory.max_bytes or CPU_POOL_BYTES, limits)
     from penstock.runtime.cuda import CudaBackend
 
-    return CudaBackend(engine, directory, memory.budget())
+    budget = memory.budget()
+    say(str(plan_run(engine, budget, limits)))
+    return CudaBackend(engine, directory, budget, limits)
 
 
 def open_loop(
-    directory: Path, memory: Memory | None = None, tokenizer: Tokenizer | None = None, limits: RunLimits | None = None
+    directory: Path,
+    memory: Memory | None = None,
+    tokenizer: Tokenizer | None = None,
+    limits: RunLimits | None = None,
+    engine: Engine | None = None,
+    say: Say = _silent,
 ) -> Loop:
-    """Load an engine and start its executor. `tokenizer` None: token ids only.
+    """Load an engine and start its executor. `tokenizer` None: token ids only. `engine`: of that directory, where it
+    was read and checked already.
 
-    Raises EngineMismatch where the engine was compiled for another device or other software.
+    Raises EngineMismatch where the engine was compiled for another device or other software, ResourceError where memory
+    does not suffice.
     """
-    engine = store.load(directory)
-    chosen = (limits or RunLimits()).within(engine.profile)
-    _check_match(engine)
+    opened = engine or store.load(directory)
+    chosen = (limits or RunLimits()).within(opened.profile)
+    check_match(opened)
 
     def open_executor() -> Executor:
-        return Executor(engine, open_backend(engine, directory, memory or Memory()), tokenizer, chosen)
+        backend = open_backend(opened, directory, memory or Memory(), chosen, say)
+        return Executor(opened, backend, tokenizer, chosen)
 
     return Loop(open_executor)
 
 
-def _check_match(engine: Engine) -> None:
+def check_match(engine: Engine) -> None:
+    """Raises EngineMismatch where the engine was compiled for another device or other software."""
     here = detect(engine.device.kind if engine.device.kind == "cpu" else "auto")
     versions = {name: v for name, v in software(here).items() if name != "triton"}  # compiles kernels, runs none
     if reason := mismatch(engine, here, versions):

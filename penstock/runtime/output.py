@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from penstock.runtime.requests import CompletionOutput, RequestMetrics, RequestOutput, SamplingParams
 from penstock.runtime.schedule.request import FinishReason, Request
@@ -21,30 +21,29 @@ class Stream:
     tokenizer: Tokenizer | None
     notes: tuple[str, ...] = ()  # which sampling defaults were taken
     text: str = ""
-    token_ids: list[int] = field(default_factory=list)
     first_token: float | None = None
     finish_reason: FinishReason | None = None
     finished: float | None = None
     stop_reason: str | int | None = None
 
     def __post_init__(self) -> None:
-        keep = self.tokenizer is not None and self.params.detokenize
         self._text = IncrementalDetokenizer(
             self.tokenizer, self.request.prompt, skip_special_tokens=self.params.skip_special_tokens
-        ) if keep and self.tokenizer else None  # fmt: skip
+        ) if self.params.detokenize and self.tokenizer else None  # fmt: skip
         self._stops = StopStrings(self.params.stop_strings, include=self.params.include_stop_str_in_output)
 
     def add(self, token: int, now: float) -> bool:
-        """Take a token; True where a stop string is now complete. A token that ends the request gives no text."""
-        self.first_token = now if self.first_token is None else self.first_token
-        self.token_ids.append(token)
-        if self._text is not None and not self._ends(token):
+        """Take the token that the request has just learnt; True where a stop string is now complete.
+
+        A token that ends the request gives no text.
+        """
+        if self.first_token is None:
+            self.first_token = now
+        if self._text is None:
+            return False
+        if token not in self.request.end_ids:
             self.text += self._stops.add(self._text.add(token))
         return self._stops.matched is not None
-
-    def _ends(self, token: int) -> bool:
-        request = self.request
-        return token in request.stop_ids or (token in request.eos_ids and not request.ignore_eos)
 
     def end(self, reason: FinishReason, now: float) -> None:
         """No token follows. A stop string, once complete, is why, whatever else ended with it."""
@@ -54,12 +53,12 @@ class Stream:
             self.text += self._stops.finish()
         if self._stops.matched is not None:
             self.finish_reason, self.stop_reason = "stop", self._stops.matched
-        elif reason == "stop" and self.token_ids and self.token_ids[-1] in self.request.stop_ids:
-            self.stop_reason = self.token_ids[-1]
+        elif reason == "stop" and (tokens := self.request.output) and tokens[-1] in self.request.stop_ids:
+            self.stop_reason = tokens[-1]
 
     def output(self) -> RequestOutput:
         """A snapshot."""
-        completion = CompletionOutput(0, self.text, tuple(self.token_ids), self.finish_reason, self.stop_reason)
+        completion = CompletionOutput(0, self.text, tuple(self.request.output), self.finish_reason, self.stop_reason)
         metrics = RequestMetrics(self.arrival, self.first_token, self.finished)
         done = self.finish_reason is not None
         prompt = (self.prompt, self.request.prompt)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
+from functools import cache
 from typing import Any, Final
 
 from penstock.errors import SamplingError
@@ -98,16 +99,22 @@ class SamplingParams:
     def __post_init__(self) -> None:
         for name in ("stop", "stop_token_ids", "bad_words", "logits_processors"):
             object.__setattr__(self, name, _as_tuple(name, getattr(self, name)))
-        for name in _INTEGERS:
-            _check_integer(name, getattr(self, name))
-        for name in _REALS:
-            _check_real(name, getattr(self, name))
-        for name in _FLAGS:
-            _check_flag(name, getattr(self, name))
+        for name, check in _CHECKS.items():
+            check(name, getattr(self, name))
         self._check_temperature()
         self._check_stops()
-        for each in fields(self):
-            require_default(each.name, getattr(self, each.name), each.default)
+        for name, default in _unbuilt():
+            require_default(name, getattr(self, name), default)
+
+    def _filled(self, values: Mapping[str, Any]) -> SamplingParams:
+        """A copy with other values, of which only those are checked anew: this is on the way to the first token."""
+        for name, value in values.items():
+            _CHECKS[name](name, value)
+        full = object.__new__(SamplingParams)
+        vars(full).update(vars(self), **values)
+        full._check_temperature()
+        full._check_stops()
+        return full
 
     def _check_temperature(self) -> None:
         value, least = self.temperature, _LEAST_TEMPERATURE
@@ -181,29 +188,62 @@ def _check_flag(name: str, value: object) -> None:
         raise SamplingError(f"{name}={value!r} is a {type(value).__name__}; give True or False")
 
 
+_CHECKS: Final[dict[str, Callable[[str, object], None]]] = {
+    **dict.fromkeys(_INTEGERS, _check_integer),
+    **dict.fromkeys(_REALS, _check_real),
+    **dict.fromkeys(_FLAGS, _check_flag),
+}
+
+
 def _may_be_none(name: str, value: object) -> bool:
     """Exactly the fields whose default is None take None."""
     return value is None and getattr(SamplingParams, name) is None
 
 
-def resolve(params: SamplingParams, generation_config: Mapping[str, Any]) -> tuple[SamplingParams, tuple[str, ...]]:
-    """Fill what `params` leaves open from the model's generation_config.json; also says, line by line, what it took.
+class Resolver:
+    """Fills what sampling parameters leave open from a model's generation_config.json, and says what it took.
 
     `do_sample: false` there means temperature 0. A value there that is not built yet is not applied; a line says so.
+    What that file says is read once; the parameters of the last request are kept, for a batch has them in common.
     """
-    taken: dict[str, Any] = {}
-    notes = []
-    for name, (key, fallback) in _MODEL_DEFAULTS.items():
-        if getattr(params, name) is not None:
-            continue
-        spoken = _spoken(name, key, generation_config)
-        taken[name] = fallback if spoken is None else spoken
-        notes.append(f"{name}={taken[name]} ({'default' if spoken is None else 'generation_config'})")
-    for each in fields(params):
-        value = generation_config.get(each.name)
-        if each.name in UNSUPPORTED and value is not None and value != each.default:
-            notes.append(f"{each.name}={value} of generation_config is not applied: not built yet")
-    return replace(params, **taken), tuple(notes)
+
+    def __init__(self, generation_config: Mapping[str, Any]) -> None:
+        self._open: dict[str, tuple[Any, str]] = {}  # field -> (what is taken, the line that says so)
+        for name, (key, fallback) in _MODEL_DEFAULTS.items():
+            spoken = _spoken(name, key, generation_config)
+            value, origin = (fallback, "default") if spoken is None else (spoken, "generation_config")
+            self._open[name] = value, f"{name}={value} ({origin})"
+        self._unapplied = tuple(
+            f"{name}={value} of generation_config is not applied: not built yet"
+            for name, default in _unbuilt()
+            if (value := generation_config.get(name)) is not None and value != default
+        )
+        self._last: tuple[SamplingParams, tuple[SamplingParams, tuple[str, ...]]] | None = None
+
+    def resolve(self, params: SamplingParams) -> tuple[SamplingParams, tuple[str, ...]]:
+        """Parameters without a gap, and a line for each that was filled. Any thread may call it.
+
+        Raises SamplingError where the model's own value is out of range.
+        """
+        last = self._last
+        if last is not None and last[0] is params:
+            return last[1]
+        taken = {name: found for name, found in self._open.items() if getattr(params, name) is None}
+        full = params._filled({name: value for name, (value, _) in taken.items()}) if taken else params
+        resolved = full, (*(line for _, line in taken.values()), *self._unapplied)
+        self._last = params, resolved
+        return resolved
+
+
+def resolve(params: SamplingParams, generation_config: Mapping[str, Any]) -> tuple[SamplingParams, tuple[str, ...]]:
+    """As `Resolver`, for once."""
+    return Resolver(generation_config).resolve(params)
+
+
+@cache
+def _unbuilt() -> tuple[tuple[str, Any], ...]:
+    """Fields that take only their default yet, with it."""
+    return tuple((each.name, each.default) for each in fields(SamplingParams) if each.name in UNSUPPORTED)
 
 
 def _spoken(name: str, key: str, generation_config: Mapping[str, Any]) -> Any:

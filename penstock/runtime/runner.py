@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import queue
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
-from penstock.errors import OptionError, PenstockError
+from penstock.errors import OptionError
 from penstock.runtime.executor import Submission
-from penstock.runtime.loop import Loop, fresh_id, run_all
+from penstock.runtime.loop import Gather, Loop, fresh_id, run_all
 from penstock.runtime.open import Memory, open_loop
 from penstock.runtime.requests import RequestOutput, SamplingParams
 from penstock.text.tokenizer import Tokenizer
@@ -51,10 +50,10 @@ class ModelRunner:
 
     def run(self, input_texts: Sequence[str], params: SamplingParams) -> list[RequestOutput]:
         """The full outputs, in order: all texts are run, or none."""
-        done: queue.SimpleQueue[RequestOutput | PenstockError] = queue.SimpleQueue()
+        gather = Gather(len(input_texts))
         ids = [tuple(x) for x in self.tokenizer.encode_batch(list(input_texts))]
-        new = [Submission(fresh_id(), x, params, done.put, text) for x, text in zip(ids, input_texts, strict=True)]
-        return run_all(self._loop, new, done)
+        new = [Submission(fresh_id(), x, params, gather.put, text) for x, text in zip(ids, input_texts, strict=True)]
+        return run_all(self._loop, new, gather)
 
     def close(self) -> None:
         """Stop the executor and free the device."""

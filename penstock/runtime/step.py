@@ -7,7 +7,7 @@ runs the plans' calls eagerly at the step's exact sizes; the GPU replays the CUD
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from penstock.engine.manifest import Engine
+from penstock.engine.memory import Limits
 from penstock.engine.program import Phase, Sizes
+from penstock.ir.graph import Node
 from penstock.ir.lazy import torch
 from penstock.kernels.launch import Eager
 from penstock.runtime.kv import pool
@@ -32,11 +34,20 @@ class Ticket:
     logits: int
 
 
+# Hears of each node of a step as it has run: its phase, the node, its results (padded on a GPU), and the step's own
+# T, S and L. Results are overwritten by nodes that follow.
+Visit = Callable[[str, Node, Sequence[Any], Mapping[str, int]], None]
+
+
 class Backend(Protocol):
     """A device that runs an engine's steps in the order they are launched."""
 
     num_blocks: int
     steps_in_flight: int  # how many may be launched before the first is read
+    load_seconds: Mapping[str, float]  # opening it took so long, by stage; stages may overlap
+    memory: Mapping[str, int]  # bytes, as planned; empty where there is no plan
+    visit: Visit | None  # where somebody looks inside: the next steps run node by node
+    states: Mapping[str, Any]  # by name: the slots, and each layer's KV
 
     def launch(self, upload: Numbers, tokens: int, rows: int, logits: int) -> Ticket:
         """Start a step of so many tokens, rows and logit rows; returns at once."""
@@ -66,24 +77,35 @@ class CpuBackend:
 
     steps_in_flight = 1
 
-    def __init__(self, engine: Engine, directory: Path, kv_bytes: int = pool.CPU_POOL_BYTES) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        directory: Path,
+        kv_bytes: int = pool.CPU_POOL_BYTES,
+        limits: Limits | None = None,
+    ) -> None:
+        """`limits` within the engine's profile; None: the profile's own."""
+        start = time.perf_counter()
         self.engine = engine
-        self.num_blocks = pool.choose_blocks(engine, kv_bytes)
-        self.weights = load_weights(engine, directory, "cpu")
+        self.num_blocks = pool.choose_blocks(engine, kv_bytes, limits)
+        self.weights = load_weights(engine, directory)
         slots = torch.zeros(engine.profile.slots.size, dtype=torch.int32)
-        self.states: dict[str, Any] = {"slots": slots, **pool.allocate(engine, self.num_blocks, "cpu")}
+        self.states: Mapping[str, Any] = {"slots": slots, **pool.allocate(engine, self.num_blocks, pool.host_bytes)}
         self.last: dict[str, Any] = {}  # named results of the last step, for tests and for looking inside
-        self._phases = [_Phase(phase) for phase in engine.programs["decode"].phases.values()]
+        self._phases = [_Phase(name, phase) for name, phase in engine.programs["decode"].phases.items()]
         self._results: dict[int, list[int]] = {}
         self._count = 0
+        self.visit: Visit | None = None
+        self.memory: Mapping[str, int] = {}
         self.threads = self._quickest_threads()
+        self.load_seconds: Mapping[str, float] = {"load": time.perf_counter() - start}
 
     def launch(self, upload: Numbers, tokens: int, rows: int, logits: int) -> Ticket:
         sizes = {**self.engine.profile.sizes(tokens, logits), "S": rows}
         leaves: dict[str, Any] = {**self.weights, **self.states, "upload": torch.from_numpy(upload)}
         with torch.no_grad(), using_threads(self.threads):
             for phase in self._phases:
-                leaves |= phase.run(leaves, sizes)
+                leaves |= phase.run(leaves, sizes, self.visit)
         self.last = leaves
         self._count += 1
         self._results[self._count] = leaves["sampled"].tolist()
@@ -119,18 +141,20 @@ class CpuBackend:
         return {}
 
     def close(self) -> None:
-        self.states.clear()
+        self.states = {}
 
 
 class _Phase:
     """A phase with its plans resolved and its values numbered. Weights, states, inputs and results share one naming."""
 
-    def __init__(self, phase: Phase) -> None:
+    def __init__(self, name: str, phase: Phase) -> None:
+        self.name = name
         index = {value: i for i, value in enumerate(v for n in phase.graph.nodes for v in n.outputs)}
         self._size = len(index)
         self._leaves = [(n.name, index[n[0]]) for n in phase.graph.nodes if n.is_leaf]
         self._steps = [
             (
+                n,
                 Eager(n.op, phase.plan(n, "any"), len(n.inputs), len(n.types)),
                 [index[v] for v in n.inputs],
                 [index[v] for v in n.outputs],
@@ -140,14 +164,17 @@ class _Phase:
         ]
         self._results = [(name, index[v]) for name, v in zip(phase.graph.names, phase.graph.outputs, strict=True)]
 
-    def run(self, leaves: Mapping[str, Any], sizes: Sizes) -> dict[str, Any]:
+    def run(self, leaves: Mapping[str, Any], sizes: Sizes, visit: Visit | None = None) -> dict[str, Any]:
         """The phase's named results."""
         env: list[Any] = [None] * self._size
         for name, i in self._leaves:
             env[i] = leaves[name]
-        for eager, sources, targets in self._steps:
-            for target, result in zip(targets, eager([env[i] for i in sources], sizes), strict=True):
+        for node, eager, sources, targets in self._steps:
+            results = eager([env[i] for i in sources], sizes)
+            for target, result in zip(targets, results, strict=True):
                 env[target] = result
+            if visit is not None:
+                visit(self.name, node, results, sizes)
         return {name: env[i] for name, i in self._results}
 
 

@@ -2,77 +2,109 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from penstock.ir.ops.state import SlotLayout
-from penstock.runtime.schedule.batch import Admission, Row, StepPlan
+from penstock.ir.ops.state import FIELDS, HEADER, ROW, SlotLayout
+from penstock.runtime.schedule.batch import Admission, Chunk, Decoders, StepPlan
+from penstock.runtime.schedule.request import Request
 
 Numbers = NDArray[np.int32]
 
 
 @dataclass(frozen=True, slots=True)
-class Sampler:
-    """What a slot must know to sample for a request. `freqs`: rope frequencies where they are fixed by request."""
+class Source:
+    """What uploads take from a request: its prompt, and what its slot holds of it beside its block table."""
 
-    temperature: float
-    top_k: int
-    top_p: float
-    seed: int  # 31 bits
-    freqs: tuple[float, ...] = ()
+    prompt: Numbers
+    slot: Numbers  # FIELDS, then rope frequencies
 
 
-def encode(
-    plan: StepPlan, layout: SlotLayout, samplers: Mapping[str, Sampler], prompts: Mapping[str, Sequence[int]]
-) -> Numbers:
-    """The upload of a plan, as `ir.ops.state.prepare` reads it. `samplers` and `prompts` are by request id."""
-    writes = [*_admissions(plan.admitted, layout, samplers), *_prompt_tokens(plan.rows, layout, prompts)]
-    index = np.concatenate([i for i, _ in writes]) if writes else np.empty(0, np.int32)
-    value = np.concatenate([v for _, v in writes]) if writes else np.empty(0, np.int32)
-    rows = np.array([(r.slot, r.num_tokens, r.samples) for r in plan.rows], np.int32)
-    header = np.array([len(plan.rows), plan.num_tokens, plan.num_logits, len(index)], np.int32)
-    return np.concatenate([header, rows.ravel(), np.stack([index, value], 1).ravel()])
+def slot_numbers(temperature: float, top_k: int, top_p: float, seed: int, freqs: Sequence[float] = ()) -> Numbers:
+    """A slot's fields before its first step. `seed`: 31 bits; `freqs`: rope frequencies where each request has its own.
+
+    Floats travel as their bits.
+    """
+    numbers = np.zeros(len(FIELDS) + len(freqs), np.int32)
+    floats = numbers.view(np.float32)
+    for name, number in (("top_k", top_k), ("seed", seed)):
+        numbers[FIELDS.index(name)] = number
+    for name, real in (("temperature", temperature), ("top_p", top_p)):
+        floats[FIELDS.index(name)] = real
+    floats[len(FIELDS) :] = freqs
+    return numbers
 
 
-def _admissions(
-    admitted: Sequence[Admission], layout: SlotLayout, samplers: Mapping[str, Sampler]
-) -> Iterator[tuple[Numbers, Numbers]]:
-    for each in admitted:
-        sampler, slot = samplers[each.request.id], each.slot
-        floats = _bits((sampler.temperature, sampler.top_p))
-        fields = {
-            "length": 0,
-            "temperature": floats[0],
-            "top_k": sampler.top_k,
-            "top_p": floats[1],
-            "seed": sampler.seed,
-        }
-        yield _numbers([layout.field(f) + slot for f in fields]), _numbers(list(fields.values()))
-        yield _span(layout.table_at + slot * layout.table, len(each.block_table)), _numbers(each.block_table)
-        if layout.freqs:
-            yield _span(layout.freqs_at + slot * layout.freqs, layout.freqs), _bits(sampler.freqs)
+class Encoder:
+    """Writes each plan's upload, as `ir.ops.state.prepare` reads it, into one buffer: it is good until the next.
 
+    Decode rows are the same in every step of the same decoders, so they are written once, and a step of nothing else
+    is the upload of the step before.
+    """
 
-def _prompt_tokens(
-    rows: Sequence[Row], layout: SlotLayout, prompts: Mapping[str, Sequence[int]]
-) -> Iterator[tuple[Numbers, Numbers]]:
-    """The prompt's share of each row; tokens behind it were sampled on the device and never left it."""
-    for row in rows:
-        tokens = prompts[row.request_id][row.start : row.start + row.num_tokens]
-        if tokens:
-            yield _span(layout.history_at + row.slot * layout.history + row.start, len(tokens)), _numbers(tokens)
+    def __init__(self, layout: SlotLayout, size: int) -> None:
+        """`size`: numbers of the largest upload."""
+        self._layout = layout
+        self._numbers = np.zeros(size, np.int32)
+        self._decoders: Decoders | None = None  # whose rows the buffer holds
+        self._steady: tuple[Decoders, Numbers] | None = None  # the last upload, where it held nothing but their rows
+        self._count = np.arange(max(layout.history, layout.table, layout.freqs), dtype=np.int32)
+        self._places: dict[int, Numbers] = {}  # of a slot: where its fields, frequencies and block table lie
 
+    def encode(self, plan: StepPlan, source: Callable[[Request], Source]) -> Numbers:
+        """The upload of a plan. `source` of each request that is admitted or in its prompt."""
+        if not plan.chunks and self._steady is not None and self._steady[0] is plan.decoders:
+            return self._steady[1]
+        self._steady = None
+        self._rows(plan)
+        end = begin = HEADER + ROW * plan.num_rows
+        for admission in plan.admitted:
+            end = self._admission(end, admission, source(admission.request).slot)
+        for chunk in plan.chunks:
+            end = self._prompt(end, chunk, source(chunk.request).prompt)
+        self._numbers[:HEADER] = plan.num_rows, plan.num_tokens, plan.num_logits, (end - begin) // 2
+        upload = self._numbers[:end]
+        if not plan.chunks:
+            self._steady = (plan.decoders, upload)
+        return upload
 
-def _numbers(values: Sequence[int]) -> Numbers:
-    return np.asarray(values, np.int32)
+    def _rows(self, plan: StepPlan) -> None:
+        count = len(plan.decoders.requests)
+        rows = self._numbers[HEADER : HEADER + ROW * plan.num_rows].reshape(-1, ROW)
+        if self._decoders is not plan.decoders:
+            rows[:count, 0] = plan.decoders.slots
+            rows[:count, 1:] = 1
+            self._decoders = plan.decoders
+        if plan.chunks:
+            rows[count:] = [(chunk.slot, chunk.num_tokens, chunk.samples) for chunk in plan.chunks]
 
+    def _admission(self, at: int, admission: Admission, fields: Numbers) -> int:
+        split, size = len(fields), len(fields) + len(admission.block_table)
+        pairs = self._pairs(at, size)
+        pairs[:, 0] = self._slot_places(admission.slot)[:size]
+        pairs[:split, 1] = fields
+        pairs[split:, 1] = admission.block_table
+        return at + 2 * size
 
-def _bits(values: Sequence[float]) -> Numbers:
-    return np.asarray(values, np.float32).view(np.int32)
+    def _slot_places(self, slot: int) -> Numbers:
+        if slot not in self._places:
+            layout = self._layout
+            fields = np.array([layout.field(name) + slot for name in FIELDS], np.int32)
+            freqs = self._count[: layout.freqs] + (layout.freqs_at + slot * layout.freqs)
+            table = self._count[: layout.table] + (layout.table_at + slot * layout.table)
+            self._places[slot] = np.concatenate([fields, freqs, table])
+        return self._places[slot]
 
+    def _prompt(self, at: int, chunk: Chunk, prompt: Numbers) -> int:
+        layout, start, count = self._layout, chunk.start, chunk.num_tokens
+        pairs = self._pairs(at, count)
+        np.add(self._count[:count], layout.history_at + chunk.slot * layout.history + start, out=pairs[:, 0])
+        pairs[:, 1] = prompt[start : start + count]
+        return at + 2 * count
 
-def _span(start: int, count: int) -> Numbers:
-    return np.arange(start, start + count, dtype=np.int32)
+    def _pairs(self, at: int, count: int) -> Numbers:
+        """Room for so many (index, value) pairs."""
+        return self._numbers[at : at + 2 * count].reshape(-1, 2)

@@ -22,6 +22,7 @@ _POINTEES = {
     "i64": torch.int64,
     "u8": torch.uint8,
 }
+SLACK = 1 << 14  # bytes behind the workspace, in which a write would show
 _TORCH = {tl.float32: torch.float32, tl.float16: torch.float16, tl.bfloat16: torch.bfloat16, tl.float64: torch.float64}
 
 
@@ -52,28 +53,34 @@ def patch() -> None:
 
 def run(draft: Draft, inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor]) -> None:
     """Run every kernel of the draft, in order, on whole tensors. Calls are not interpreted."""
-    workspace = torch.full((draft.workspace + 256,), 0xFF, dtype=torch.uint8)  # NaN: nothing may rely on zeros
+    workspace = torch.full((draft.workspace + SLACK,), 0xFF, dtype=torch.uint8)  # NaN: nothing may rely on zeros
+    zeroed = torch.zeros(draft.zeroed + 8, dtype=torch.uint8)
     for step in draft.steps:
         assert not isinstance(step, Call), "only kernels are interpreted"
-        _launch(step, {"in": inputs, "out": outputs}, workspace)
+        _launch(step, {"in": inputs, "out": outputs}, {"workspace": workspace, "zeroed": zeroed})
+    assert (workspace[draft.workspace :] == 0xFF).all(), "something was written behind the workspace"
+    assert not zeroed.any(), "the zeroed memory must be left zero"
 
 
-def _launch(use: KernelUse, tensors: Mapping[str, Sequence[torch.Tensor]], workspace: torch.Tensor) -> None:
+Memory = Mapping[str, torch.Tensor]  # "workspace", "zeroed"
+
+
+def _launch(use: KernelUse, tensors: Mapping[str, Sequence[torch.Tensor]], memory: Memory) -> None:
     module, name = use.kernel.source.split(":")
     function = getattr(importlib.import_module(module), name)
     values: dict[str, Any] = dict(use.kernel.constants)
     for (parameter, kind), arg in zip(use.kernel.signature, use.args, strict=True):
-        values[parameter] = _value(arg, kind, tensors, workspace)
-    if "PDL" in values:
-        values["PDL"] = False  # the interpreter has no dependent launch
+        values[parameter] = _value(arg, kind, tensors, memory)
+    # The interpreter has neither dependent launch nor assembly.
+    values |= {name: False for name in ("PDL", "NATIVE") if name in values}
     function[use.grid](**values)
 
 
-def _value(arg: Arg, kind: str, tensors: Mapping[str, Sequence[torch.Tensor]], workspace: torch.Tensor) -> Any:
+def _value(arg: Arg, kind: str, tensors: Mapping[str, Sequence[torch.Tensor]], memory: Memory) -> Any:
     if arg.kind == "int":
         return arg.value
-    if arg.kind == "workspace":
-        rest = workspace[arg.value :]
+    if arg.kind in memory:
+        rest = memory[arg.kind][arg.value :]
         dtype = _POINTEES[kind.removeprefix("*")]
         return rest[: rest.numel() // 8 * 8].view(dtype)
     tensor = tensors[arg.kind][arg.value]

@@ -20,9 +20,9 @@ from pathlib import Path
 from penstock.engine.device import H200
 from penstock.engine.program import Site, Sizes
 from penstock.errors import BuildError
-from penstock.kernels.compile import Binary, compile_triton
+from penstock.kernels.compile import Binary, compile_kernel
 from penstock.kernels.registry import tactics
-from penstock.kernels.tactic import KernelUse, TritonKernel
+from penstock.kernels.tactic import Kernel, KernelUse
 
 MAX_SHARED = 227 << 10  # bytes a program may use on compute capability 9.0
 
@@ -36,9 +36,9 @@ class Resources:
 
 
 @lru_cache(maxsize=512)
-def compiled(kernel: TritonKernel, capability: int = 90) -> Binary:
-    """`compile_triton`, once for each kernel of a test session."""
-    return compile_triton(kernel, capability)
+def compiled(kernel: Kernel, capability: int = 90) -> Binary:
+    """`compile_kernel`, once for each kernel of a test session."""
+    return compile_kernel(kernel, capability)
 
 
 def resources(binary: Binary) -> Resources:
@@ -59,9 +59,9 @@ def count(binary: Binary, text: str) -> int:
     return binary.ptx.count(text)
 
 
-def kernels(cases: Sequence[tuple[Site, Sizes]], capability: int = 90) -> Iterator[tuple[str, TritonKernel]]:
+def kernels(cases: Sequence[tuple[Site, Sizes]], capability: int = 90) -> Iterator[tuple[str, Kernel]]:
     """The distinct kernels of the cases' best configurations on such a device: (what it is, kernel)."""
-    seen: set[TritonKernel] = set()
+    seen: set[Kernel] = set()
     device = replace(H200, capability=capability)
     for site, sizes in cases:
         for tactic in tactics(site.op):
@@ -86,9 +86,7 @@ def compile_problems(cases: Sequence[tuple[Site, Sizes]], older: Sequence[int] =
     return problems
 
 
-def _sample(
-    found: Iterable[tuple[str, TritonKernel]], capability: int, older: Sequence[int]
-) -> Iterator[tuple[str, TritonKernel]]:
+def _sample(found: Iterable[tuple[str, Kernel]], capability: int, older: Sequence[int]) -> Iterator[tuple[str, Kernel]]:
     """The first kernel of each kind, where not all are wanted."""
     kinds: set[tuple[str, frozenset[str]]] = set()
     for what, kernel in found:
@@ -99,7 +97,7 @@ def _sample(
             yield what, kernel
 
 
-def _problems(kernel: TritonKernel, capability: int) -> Iterator[str]:
+def _problems(kernel: Kernel, capability: int) -> Iterator[str]:
     try:
         binary = compiled(kernel, capability)
     except BuildError as error:

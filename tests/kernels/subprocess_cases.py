@@ -34,7 +34,7 @@ from penstock.engine.program import Call, Site, Sizes
 from penstock.formats.tolerance import tolerance
 from penstock.ir.op import get
 from penstock.kernels.registry import tactics
-from penstock.kernels.tactic import Config, Tactic
+from penstock.kernels.tactic import Config, KernelUse, Tactic, TritonKernel
 
 ROOT = Path(__file__).parents[2]
 SECONDS = 280
@@ -114,10 +114,14 @@ def _runs(cases: Sequence[tuple[Site, Sizes]], ops: Sequence[str]) -> Iterator[t
             yield index, None, {}
         for tactic in able:
             configs = _distinct(tactic.tunables(site, sizes, H200))
-            if any(isinstance(s, Call) for s in tactic.plan(site, sizes, H200, configs[0]).steps):
-                continue  # a library's function: nothing to interpret
+            if any(not _is_triton(s) for s in tactic.plan(site, sizes, H200, configs[0]).steps):
+                continue  # a library's function or a CUDA kernel: nothing to interpret
             yield from ((index, tactic, c) for c in (configs[:1] if tactic in seen else configs))
             seen.add(tactic)
+
+
+def _is_triton(step: KernelUse | Call) -> bool:
+    return isinstance(step, KernelUse) and isinstance(step.kernel, TritonKernel)
 
 
 def _distinct(configs: Sequence[Config]) -> list[Config]:

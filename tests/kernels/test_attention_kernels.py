@@ -13,15 +13,17 @@ import pytest
 from penstock.engine.device import CPU, H200, Device
 from penstock.engine.program import Site
 from penstock.ir.graph import tensor
-from penstock.kernels.attention.ragged import Ragged, most_tiles
+from penstock.kernels.attention.ragged import Ragged
+from penstock.kernels.attention.shape import Shape, Tasks, most_tiles
 from penstock.kernels.registry import tactics
-from penstock.kernels.tactic import KernelUse, cdiv
-from tests.kernels.cases.attention import CASES, attention, kv_append, rope, sizes
+from penstock.kernels.rope_attention.step import Step
+from penstock.kernels.tactic import Draft, KernelUse, cdiv
+from tests.kernels.cases.attention import CASES, attention, kv_append, rope, rope_attention, sizes
 from tests.kernels.resources import compile_problems, compiled, count
 from tests.kernels.subprocess_cases import ROOT, failures
 
 TOPIC = "tests.kernels.cases.attention"
-OPS = ("attention", "rope_append", "rope", "kv_append")
+OPS = ("attention", "rope_attention", "rope_append", "rope", "kv_append")
 
 
 @pytest.mark.parametrize("op", OPS)
@@ -41,6 +43,10 @@ def test_kernels_compile_without_spills(op: str) -> None:
     assert compile_problems([case for case in CASES if case[0].op == op]) == []
 
 
+def _names(draft: Draft) -> list[str]:
+    return [s.kernel.source.split(":")[1] for s in draft.steps if isinstance(s, KernelUse)]
+
+
 def test_prefill_of_a_real_model_uses_warpgroup_products() -> None:
     site, at = attention("bf16", 32, 8, 128), sizes(2048, 64, 64)
     plans = [Ragged().plan(site, at, H200, config) for config in Ragged().tunables(site, at, H200)]
@@ -48,19 +54,50 @@ def test_prefill_of_a_real_model_uses_warpgroup_products() -> None:
         used = {s.kernel.source.split(":")[1]: compiled(s.kernel) for s in plan.steps if isinstance(s, KernelUse)}
         assert count(used["prefill"], "wgmma.mma_async") >= 8
         assert count(used["decode"], "mma.sync") > 0
-        # Two decode programs must fit on a multiprocessor.
+        # Two programs of each must fit on a multiprocessor.
         assert used["decode"].shared < 100 << 10
 
 
-def test_a_step_of_single_tokens_launches_no_prefill() -> None:
-    site = attention("bf16", 32, 8, 128)
-    config = Ragged().tunables(site, sizes(1, 1, 4), H200)[0]
-    names = [
-        s.kernel.source.split(":")[1]
-        for s in Ragged().plan(site, sizes(1, 1, 4), H200, config).steps
-        if isinstance(s, KernelUse)
-    ]
-    assert names == ["decode", "combine"]
+def test_warps_that_work_apart_do_not_wait_for_each_other() -> None:
+    """In the loop over keys: one barrier for what was loaded, and one before it is overwritten."""
+    site, at = rope_attention("bf16", 32, 8, 128), sizes(1, 1, 64)
+    (step,) = Step().plan(site, at, H200, Step().tunables(site, at, H200)[0]).steps
+    assert isinstance(step, KernelUse)
+    ptx = compiled(step.kernel).ptx.split("cp.async.wait_group")
+    loop = next(part for part in ptx if "ex2.approx" in part and "mma.sync" in part)
+    assert loop.split("bra")[0].count("bar.sync") == 2
+    assert compiled(step.kernel).shared < 100 << 10
+
+
+def test_a_step_of_single_tokens_is_one_launch() -> None:
+    at = sizes(1, 1, 4)
+    for tactic, site in ((Ragged(), attention("bf16", 32, 8, 128)), (Step(), rope_attention("bf16", 32, 8, 128))):
+        for config in tactic.tunables(site, at, H200):
+            assert _names(tactic.plan(site, at, H200, config)) == ["decode" if tactic.op == "attention" else "step"]
+
+
+def test_rows_that_may_be_long_take_a_second_launch() -> None:
+    for tokens, names in ((4, ["step"]), (5, ["step", "prefill"])):
+        site, at = rope_attention("bf16", 32, 8, 128), sizes(tokens, tokens, 4)
+        assert _names(Step().plan(site, at, H200, Step().tunables(site, at, H200)[0])) == names
+    assert "257 tokens; at most 256" in str(Step().supports(site, sizes(257, 4, 4), H200))
+
+
+def _parts(contexts: list[int], aim: int, least: int, keys: int) -> list[int]:
+    """What `find_task` makes of rows of such contexts."""
+    tiles = [cdiv(c, keys) for c in contexts]
+    most = max(cdiv(sum(tiles), aim), least)
+    return [cdiv(t, most) for t in tiles]
+
+
+@pytest.mark.parametrize("contexts", [[1], [64 * 64], [4096, 1, 1, 1], [100] * 4, [4096] * 4, [4096, 130, 0, 65]])
+@pytest.mark.parametrize("least", [1, 4])
+def test_the_decode_grid_holds_every_mixture_of_contexts(contexts: list[int], least: int) -> None:
+    site, at = attention("bf16", 32, 8, 128), sizes(4, len(contexts), 64)
+    for target in (1, 2, 8):
+        tasks = Tasks.of(Shape.of(site), at, H200, {"BN": 64, "TASKS": target, "LEAST": least})
+        assert sum(_parts(contexts, tasks.aim, tasks.least, 64)) <= tasks.most
+        assert tasks.counters == len(contexts) * 8 * 4
 
 
 @pytest.mark.parametrize(("short", "tile"), list(product((1, 2, 4), (1, 2, 3, 8))))
@@ -80,6 +117,8 @@ def test_what_cannot_run_is_refused_with_a_reason() -> None:
     assert "blocks of 8" in str(Ragged().supports(attention("bf16", 4, 4, 64, 8), at, H200))
     assert "heads of 512" in str(Ragged().supports(attention("bf16", 4, 4, 512), at, H200))
     assert "at most 128" in str(Ragged().supports(attention("bf16", 256, 1, 64), at, H200))
+    backwards = replace(attention("bf16", 4, 4, 64), attrs=(("heads", 4), ("scale", -1.0)))
+    assert "only positive scales" in str(Ragged().supports(backwards, at, H200))
 
 
 @pytest.mark.parametrize("device", [CPU, replace(H200, capability=75)])

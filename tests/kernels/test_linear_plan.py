@@ -23,9 +23,11 @@ def _draft(site: Site, sizes: Sizes, name: str, **changes: int) -> Draft:
 
 
 @pytest.mark.parametrize(("tokens", "names"), [
-    (1, {"cublas", "gemv"}), (2, {"cublas", "gemv", "skinny"}), (8, {"cublas", "gemv", "skinny"}),
-    (9, {"cublas", "skinny"}), (33, {"cublas", "skinny", "tiled"}), (64, {"cublas", "skinny", "tiled"}),
-    (65, {"cublas", "tiled"}), (8192, {"cublas", "tiled"}),
+    (1, {"cublas", "gemv"}), (2, {"cublas", "gemv", "hopper_stream", "skinny"}),
+    (8, {"cublas", "gemv", "hopper_stream", "skinny"}), (9, {"cublas", "hopper_stream", "skinny"}),
+    (33, {"cublas", "hopper_stream", "skinny", "tiled"}), (64, {"cublas", "hopper_stream", "skinny", "tiled"}),
+    (65, {"cublas", "hopper_stream", "tiled"}), (128, {"cublas", "hopper_stream", "tiled"}),
+    (129, {"cublas", "hopper", "tiled"}), (8192, {"cublas", "hopper", "tiled"}),
 ])  # fmt: skip
 def test_each_tactic_has_its_range_of_tokens(tokens: int, names: set[str]) -> None:
     site = linear("bf16", 4096, 4096)
@@ -63,20 +65,18 @@ def test_configurations_are_few_distinct_and_fit(device: Device) -> None:
                     assert tactic.plan(site, sizes, device, config) == tactic.plan(site, sizes, device, config)
 
 
-def test_a_split_sums_in_a_second_kernel_and_asks_for_room() -> None:
+def test_a_split_asks_for_room_and_for_a_counter_of_each_tile() -> None:
     whole = _draft(linear("bf16", 4096, 4096, bias=True), {"T": 8}, "skinny", SPLIT=1)
     split = _draft(linear("bf16", 4096, 4096, bias=True), {"T": 8}, "skinny", SPLIT=4)
-    assert (len(whole.steps), whole.workspace) == (1, 0)
-    assert (len(split.steps), split.workspace) == (2, 4 * 8 * 4096 * 4)
-    first, second = split.steps
-    assert isinstance(first, KernelUse) and isinstance(second, KernelUse)
-    assert first.grid == (64, 4, 1) and ("bias", None) in first.kernel.constants
-    assert ("bias", "*bf16") in second.kernel.signature
+    assert (whole.workspace, whole.zeroed) == (0, 0)
+    assert (split.workspace, split.zeroed) == (4 * 8 * 4096 * 4, 64 * 4)
+    (step,) = split.steps
+    assert isinstance(step, KernelUse) and step.grid == (64, 4, 1)
 
 
 def test_small_matrices_are_split_and_large_ones_are_not() -> None:
-    assert len(_draft(linear("bf16", 1024, 4096), {"T": 16}, "skinny").steps) == 2
-    assert len(_draft(linear_glu("bf16", 14336, 4096, "silu"), {"T": 16}, "skinny").steps) == 1
+    assert _draft(linear("bf16", 1024, 4096), {"T": 16}, "skinny").zeroed
+    assert not _draft(linear_glu("bf16", 14336, 4096, "silu"), {"T": 16}, "skinny").zeroed
 
 
 def test_older_devices_get_kernels_that_do_not_wait_by_themselves() -> None:

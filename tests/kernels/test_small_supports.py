@@ -33,7 +33,7 @@ def test_limits_are_named() -> None:
     ]
     assert refusals(site("split", tensor("bf16", "T", 8), sizes=(2, 2, 2, 2)), sizes(1)) == ["4 groups; at most 3"]
     huge = site("sample", tensor("f32", "L", 1 << 21), *(tensor(f, "L") for f in SAMPLED))
-    assert refusals(huge, sizes(1)) == ["a vocabulary of 2097152 tokens; at most 1048576"]
+    assert refusals(huge, sizes(1)) == ["a vocabulary of 2097152 tokens; at most 524288"]
     layout = SlotLayout(4, 8, 2)
     prepare = site("prepare", tensor("i32", layout.size), tensor("i32", "U"), **layout.attrs())
     assert refusals(prepare, sizes(4, 1025, 1)) == ["1025 rows in a step; at most 1024"]

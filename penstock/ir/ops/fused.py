@@ -32,6 +32,22 @@ def linear_glu(x: Value, w: Value, *, act: str) -> tuple[Value, ...]:
     return (emit("packed_glu", emit("linear", x, w)[0], act=act)[0],)
 
 
+@fused(example=example)
+def linear_norm_linear(
+    x: Value, w: Value, residual: Value, gain: Value, w2: Value, *bias2: Value,
+    eps: float, offset: float = 0.0, act: str = "",
+) -> tuple[Value, ...]:  # fmt: skip
+    """A product into the residual stream, the stream's normalisation, and the product that reads it.
+
+    total = linear(x, w) + residual; returns (linear(rms_norm(total), w2, bias2), total), or with `act` linear_glu.
+    x: [T,K]; w: [E,K]; residual: [T,E]; gain: [E]; w2: [N,E]; bias2: none, or [N].
+    """
+    normal, total = emit("add_rms_norm", emit("linear", x, w)[0], residual, gain, eps=eps, offset=offset).outputs
+    if act:
+        return emit("linear_glu", normal, w2, act=act)[0], total
+    return emit("linear", normal, w2, *bias2)[0], total
+
+
 def _rope_example(
     types: Sequence[Type], attrs: Mapping[str, Any], sizes: Mapping[str, int], generator: Any, device: str
 ) -> list[Any]:
@@ -61,3 +77,31 @@ def rope_append(
     q = emit("rope", q, positions, freqs, rows, heads=heads, scale=scale)[0]
     k = emit("rope", k, positions, freqs, rows, heads=kv_heads, scale=scale)[0]
     return q, emit("kv_append", kv, k, v, positions, rows, block_table)[0]
+
+
+def _rope_attention_example(
+    types: Sequence[Type], attrs: Mapping[str, Any], sizes: Mapping[str, int], generator: Any, device: str
+) -> list[Any]:
+    parts = _rope_example((*types[:6], *types[9:]), attrs, sizes, generator, device)
+    spans = ragged(sizes, context_of(sizes, int(types[1].shape[3])), device)[2:]
+    return [*parts[:6], *spans, *parts[6:]]
+
+
+@fused(writes={1: 1}, example=_rope_attention_example)
+def rope_attention(
+    qkv: Value, kv: Value, positions: Value, freqs: Value, rows: Value, block_table: Value,
+    query_start: Value, query_len: Value, context_len: Value, *norms: Value,
+    heads: int, scale: float, factor: float = 1.0, window: int = 0, softcap: float = 0.0,
+    eps: float = 0.0, offset: float = 0.0,
+) -> tuple[Value, ...]:  # fmt: skip
+    """rope_append, then attention of its queries over the cache that it leaves.
+
+    Inputs as in both; `factor` is rope_append's scale, `scale` that of attention. Positions are those that the contexts
+    imply: row s's query i stands at context_len[s] - query_len[s] + i. Returns (y [T,H*D], kv).
+    """
+    norm = {"eps": eps, "offset": offset} if norms else {}
+    operands = (qkv, kv, positions, freqs, rows, block_table, *norms)
+    q, kv = emit("rope_append", *operands, heads=heads, scale=factor, **norm).outputs
+    spans = (query_start, query_len, context_len, block_table)
+    y = emit("attention", q, kv, *spans, heads=heads, scale=scale, window=window, softcap=softcap or None)[0]
+    return y, kv

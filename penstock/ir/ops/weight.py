@@ -101,8 +101,8 @@ def random(*, shape: tuple[int, ...], format: str, seed: int, std: float, mean: 
     for size in shape:
         count *= size
     out = torch.empty(count, dtype=getattr(torch, formats.parse(format).torch_dtype))
-    for start in range(0, count, 1 << 26):
-        counter = torch.arange(start, min(count, start + (1 << 26)))
+    for start in range(0, count, 1 << 24):  # 64-bit numbers on the way: a few times 128 MiB
+        counter = torch.arange(start, min(count, start + (1 << 24)))
         bits = mix(mix((counter + seed * GOLDEN) & MASK))
         unit = (bits >> 8).float() * 2.0**-23 - 1.0  # uniform in [-1, 1): standard deviation 1/sqrt(3)
         out[start : start + counter.numel()] = unit * (std * 3.0**0.5) + mean

@@ -4,10 +4,21 @@ from __future__ import annotations
 
 from penstock.engine.device import Device
 from penstock.engine.program import Site, Sizes
-from penstock.kernels.linear.product import Product, distinct, fitting_columns, product_use, refusal
-from penstock.kernels.tactic import Config, Draft, Tactic, cdiv, next_power_of_2
+from penstock.kernels.linear.product import (
+    NO_NORM,
+    Norm,
+    Operands,
+    Product,
+    distinct,
+    fitting_columns,
+    operands,
+    product_use,
+    refusal,
+)
+from penstock.kernels.tactic import Config, Draft, KernelUse, Tactic, cdiv, next_power_of_2
 
 SOURCE = "penstock.kernels.linear.gemv_triton:gemv"
+NAMES = ("x", "w", "bias", "squares", "residual", "gain", "y", "scaled", "shares")
 MAX_TOKENS = 8
 WIDE = 8192  # columns from which tall tiles win: measured on 4096x14336
 
@@ -45,6 +56,14 @@ class Gemv(Tactic):
 
     def plan(self, site: Site, sizes: Sizes, device: Device, config: Config) -> Draft:
         p = Product.of(site, sizes)
-        config = {**config, "TOKENS": next_power_of_2(p.tokens)}
-        grid = (cdiv(p.n, config["ROWS"]), 1, 1)
-        return Draft((product_use(p, device, SOURCE, grid, config),))
+        return Draft((gemv_use(p, device, config, operands(p)),))
+
+
+def gemv_use(p: Product, device: Device, config: Config, given: Operands, norm: Norm = NO_NORM) -> KernelUse:
+    """One launch. `norm`: of what goes in (squares) or comes out (residual)."""
+    constants = {**config, "TOKENS": next_power_of_2(p.tokens), **norm.constants}
+    return product_use(p, device, SOURCE, (programs(p, config), 1, 1), constants, given, NAMES)
+
+
+def programs(p: Product, config: Config) -> int:
+    return cdiv(p.n, config["ROWS"])

@@ -1,4 +1,9 @@
-"""Rows of a weight matrix times up to eight vectors. Memory-bound: every weight is read once, in 16-byte pieces."""
+"""Rows of a weight matrix times up to eight vectors. Memory-bound: every weight is read once, in 16-byte pieces.
+
+A normalisation between two products costs no launch of its own: rms_norm(r) * g = (r g) / rms(r), so the first product
+writes r, r g, and each program's share of the sum of r^2 (`into_residual`), and the second scales its sums by
+`norm_scale`.
+"""
 
 from __future__ import annotations
 
@@ -32,6 +37,25 @@ def _products(w_tile, x_tile, ROWS: tl.constexpr, COLUMNS: tl.constexpr, LANE: t
 
 
 @triton.jit
+def norm_scale(squares, PARTS: tl.constexpr, E: tl.constexpr, EPS: tl.constexpr):  # type: ignore[no-untyped-def]
+    """1 / rms of rows of E numbers, from shares of their sums of squares: [ROWS,PARTS] -> [ROWS]."""
+    return tl.rsqrt(tl.sum(squares, 1) / E + EPS)
+
+
+@triton.jit
+def into_residual(sums, residual, gain, y, scaled, at, n, inside, OFFSET: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Store y = sums + residual and scaled = y * (gain + OFFSET); returns y^2 as rounded, zero outside.
+
+    `at` says where each sum stands in residual, y and scaled, `n` where its gain is.
+    """
+    rounded = (sums + tl.load(residual + at, mask=inside, other=0.0).to(tl.float32)).to(y.dtype.element_ty)
+    tl.store(y + at, rounded, mask=inside)
+    total = rounded.to(tl.float32)
+    tl.store(scaled + at, total * (tl.load(gain + n, mask=inside, other=0.0).to(tl.float32) + OFFSET), mask=inside)
+    return tl.where(inside, total * total, 0.0)
+
+
+@triton.jit
 def _finish(sums, bias, y, token, n, row, N: tl.constexpr, ROWS: tl.constexpr, ACT: tl.constexpr, active):  # type: ignore[no-untyped-def]
     """Bias or gate, and store one token's ROWS sums."""
     if bias is not None:
@@ -49,7 +73,12 @@ def gemv(  # type: ignore[no-untyped-def]
     x,
     w,
     bias,
+    squares,
+    residual,
+    gain,
     y,
+    scaled,
+    shares,
     tokens,
     N: tl.constexpr,
     K: tl.constexpr,
@@ -58,11 +87,16 @@ def gemv(  # type: ignore[no-untyped-def]
     COLUMNS: tl.constexpr,
     PREFETCH: tl.constexpr,
     ACT: tl.constexpr,
+    PARTS: tl.constexpr,
+    EPS: tl.constexpr,
+    OFFSET: tl.constexpr,
     PDL: tl.constexpr,
 ):
     """y = x @ w.T + bias, or with ACT act(gate) * up of its halves. x: [tokens,K]; w: [N,K]; bias: [N] or None.
 
     tokens <= TOKENS, a power of two. With ACT a program owns the gate and up rows of ROWS/2 results, interleaved.
+    squares f32[tokens,PARTS]: x @ w.T is divided by the root of their rows' means over K. residual [tokens,N]:
+    y = x @ w.T + residual, scaled = y * (gain + OFFSET), and shares f32[tokens,programs] gets sums of y^2.
     """
     pid = tl.program_id(0)
     n = pid * ROWS + tl.arange(0, ROWS)
@@ -80,6 +114,11 @@ def gemv(  # type: ignore[no-untyped-def]
     start = w + row.to(tl.int64)[:, None] * K
     zero = tl.zeros((ROWS, COLUMNS // LANE), tl.float32)
     acc = (zero,) * TOKENS
+    if squares is not None:  # asked for early, and used when the sums are done
+        PADDED: tl.constexpr = triton.next_power_of_2(PARTS)
+        part = tl.arange(0, PADDED)[None, :]
+        token = tl.arange(0, TOKENS)[:, None]
+        norms = tl.load(squares + token * PARTS + part, mask=(part < PARTS) & (token < tokens), other=0.0)
     for k in tl.range(0, K, COLUMNS, num_stages=1):
         column = k + tl.arange(0, COLUMNS)
         if K % COLUMNS == 0:
@@ -93,5 +132,15 @@ def gemv(  # type: ignore[no-untyped-def]
             # Triton knows no starred tuples.
             new = new + (acc[t] + _products(wide, vector, ROWS, COLUMNS, LANE),)  # type: ignore[assignment]  # noqa: RUF005
         acc = new
+    if squares is not None:
+        scale = norm_scale(norms, PARTS, K, EPS)
     for t in tl.static_range(TOKENS):
-        _finish(tl.sum(acc[t], 1), bias, y, t, n, row, N, ROWS, ACT, t < tokens)
+        sums = tl.sum(acc[t], 1)
+        if squares is not None:
+            sums *= tl.sum(tl.where(tl.arange(0, TOKENS) == t, scale, 0.0))
+        if residual is not None:
+            inside = (n < N) & (t < tokens)
+            square = into_residual(sums, residual, gain, y, scaled, t * N + n, n, inside, OFFSET)
+            tl.store(shares + t * tl.num_programs(0) + pid, tl.sum(square), mask=t < tokens)
+        else:
+            _finish(sums, bias, y, t, n, row, N, ROWS, ACT, t < tokens)

@@ -1,4 +1,4 @@
-"""Tensor-core products: `skinny` with the weights as the tall operand, `tiled` for many tokens, and the split's sum."""
+"""Tensor-core products: `skinny` with the weights as the tall operand, and `tiled` for many tokens."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from penstock.kernels.activation_triton import activate
-from penstock.kernels.linear.gemv_triton import prefetch
+from penstock.kernels.linear.gemv_triton import into_residual, norm_scale, prefetch
 
 
 @triton.jit
@@ -35,11 +35,62 @@ def _store_rows(acc, bias, y, t, tokens, first, N: tl.constexpr, COLUMNS: tl.con
 
 
 @triton.jit
+def _joined(acc, parts, counters, t, tokens, n, N: tl.constexpr, SPLIT: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Leave this program's share of the tile in parts f32[SPLIT,tokens,N]; (is it the last to come, the sum of all).
+
+    The sum is taken in the order of the split, whoever comes last, so it is the same in every run. The counter of the
+    tile is zero again afterwards.
+    """
+    inside = (t < tokens)[None, :] & (n < N)[:, None]
+    at = t.to(tl.int64)[None, :] * N + n[:, None]
+    size = tokens.to(tl.int64) * N
+    tl.store(parts + tl.program_id(1) * size + at, acc, mask=inside)
+    tl.debug_barrier()  # all threads' stores stand before the one thread's release
+    counter = counters + tl.program_id(0)
+    last = tl.atomic_add(counter, 1, sem="acq_rel") == SPLIT - 1
+    if last:
+        acc = tl.zeros(acc.shape, tl.float32)
+        for s in tl.static_range(SPLIT):
+            # Past the L1, which knows nothing of what other multiprocessors wrote.
+            acc += tl.load(parts + s * size + at, mask=inside, other=0.0, cache_modifier=".cg")
+        tl.atomic_xchg(counter, 0, sem="relaxed")
+    return last, acc
+
+
+@triton.jit
+def _tile_done(  # type: ignore[no-untyped-def]
+    acc, bias, squares, residual, gain, y, scaled, shares, t, tokens, first, N: tl.constexpr, K: tl.constexpr,
+    ROWS: tl.constexpr, ACT: tl.constexpr, PARTS: tl.constexpr, EPS: tl.constexpr, OFFSET: tl.constexpr,
+):  # fmt: skip
+    """Norm, then residual or bias and gate, of a tile's whole sums [ROWS,TOKENS]; see `skinny`."""
+    if squares is not None:
+        PADDED: tl.constexpr = triton.next_power_of_2(PARTS)
+        part = tl.arange(0, PADDED)[None, :]
+        norms = tl.load(squares + t[:, None] * PARTS + part, mask=(part < PARTS) & (t < tokens)[:, None], other=0.0)
+        acc *= norm_scale(norms, PARTS, K, EPS)[None, :]
+    if residual is not None:
+        n = tl.broadcast_to(first + tl.arange(0, ROWS)[:, None], acc.shape)
+        inside = (n < N) & (t < tokens)[None, :]
+        at = t.to(tl.int64)[None, :] * N + n
+        square = into_residual(acc, residual, gain, y, scaled, at, n, inside, OFFSET)
+        tl.store(shares + t * tl.num_programs(0) + tl.program_id(0), tl.sum(square, 0), mask=t < tokens)
+    else:
+        _store_rows(tl.trans(acc), bias, y, t, tokens, first, N, ROWS, ACT)
+
+
+@triton.jit
 def skinny(  # type: ignore[no-untyped-def]
     x,
     w,
     bias,
+    squares,
+    residual,
+    gain,
     y,
+    scaled,
+    shares,
+    parts,
+    counters,
     tokens,
     N: tl.constexpr,
     K: tl.constexpr,
@@ -50,11 +101,16 @@ def skinny(  # type: ignore[no-untyped-def]
     STAGES: tl.constexpr,
     PREFETCH: tl.constexpr,
     ACT: tl.constexpr,
+    PARTS: tl.constexpr,
+    EPS: tl.constexpr,
+    OFFSET: tl.constexpr,
     PDL: tl.constexpr,
 ):
     """y = x @ w.T + bias for tokens <= TOKENS, or act(gate) * up. x: [tokens,K]; w: [N,K]; bias: [N] or None.
 
-    With SPLIT > 1 program (i, s) sums the s-th share of K, and y is f32[SPLIT,tokens,N] without bias or gate.
+    `squares`, `residual`, `gain`, `scaled` and `shares` are as in `gemv`: a norm before, a residual behind.
+    With SPLIT > 1 program (i, s) sums the s-th share of K into parts f32[SPLIT,tokens,N]; the last to come of a tile,
+    by `counters` i32[tiles], adds them up.
     """
     first = tl.program_id(0) * ROWS
     n = first + tl.arange(0, ROWS)
@@ -78,37 +134,14 @@ def skinny(  # type: ignore[no-untyped-def]
             w_tile = tl.load(w_start + column, mask=column < K, other=0.0, eviction_policy="evict_first")
         x_tile = tl.load(x_start + column, mask=(t < tokens)[:, None] & (column < K), other=0.0)
         acc = tl.dot(w_tile, tl.trans(x_tile), acc, input_precision="ieee")
-    if SPLIT == 1:
-        _store_rows(tl.trans(acc), bias, y, t, tokens, first, N, ROWS, ACT)
-    else:
-        part = y + tl.program_id(1).to(tl.int64) * tokens * N + t.to(tl.int64)[None, :] * N + n[:, None]
-        tl.store(part, acc, mask=(t < tokens)[None, :] & (n < N)[:, None])
-
-
-@triton.jit
-def sum_split(  # type: ignore[no-untyped-def]
-    parts,
-    bias,
-    y,
-    tokens,
-    N: tl.constexpr,
-    SPLIT: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    ACT: tl.constexpr,
-    PDL: tl.constexpr,
-):
-    """The sum of parts f32[SPLIT,tokens,N], always in the same order; then bias or gate."""
-    if PDL:
-        tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
-    first = tl.program_id(0) * COLUMNS
-    n = first + tl.arange(0, COLUMNS)[None, :]
-    t = tl.program_id(1) + tl.arange(0, 1)
-    acc = tl.zeros((1, COLUMNS), tl.float32)
-    for s in tl.static_range(SPLIT):
-        at = (tl.program_id(1).to(tl.int64) + s * tokens.to(tl.int64)) * N
-        acc += tl.load(parts + at + n, mask=n < N, other=0.0)
-    _store_rows(acc, bias, y, t, tokens, first, N, COLUMNS, ACT)
+    whole = True
+    if SPLIT > 1:
+        whole, acc = _joined(acc, parts, counters, t, tokens, n, N, SPLIT)
+    if whole:
+        _tile_done(
+            acc, bias, squares, residual, gain, y, scaled, shares, t, tokens, first,
+            N, K, ROWS, ACT, PARTS, EPS, OFFSET,
+        )  # fmt: skip
 
 
 @triton.jit

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from penstock.engine.device import Device
 from penstock.engine.program import Arg, Site, Sizes
 from penstock.formats import Format
 from penstock.kernels import gpu
-from penstock.kernels.tactic import Config, KernelUse, TritonKernel, inputs, next_power_of_2, outputs
+from penstock.kernels.tactic import Config, KernelUse, TritonKernel, next_power_of_2
 
 MAX_CONFIGS = 8
 SHARED = {80: 163, 87: 163, 90: 227, 100: 227, 103: 227}  # KiB that a program may use; 99 where not named (CUDA guide)
@@ -51,25 +52,49 @@ def refusal(
     return None
 
 
+@dataclass(frozen=True, slots=True)
+class Norm:
+    """The normalisation that a product's kernel takes part in, before or behind it.
+
+    `parts`: in how many sums the squares of a row come.
+    """
+
+    parts: int = 0
+    eps: float = 0.0
+    offset: float = 0.0
+
+    @property
+    def constants(self) -> Mapping[str, Any]:
+        return {"PARTS": self.parts, "EPS": self.eps, "OFFSET": self.offset}
+
+
+NO_NORM = Norm()
+Operands = Mapping[str, tuple[Arg, str]]  # a kernel's parameter: where it lives, and its type as Triton spells it
+
+
+def operands(p: Product) -> Operands:
+    """Those of a site that is the product and nothing else."""
+    own = {"x": (Arg("in", 0), p.x), "w": (Arg("in", 1), p.w), "y": (Arg("out", 0), p.out)}
+    if p.bias is not None:
+        own["bias"] = (Arg("in", 2), p.bias)
+    return {name: (arg, f"*{format.triton_dtype}") for name, (arg, format) in own.items()}
+
+
 def product_use(
-    p: Product, device: Device, source: str, grid: tuple[int, int, int], config: Config, parts: Arg | None = None
-) -> KernelUse:
-    """A launch of kernel `source` into the site's output, or without bias into float32 `parts`.
+    p: Product, device: Device, source: str, grid: tuple[int, int, int], config: Config, given: Operands,
+    names: Sequence[str],
+) -> KernelUse:  # fmt: skip
+    """A launch of kernel `source`, whose pointers are called `names`, in order; those not given are None.
 
     The entries of `config` in capitals are the kernel's own constants; `warps` and `STAGES` are its options.
     """
-    signature = [("x", f"*{p.x.triton_dtype}"), ("w", f"*{p.w.triton_dtype}")]
-    args, constants = list(inputs(0, 1)), [("N", p.n), ("K", p.k), ("ACT", p.act), gpu.pdl(device)]
-    if parts is None and p.bias is not None:
-        signature.append(("bias", f"*{p.bias.triton_dtype}"))
-        args.extend(inputs(2))
-    else:
-        constants.append(("bias", None))
-    signature.extend([("y", "*fp32" if parts else f"*{p.out.triton_dtype}"), ("tokens", "i32")])
-    args.extend([parts or outputs(0)[0], Arg("int", p.tokens)])
-    constants.extend((name, value) for name, value in config.items() if name.isupper())
-    kernel = TritonKernel(source, tuple(signature), tuple(constants), config["warps"], config.get("STAGES", 1))
-    return KernelUse(kernel, grid, tuple(args))
+    used = [name for name in names if name in given]
+    signature = (*((name, given[name][1]) for name in used), ("tokens", "i32"))
+    constants: list[tuple[str, Any]] = [("N", p.n), ("K", p.k), ("ACT", p.act), gpu.pdl(device)]
+    constants += [(name, None) for name in names if name not in given]
+    constants += [(name, value) for name, value in config.items() if name.isupper()]
+    kernel = TritonKernel(source, signature, tuple(constants), int(config["warps"]), int(config.get("STAGES", 1)))
+    return KernelUse(kernel, grid, (*(given[name][0] for name in used), Arg("int", p.tokens)))
 
 
 def distinct(configs: Iterable[Config]) -> tuple[Config, ...]:

@@ -6,24 +6,23 @@ from collections.abc import Iterator
 
 from penstock.engine.device import Device
 from penstock.engine.program import Arg, Site, Sizes
-from penstock.kernels import gpu
-from penstock.kernels.linear.product import Product, distinct, fitting_columns, product_use, refusal, shared_limit
-from penstock.kernels.tactic import (
-    Config,
-    Draft,
-    KernelUse,
-    Tactic,
-    TritonKernel,
-    cdiv,
-    inputs,
-    next_power_of_2,
-    outputs,
+from penstock.kernels.linear.product import (
+    NO_NORM,
+    Norm,
+    Operands,
+    Product,
+    distinct,
+    fitting_columns,
+    operands,
+    product_use,
+    refusal,
+    shared_limit,
 )
+from penstock.kernels.tactic import Config, Draft, KernelUse, Tactic, cdiv, next_power_of_2
 
-MODULE = "penstock.kernels.linear.matmul_triton"
+SOURCE = "penstock.kernels.linear.matmul_triton:skinny"
+NAMES = ("x", "w", "bias", "squares", "residual", "gain", "y", "scaled", "shares", "parts", "counters")
 MIN_TOKENS, MAX_TOKENS = 2, 64
-SUM_COLUMNS = 512  # of the sum over the split, per program
-
 PREFERRED_SHARED = 100 << 10  # bytes; so that two programs share an SM, and the next kernel's can start early
 
 # (ROWS, COLUMNS, STAGES, warps), best first.
@@ -34,7 +33,7 @@ MAX_SPLIT = 16
 
 
 class Skinny(Tactic):
-    """Tiles of w against all tokens; K split over programs, partial sums added in a fixed order by a second kernel."""
+    """Tiles of w against all tokens; K split over programs, the last of a tile adds partial sums in a fixed order."""
 
     op = "linear"
     name = "skinny"
@@ -49,15 +48,34 @@ class Skinny(Tactic):
 
     def plan(self, site: Site, sizes: Sizes, device: Device, config: Config) -> Draft:
         p = Product.of(site, sizes)
-        split = config["SPLIT"]
-        constants = {**config, "TOKENS": _token_tile(p)}
-        grid = (cdiv(p.n, config["ROWS"]), split, 1)
-        source = f"{MODULE}:skinny"
-        if split == 1:
-            return Draft((product_use(p, device, source, grid, constants),))
-        parts = Arg("workspace", 0)
-        steps = (product_use(p, device, source, grid, constants, parts), _sum(p, device, parts, split))
-        return Draft(steps, split * p.tokens * p.n * 4)
+        use = skinny_use(p, device, config, operands(p))
+        return Draft((use,), workspace(p, config), zeroed(p, config))
+
+
+def skinny_use(
+    p: Product, device: Device, config: Config, given: Operands, norm: Norm = NO_NORM, scratch: int = 0
+) -> KernelUse:
+    """One launch. `norm`: of what goes in (squares) or comes out (residual). `scratch`: where its workspace begins."""
+    constants = {**config, "TOKENS": _token_tile(p), **norm.constants}
+    if config["SPLIT"] > 1:
+        given = {**given, "parts": (Arg("workspace", scratch), "*fp32"), "counters": (Arg("zeroed", 0), "*i32")}
+    grid = (programs(p, config), config["SPLIT"], 1)
+    return product_use(p, device, SOURCE, grid, constants, given, NAMES)
+
+
+def programs(p: Product, config: Config) -> int:
+    """Tiles of rows of w."""
+    return cdiv(p.n, config["ROWS"])
+
+
+def workspace(p: Product, config: Config) -> int:
+    """Bytes of the shares that a split leaves to be added."""
+    return config["SPLIT"] * p.tokens * p.n * 4 if config["SPLIT"] > 1 else 0
+
+
+def zeroed(p: Product, config: Config) -> int:
+    """Bytes of the counters of a split."""
+    return programs(p, config) * 4 if config["SPLIT"] > 1 else 0
 
 
 def _token_tile(p: Product) -> int:
@@ -86,18 +104,3 @@ def _split(p: Product, rows: int, columns: int, programs: int) -> int:
 
 def _shared(p: Product, config: Config) -> int:
     return config["STAGES"] * (config["ROWS"] + _token_tile(p)) * config["COLUMNS"] * p.w.bytes
-
-
-def _sum(p: Product, device: Device, parts: Arg, split: int) -> KernelUse:
-    signature = [("parts", "*fp32")]
-    args = [parts]
-    constants = [("N", p.n), ("SPLIT", split), ("COLUMNS", SUM_COLUMNS), ("ACT", p.act), gpu.pdl(device)]
-    if p.bias is None:
-        constants.append(("bias", None))
-    else:
-        signature.append(("bias", f"*{p.bias.triton_dtype}"))
-        args.extend(inputs(2))
-    signature.extend([("y", f"*{p.out.triton_dtype}"), ("tokens", "i32")])
-    args.extend([*outputs(0), Arg("int", p.tokens)])
-    kernel = TritonKernel(f"{MODULE}:sum_split", tuple(signature), tuple(constants))
-    return KernelUse(kernel, (cdiv(p.n, SUM_COLUMNS), p.tokens, 1), tuple(args))

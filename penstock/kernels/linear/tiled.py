@@ -4,10 +4,19 @@ from __future__ import annotations
 
 from penstock.engine.device import Device
 from penstock.engine.program import Site, Sizes
-from penstock.kernels.linear.product import Product, distinct, fitting_columns, product_use, refusal, shared_limit
+from penstock.kernels.linear.product import (
+    Product,
+    distinct,
+    fitting_columns,
+    operands,
+    product_use,
+    refusal,
+    shared_limit,
+)
 from penstock.kernels.tactic import Config, Draft, Tactic, cdiv
 
 SOURCE = "penstock.kernels.linear.matmul_triton:tiled"
+NAMES = ("x", "w", "bias", "y")
 MIN_TOKENS = 33
 GROUP = 8  # tiles of tokens that share a stretch of w in the L2
 
@@ -47,7 +56,7 @@ class Tiled(Tactic):
     def plan(self, site: Site, sizes: Sizes, device: Device, config: Config) -> Draft:
         p = Product.of(site, sizes)
         grid = (cdiv(p.tokens, config["TOKENS"]) * cdiv(p.n, config["ROWS"]), 1, 1)
-        return Draft((product_use(p, device, SOURCE, grid, config),))
+        return Draft((product_use(p, device, SOURCE, grid, config, operands(p), NAMES),))
 
 
 def _cost(p: Product, c: Config, device: Device) -> int:

@@ -17,30 +17,6 @@ def _normal(x, w, inside, E: tl.constexpr, EPS: tl.constexpr, OFFSET: tl.constex
 @triton.jit
 def rms_norm(  # type: ignore[no-untyped-def]
     x,
-    w,
-    y,
-    rows,
-    E: tl.constexpr,
-    EPS: tl.constexpr,
-    OFFSET: tl.constexpr,
-    ROWS: tl.constexpr,
-    BLOCK: tl.constexpr,
-    PDL: tl.constexpr,
-):
-    """y [rows,E] = x / sqrt(mean(x^2) + EPS) * (w + OFFSET)."""
-    if PDL:
-        tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
-    row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)[:, None]
-    column = tl.arange(0, BLOCK)[None, :]
-    inside = (row < rows) & (column < E)
-    numbers = tl.load(x + row * E + column, mask=inside, other=0.0).to(tl.float32)
-    tl.store(y + row * E + column, _normal(numbers, w + column, column < E, E, EPS, OFFSET), mask=inside)
-
-
-@triton.jit
-def add_rms_norm(  # type: ignore[no-untyped-def]
-    x,
     residual,
     w,
     y,
@@ -53,16 +29,18 @@ def add_rms_norm(  # type: ignore[no-untyped-def]
     BLOCK: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """total [rows,E] = x + residual, y = rms_norm(total); the sum is rounded before the norm is taken of it."""
+    """y [rows,E] = x / sqrt(mean(x^2) + EPS) * (w + OFFSET); or of total [rows,E] = x + residual, which is rounded
+    before. Without a residual, it and `total` are None."""
     if PDL:
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
     row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)[:, None]
     column = tl.arange(0, BLOCK)[None, :]
     inside = (row < rows) & (column < E)
-    left = tl.load(x + row * E + column, mask=inside, other=0.0).to(tl.float32)
-    right = tl.load(residual + row * E + column, mask=inside, other=0.0).to(tl.float32)
-    rounded = (left + right).to(total.dtype.element_ty)
-    tl.store(total + row * E + column, rounded, mask=inside)
-    numbers = rounded.to(tl.float32)
+    numbers = tl.load(x + row * E + column, mask=inside, other=0.0).to(tl.float32)
+    if residual is not None:
+        numbers += tl.load(residual + row * E + column, mask=inside, other=0.0).to(tl.float32)
+        rounded = numbers.to(total.dtype.element_ty)
+        tl.store(total + row * E + column, rounded, mask=inside)
+        numbers = rounded.to(tl.float32)
     tl.store(y + row * E + column, _normal(numbers, w + column, column < E, E, EPS, OFFSET), mask=inside)

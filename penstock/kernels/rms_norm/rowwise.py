@@ -46,12 +46,12 @@ class RowwiseNorm(Tactic):
         return tuple({"rows": r, "warps": w} for r, w in dict.fromkeys((min(r, most), w) for r, w in tiles))
 
     def plan(self, site: Site, sizes: Sizes, device: Device, config: Config) -> Draft:
-        function = "add_rms_norm" if site.op == "add_rms_norm" else "rms_norm"
-        names = ("x", "residual", "w", "y", "total") if function == "add_rms_norm" else ("x", "w", "y")
+        adds = len(site.inputs) > 2
+        names = ("x", "residual", "w", "y", "total") if adds else ("x", "w", "y")
         kernel = TritonKernel(
-            f"{SOURCE}:{function}",
+            f"{SOURCE}:rms_norm",
             (*zip(names, map(gpu.pointer, (*site.inputs, *site.outputs)), strict=True), ("rows", "i32")),
-            _constants(site, config, device),
+            (*(() if adds else (("residual", None), ("total", None))), *_constants(site, config, device)),
             config["warps"],
         )
         rows = _rows(site, sizes)

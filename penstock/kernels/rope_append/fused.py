@@ -8,19 +8,25 @@ from penstock.engine.device import Device
 from penstock.engine.program import Site, Sizes
 from penstock.kernels import gpu
 from penstock.kernels.rope_append import position
-from penstock.kernels.tactic import Config, Draft, Tactic, inputs, outputs
+from penstock.kernels.tactic import Config, Draft, Tactic, cdiv, inputs, outputs
+
+MANY_TOKENS = 256  # from there on programs of one token fill the device, and angles need not be worked out twice
 
 
 class Fused(Tactic):
     """Padding tokens get a query like any other and append nothing. Nothing is rounded between the parts."""
 
-    op, name = "rope_append", "fused"
+    op, name, version = "rope_append", "fused", 2
 
     def supports(self, site: Site, sizes: Sizes, device: Device) -> str | None:
         return position.refusal(site, (0, 1, *range(6, len(site.inputs))), _geometry(site)["D"], device)
 
     def tunables(self, site: Site, sizes: Sizes, device: Device) -> tuple[Config, ...]:
-        return position.configs(_heads(site), _geometry(site)["D"], sizes["T"])
+        """HB: heads at a time; TURNS: times."""
+        each = position.configs(_heads(site), _geometry(site)["D"], sizes["T"])
+        if sizes["T"] < MANY_TOKENS:
+            return tuple({**c, "TURNS": 1} for c in each)
+        return tuple({**c, "TURNS": cdiv(_heads(site), c["HB"])} for c in each)
 
     def plan(self, site: Site, sizes: Sizes, device: Device, config: Config) -> Draft:
         qkv, kv = site.inputs[:2]
@@ -37,6 +43,7 @@ class Fused(Tactic):
             "NORM": len(site.inputs) > 6,
             "EPS": float(site.attr("eps", 0.0)),
             "OFFSET": float(site.attr("offset", 0.0)),
+            "TURNS": config["TURNS"],
         }
         args = (*inputs(*range(6)), *(inputs(6, 7) if len(site.inputs) > 6 else inputs(0, 0)), *outputs(0))
         args = (*args, *gpu.integers(sizes["M"]))

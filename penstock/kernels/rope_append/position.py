@@ -41,7 +41,7 @@ def use(
     """A launch over tokens and groups of HB heads."""
     named = (*constants.items(), ("HB", config["HB"]), gpu.pdl(device))
     kernel = TritonKernel(f"{SOURCE}:{function}", signature, named, config["WARPS"])
-    return KernelUse(kernel, (tokens, cdiv(heads, config["HB"]), 1), args)
+    return KernelUse(kernel, (tokens, cdiv(heads, config["HB"] * config.get("TURNS", 1)), 1), args)
 
 
 def rotation(freqs: Type, scale: float) -> dict[str, Any]:

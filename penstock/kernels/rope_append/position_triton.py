@@ -1,4 +1,4 @@
-"""Rotary embedding and the append to the cache, fused and apart. One token, HB heads a program."""
+"""Rotary embedding and the append to the cache, fused and apart. A program has one token and some of its heads."""
 
 # mypy: disable-error-code="no-untyped-def"
 from __future__ import annotations
@@ -29,10 +29,11 @@ def _cos_sin(angle):
 
 
 @triton.jit
-def _rotation(
-    freqs_ptr, position, row, DP: tl.constexpr, HALF: tl.constexpr, BY_ROW: tl.constexpr, SCALE: tl.constexpr
-):
-    """For each number i of a head: its partner's index, and what to multiply it and its partner by."""
+def rotation(freqs_ptr, position, row, DP: tl.constexpr, HALF: tl.constexpr, BY_ROW: tl.constexpr, SCALE: tl.constexpr):
+    """For each number i of a head: its partner's index, and what to multiply it and its partner by.
+
+    `position`: one, or several as [n,1]; then the factors are [n,DP].
+    """
     d = tl.arange(0, DP)
     left = d < HALF
     turns = d < 2 * HALF
@@ -42,6 +43,9 @@ def _rotation(
     freq = tl.load(freqs + tl.where(left, d, d - HALF), mask=turns, other=0.0)
     cos, sin = _cos_sin(position.to(tl.float32) * freq)
     partner = tl.where(left, d + HALF, tl.where(turns, d - HALF, d))
+    if HALF % 8 == 0:
+        # Partners of neighbours are neighbours; unless told, the compiler loads them one by one.
+        partner = tl.max_contiguous(tl.multiple_of(partner, 8), 8)
     own = tl.where(turns, cos * SCALE, 1.0)
     other = tl.where(turns, tl.where(left, -sin, sin) * SCALE, 0.0)
     return partner, own, other
@@ -51,39 +55,40 @@ def _rotation(
 def rope_append(
     qkv_ptr, kv_ptr, positions_ptr, freqs_ptr, rows_ptr, table_ptr, q_norm_ptr, k_norm_ptr, q_out_ptr, M,
     H: tl.constexpr, K: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, B: tl.constexpr, HALF: tl.constexpr,
-    HB: tl.constexpr, BY_ROW: tl.constexpr, SCALE: tl.constexpr, NORM: tl.constexpr, EPS: tl.constexpr,
-    OFFSET: tl.constexpr, PDL: tl.constexpr,
+    HB: tl.constexpr, TURNS: tl.constexpr, BY_ROW: tl.constexpr, SCALE: tl.constexpr, NORM: tl.constexpr,
+    EPS: tl.constexpr, OFFSET: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """Heads H of q, K of k and K of v, one after another. Grid: (T, ceil((H + 2K) / HB))."""
+    """Heads H of q, K of k and K of v, one after another, HB at a time. Grid: (T, any number)."""
     if PDL:
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
     token = tl.program_id(0).to(tl.int64)
-    head = tl.program_id(1) * HB + tl.arange(0, HB)
     d = tl.arange(0, DP)
     row = tl.load(rows_ptr + token)
     position = tl.load(positions_ptr + token)
     # Asked for before the arithmetic, so that it is there when the stores need it.
     block = tl.load(table_ptr + row.to(tl.int64) * M + position // B, mask=row >= 0, other=0).to(tl.int64)
-    partner, own, other = _rotation(freqs_ptr, position, row, DP, HALF, BY_ROW, SCALE)
-    keep = (head < H + 2 * K)[:, None] & (d < D)[None, :]
-    source = qkv_ptr + (token * (H + 2 * K) + head)[:, None] * D
-    x = tl.load(source + d[None, :], mask=keep, other=0.0).to(tl.float32)
-    y = tl.load(source + partner[None, :], mask=keep, other=0.0).to(tl.float32)
-    rotates = (head < H + K)[:, None]
-    if NORM:
-        inverse = tl.where(rotates, tl.rsqrt(tl.sum(x * x, 1) / D + EPS)[:, None], 1.0)
-        of_q = (head < H)[:, None]
-        w = tl.where(of_q, _norm(q_norm_ptr, d, D)[None, :], _norm(k_norm_ptr, d, D)[None, :]) + OFFSET
-        u = tl.where(of_q, _norm(q_norm_ptr, partner, D)[None, :], _norm(k_norm_ptr, partner, D)[None, :]) + OFFSET
-        x = tl.where(rotates, x * inverse * w, x)
-        y = y * inverse * u
-    x = tl.where(rotates, x * own[None, :] + y * other[None, :], x)
-    place = (token * H + head)[:, None] * D + d[None, :]
-    tl.store(q_out_ptr + place, x.to(q_out_ptr.dtype.element_ty), mask=keep & (head < H)[:, None])
-    # A block is [2,K,B,D]: k heads, then v heads, as they stand in a row of qkv.
-    place = ((block * (2 * K) + (head - H)) * B + position % B)[:, None] * D + d[None, :]
-    tl.store(kv_ptr + place, x.to(kv_ptr.dtype.element_ty), mask=keep & ((head >= H) & (row >= 0))[:, None])
+    partner, own, other = rotation(freqs_ptr, position, row, DP, HALF, BY_ROW, SCALE)
+    for turn in tl.static_range(TURNS):
+        head = (tl.program_id(1) * TURNS + turn) * HB + tl.arange(0, HB)
+        keep = (head < H + 2 * K)[:, None] & (d < D)[None, :]
+        source = qkv_ptr + (token * (H + 2 * K) + head)[:, None] * D
+        x = tl.load(source + d[None, :], mask=keep, other=0.0).to(tl.float32)
+        y = tl.load(source + partner[None, :], mask=keep, other=0.0).to(tl.float32)
+        rotates = (head < H + K)[:, None]
+        if NORM:
+            inverse = tl.where(rotates, tl.rsqrt(tl.sum(x * x, 1) / D + EPS)[:, None], 1.0)
+            of_q = (head < H)[:, None]
+            w = tl.where(of_q, _norm(q_norm_ptr, d, D)[None, :], _norm(k_norm_ptr, d, D)[None, :]) + OFFSET
+            u = tl.where(of_q, _norm(q_norm_ptr, partner, D)[None, :], _norm(k_norm_ptr, partner, D)[None, :]) + OFFSET
+            x = tl.where(rotates, x * inverse * w, x)
+            y = y * inverse * u
+        x = tl.where(rotates, x * own[None, :] + y * other[None, :], x)
+        place = (token * H + head)[:, None] * D + d[None, :]
+        tl.store(q_out_ptr + place, x.to(q_out_ptr.dtype.element_ty), mask=keep & (head < H)[:, None])
+        # A block is [2,K,B,D]: k heads, then v heads, as they stand in a row of qkv.
+        place = ((block * (2 * K) + (head - H)) * B + position % B)[:, None] * D + d[None, :]
+        tl.store(kv_ptr + place, x.to(kv_ptr.dtype.element_ty), mask=keep & ((head >= H) & (row >= 0))[:, None])
 
 
 @triton.jit
@@ -104,7 +109,7 @@ def rope(
     token = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1) * HB + tl.arange(0, HB)
     d = tl.arange(0, DP)
-    partner, own, other = _rotation(
+    partner, own, other = rotation(
         freqs_ptr, tl.load(positions_ptr + token), tl.load(rows_ptr + token), DP, HALF, BY_ROW, SCALE
     )
     keep = (head < H)[:, None] & (d < D)[None, :]

@@ -7,18 +7,17 @@ it, so that padding needs no branch in any kernel; it is never handed out.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from penstock.errors import ResourceError
 
 DUMMY_BLOCK = 0
 
 
-@dataclass(frozen=True, slots=True)
-class BlockRef:
+class BlockRef(NamedTuple):
     """One block while one owner holds it: once the block is released, `generation` is behind and the ref is stale."""
 
-    index: int
+    block: int
     generation: int
 
 
@@ -55,18 +54,19 @@ class BlockPool:
     def allocate(self, count: int, owner: int) -> tuple[BlockRef, ...]:
         """Give `count` blocks to `owner`; the caller has asked `num_free` before."""
         assert 0 <= count <= self.num_free, f"{count} blocks asked of {self.num_free} free ones"
-        return tuple(self._take(owner) for _ in range(count))
-
-    def _take(self, owner: int) -> BlockRef:
-        index = self._free.pop()
-        assert self._owners[index] is None, f"block {index} was free and owned by {self._owners[index]}"
-        self._owners[index] = owner
-        return BlockRef(index, self._generations[index])
+        rest = self.num_free - count
+        taken = self._free[rest:]
+        del self._free[rest:]
+        taken.reverse()  # as one by one from the top
+        for block in taken:
+            assert self._owners[block] is None, f"block {block} was free and owned by {self._owners[block]}"
+            self._owners[block] = owner
+        return tuple(BlockRef(block, self._generations[block]) for block in taken)
 
     def owner(self, ref: BlockRef) -> int:
         """Who holds this block; a stale ref is a bug of the caller."""
-        assert self._generations[ref.index] == ref.generation, f"stale {ref}: now {self._generations[ref.index]}"
-        owner = self._owners[ref.index]
+        assert self._generations[ref.block] == ref.generation, f"stale {ref}: now {self._generations[ref.block]}"
+        owner = self._owners[ref.block]
         assert owner is not None, f"{ref} was never allocated"
         return owner
 
@@ -74,9 +74,9 @@ class BlockPool:
         """Take blocks back from `owner`; from now on every copy of these refs is stale."""
         for ref in refs:
             assert self.owner(ref) == owner, f"{ref} belongs to {self.owner(ref)}, not to {owner}"
-            self._owners[ref.index] = None
-            self._generations[ref.index] += 1
-            self._free.append(ref.index)
+            self._owners[ref.block] = None
+            self._generations[ref.block] += 1
+            self._free.append(ref.block)
 
     def check(self) -> None:
         """Prove that every block is either free once or owned once, and the dummy neither."""
@@ -112,7 +112,7 @@ class KvManager:
 
     def table(self, slot: int) -> tuple[int, ...]:
         """The block of each `block_size` positions, in order; block indices."""
-        return tuple(ref.index for ref in self._tables[slot])
+        return tuple(ref.block for ref in self._tables[slot])
 
     def free(self, slot: int) -> None:
         self.pool.release(self._tables.pop(slot), slot)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -10,7 +11,7 @@ from penstock.runtime.schedule.request import FinishReason, Request
 
 
 class Row(NamedTuple):
-    """`num_tokens` positions of one request from `start` on. A tuple, because a step of 512 rows makes 512 of them."""
+    """`num_tokens` positions of one request from `start` on."""
 
     slot: int
     request_id: str
@@ -19,8 +20,47 @@ class Row(NamedTuple):
     samples: bool
 
 
-@dataclass(frozen=True)
-class Admission:
+class Chunk(NamedTuple):
+    """The next `num_tokens` positions of a prompt; it samples where they are the last ones."""
+
+    request: Request
+    slot: int
+    start: int
+    num_tokens: int
+    samples: bool
+
+
+class Decoders:
+    """The requests that take one token in each step, in order of admission, for as long as nobody joins or leaves.
+
+    One object stands in plan after plan, so whatever follows from its requests is worked out once, not once a step.
+    """
+
+    def __init__(self, requests: Sequence[Request]) -> None:
+        self.requests = tuple(requests)
+        self.slots = tuple([request.slot for request in requests if request.slot is not None])
+        self.slot_set = frozenset(self.slots)
+        assert len(self.slot_set) == len(requests), f"{len(requests)} requests decode in slots {self.slots}"
+        self.steps_left = min([r.max_length - 1 - r.num_computed for r in requests], default=0)
+        self._starts = [request.num_computed for request in requests]
+        self._rounds = 0
+
+    def advance(self) -> int:
+        """Launch a token of each; returns how many steps went before."""
+        assert self.steps_left > 0, "a request was at its limit"
+        for request in self.requests:
+            request.num_computed += 1
+        self.steps_left -= 1
+        self._rounds += 1
+        return self._rounds - 1
+
+    def rows(self, rounds: int) -> list[Row]:
+        """The rows of the step before which so many had gone."""
+        every = zip(self.slots, self.requests, self._starts, strict=True)
+        return [Row(slot, request.id, start + rounds, 1, True) for slot, request, start in every]
+
+
+class Admission(NamedTuple):
     """A request that enters `slot` with this step; its whole block table (block indices) is known already."""
 
     slot: int
@@ -30,38 +70,63 @@ class Admission:
 
 @dataclass(frozen=True)
 class StepPlan:
-    """One ragged batch: decode rows first, then prompt chunks, each in order of admission."""
+    """One ragged batch: decode rows first, then prompt chunks, each in order of admission.
+
+    `rounds`: steps that went before with the same decoders.
+    """
 
     step_id: int
-    rows: tuple[Row, ...]
-    admitted: tuple[Admission, ...]
+    decoders: Decoders
+    rounds: int
+    chunks: tuple[Chunk, ...] = ()
+    admitted: tuple[Admission, ...] = ()
 
     def __post_init__(self) -> None:
-        assert self.rows, "a step has rows"
-        assert len(self.slots) == len(self.rows), f"a slot has two rows: {self.rows}"
-        assert min(row.num_tokens for row in self.rows) >= 1, f"an empty row: {self.rows}"
-        fresh = {row.slot for row in self.rows if not row.start}
+        if not self.chunks:
+            assert self.decoders.requests and not self.admitted, "a step has rows, and who is admitted has one"
+            return
+        assert len(self.slots) == self.num_rows, f"a slot has two rows: {self.rows}"
+        assert min(chunk.num_tokens for chunk in self.chunks) >= 1, f"an empty row: {self.rows}"
+        fresh = {chunk.slot for chunk in self.chunks if not chunk.start}
         assert fresh == {admission.slot for admission in self.admitted}, "rows start at 0 exactly when admitted"
+
+    @cached_property
+    def rows(self) -> tuple[Row, ...]:
+        """One by one, for whoever looks at a plan; running a step does not need them."""
+        prompts = [Row(chunk.slot, chunk.request.id, *chunk[2:]) for chunk in self.chunks]
+        return (*self.decoders.rows(self.rounds), *prompts)
+
+    @cached_property
+    def requests(self) -> tuple[Request, ...]:
+        """In row order."""
+        return (*self.decoders.requests, *(chunk.request for chunk in self.chunks))
+
+    @cached_property
+    def sampling(self) -> tuple[Request, ...]:
+        """Who gets a token from this step, in row order; the logit rows of the step."""
+        if not self.chunks:
+            return self.decoders.requests
+        return (*self.decoders.requests, *(chunk.request for chunk in self.chunks if chunk.samples))
 
     @cached_property
     def slots(self) -> frozenset[int]:
         """Every slot this step reads or writes."""
-        return frozenset(row.slot for row in self.rows)
+        return self.decoders.slot_set.union(chunk.slot for chunk in self.chunks)
 
-    @cached_property
-    def sampling_slots(self) -> tuple[int, ...]:
-        """The slots that get a token from this step, in row order; the logit rows of the step."""
-        return tuple(row.slot for row in self.rows if row.samples)
+    @property
+    def num_rows(self) -> int:
+        """S."""
+        return len(self.decoders.requests) + len(self.chunks)
 
     @cached_property
     def num_tokens(self) -> int:
         """T."""
-        return sum(row.num_tokens for row in self.rows)
+        return len(self.decoders.requests) + sum(chunk.num_tokens for chunk in self.chunks)
 
     @property
     def num_logits(self) -> int:
         """L."""
-        return len(self.sampling_slots)
+        return len(self.sampling)
 
 
 class Event(NamedTuple):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
-from functools import cached_property
 from typing import Literal
 
 FinishReason = Literal["stop", "length", "abort", "error"]
@@ -16,12 +15,14 @@ class Status(Enum):
     FINISHED = "finished"
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Request:
     """One prompt and the tokens it grows; positions count from 0, lengths are in tokens.
 
-    The caller gives the first block of fields; the scheduler alone changes the second; all else is derived. The host
-    lags the device: `num_sampled` samples are launched, of which `output` are known.
+    The caller gives the first block of fields; `hears_all`: whether every token is news, or only the first and the end.
+    The second block follows from the first and is kept, because every step asks for it of every request. The scheduler
+    alone changes the third; all else is derived. The host lags the device: `num_sampled` samples are launched, of which
+    `output` are known.
     """
 
     id: str
@@ -31,11 +32,23 @@ class Request:
     eos_ids: frozenset[int] = frozenset()
     stop_ids: frozenset[int] = frozenset()
     ignore_eos: bool = False
+    hears_all: bool = True
+
+    prompt_length: int = field(init=False)
+    output_limit: int = field(init=False)  # tokens it may sample: `max_tokens`, or less where `max_seq_len` ends it
+    max_length: int = field(init=False)  # the longest that prompt and output may become
+    end_ids: frozenset[int] = field(init=False)  # tokens that end it
 
     slot: int | None = None
     num_computed: int = 0
     output: list[int] = field(default_factory=list)
     finish_reason: FinishReason | None = None
+
+    def __post_init__(self) -> None:
+        self.prompt_length = len(self.prompt)
+        self.output_limit = min(self.max_tokens, self.max_seq_len - self.prompt_length)
+        self.max_length = self.prompt_length + self.output_limit
+        self.end_ids = self.stop_ids if self.ignore_eos else self.stop_ids | self.eos_ids
 
     @property
     def status(self) -> Status:
@@ -43,24 +56,14 @@ class Request:
             return Status.FINISHED
         return Status.WAITING if self.slot is None else Status.RUNNING
 
-    @cached_property
-    def output_limit(self) -> int:
-        """Tokens it may sample: `max_tokens`, or less where `max_seq_len` ends it first."""
-        return min(self.max_tokens, self.max_seq_len - len(self.prompt))
-
-    @cached_property
-    def max_length(self) -> int:
-        """The longest that prompt and output may become."""
-        return len(self.prompt) + self.output_limit
-
     def in_prompt(self) -> bool:
         """Whether a part of the prompt is in no step yet."""
-        return self.num_computed < len(self.prompt)
+        return self.num_computed < self.prompt_length
 
     @property
     def num_sampled(self) -> int:
         """Samples launched, known or not: the last prompt token gives the first, every token after it another."""
-        return max(0, self.num_computed - len(self.prompt) + 1)
+        return max(0, self.num_computed - self.prompt_length + 1)
 
     @property
     def num_unknown(self) -> int:
@@ -68,11 +71,9 @@ class Request:
         return self.num_sampled - len(self.output)
 
     @property
-    def num_wanted(self) -> int:
-        """Tokens the next step could take: the rest of the prompt, or one, or none once the limit is launched."""
-        if self.in_prompt():
-            return len(self.prompt) - self.num_computed
-        return int(self.num_computed < self.max_length - 1)  # the last sample is never fed back
+    def decodes(self) -> bool:
+        """Whether the next step may take a token of it behind the prompt: the last sample is never fed back."""
+        return self.prompt_length <= self.num_computed < self.max_length - 1
 
     def launch(self, num_tokens: int) -> int:
         """Put the next `num_tokens` positions into a step; returns the first."""
@@ -83,8 +84,10 @@ class Request:
 
     def accept(self, token: int) -> FinishReason | None:
         """Learn the next sample; says whether it ends the request, and why."""
-        assert self.num_unknown > 0, f"request {self.id} was told a token it did not sample"
-        self.output.append(token)
-        if token in self.stop_ids or (token in self.eos_ids and not self.ignore_eos):
+        output = self.output
+        known = len(output)
+        assert known <= self.num_computed - self.prompt_length, f"request {self.id} was told a token it did not sample"
+        output.append(token)
+        if token in self.end_ids:
             return "stop"
-        return "length" if len(self.output) == self.output_limit else None
+        return "length" if known + 1 == self.output_limit else None

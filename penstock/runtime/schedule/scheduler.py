@@ -9,12 +9,12 @@ step in flight touches them.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from penstock.errors import OptionError, PromptError
 from penstock.runtime.kv.blocks import KvManager
-from penstock.runtime.schedule.batch import Admission, Event, Row, StepPlan
+from penstock.runtime.schedule.batch import Admission, Chunk, Decoders, Event, StepPlan
 from penstock.runtime.schedule.request import FinishReason, Request, Status
 
 
@@ -40,21 +40,20 @@ class Limits:
             )
 
 
-@dataclass
+@dataclass(slots=True)
 class _Draft:
-    """A step being filled; `budget` tokens may still be added."""
+    """The prompts' part of a step being filled; `budget` tokens may still be added."""
 
     budget: int
-    rows: list[Row] = field(default_factory=list)
+    chunks: list[Chunk] = field(default_factory=list)
     admitted: list[Admission] = field(default_factory=list)
 
     def give(self, request: Request) -> None:
-        count = min(request.num_wanted, self.budget)
-        if not count:
-            return
-        assert request.slot is not None
+        """As much of the request's prompt as the budget allows."""
+        assert request.slot is not None and self.budget > 0
+        count = min(request.prompt_length - request.num_computed, self.budget)
         start = request.launch(count)
-        self.rows.append(Row(request.slot, request.id, start, count, not request.in_prompt()))
+        self.chunks.append(Chunk(request, request.slot, start, count, not request.in_prompt()))
         self.budget -= count
 
 
@@ -71,7 +70,11 @@ class Scheduler:
         self._waiting: dict[str, Request] = {}  # a queue that an abort can leave from the middle
         self._slots: dict[int, Request] = {}  # the occupied ones; finished requests too, while a step touches them
         self._free_slots = list(range(limits.max_batch_size))  # a heap, so that slots in use stay dense at the low end
+        self._prompts: dict[int, Request] = {}  # of them, those with a part of their prompt in no step yet, by slot
+        self._leaving: dict[int, Request] = {}  # of them, those that have finished
+        self._decoders: Decoders | None = None  # None: somebody has joined or left
         self._in_flight: dict[int, StepPlan] = {}
+        self.num_generated = 0  # tokens learnt, of all requests since the start
         self._next_step = 0
 
     @property
@@ -102,10 +105,11 @@ class Scheduler:
         assert request.max_tokens >= 1 and request.max_seq_len <= self.limits.max_seq_len, request
         if request.id in self._live:
             raise OptionError(f"request id {request.id!r} is taken by a request that has not finished; choose another")
-        self._refuse_impossible(request)
+        self.refuse_impossible(request)
         self._live[request.id] = self._waiting[request.id] = request
 
-    def _refuse_impossible(self, request: Request) -> None:
+    def refuse_impossible(self, request: Request) -> None:
+        """PromptError if it could never run. Reads nothing that changes, so that any thread may ask."""
         length, limit = len(request.prompt), request.max_seq_len
         if not length:
             raise PromptError(f"the prompt of request {request.id!r} is empty; give at least 1 token")
@@ -126,16 +130,28 @@ class Scheduler:
     def schedule(self) -> StepPlan | None:
         """Plan the next step, or None when nothing can run before a step in flight retires (or at all)."""
         assert self.can_schedule, f"{self.num_in_flight} steps are in flight, retire one first"
-        draft = _Draft(self.limits.max_num_tokens)
-        running = [request for request in self._slots.values() if not request.finish_reason]
-        # The sort is stable: decode rows, then prompts under way, each in order of admission.
-        for request in sorted(running, key=Request.in_prompt):
+        decoders = self._decoders or self._gather()
+        draft = _Draft(self.limits.max_num_tokens - len(decoders.requests))
+        if self._prompts or self._waiting:
+            self._fill(draft)
+        if not (decoders.requests or draft.chunks):
+            assert self._in_flight or not self.has_work, "work is left and nothing can run"
+            return None
+        return self._plan(decoders, draft)
+
+    def _gather(self) -> Decoders:
+        """Who decodes from now on."""
+        self._decoders = Decoders([r for r in self._slots.values() if r.finish_reason is None and r.decodes])
+        return self._decoders
+
+    def _fill(self, draft: _Draft) -> None:
+        """Prompts under way, in order of admission, then those that wait, as far as the budget goes."""
+        under_way = iter(tuple(self._prompts.values()))
+        while draft.budget and (request := next(under_way, None)):
             draft.give(request)
         while draft.budget and (admission := self._admit()):
             draft.admitted.append(admission)
             draft.give(admission.request)
-        assert draft.rows or self._in_flight or not self.has_work, "work is left and nothing can run"
-        return self._plan(draft) if draft.rows else None
 
     def _admit(self) -> Admission | None:
         """Give the oldest waiting request a slot and all blocks it may ever need, so that nothing is preempted."""
@@ -144,30 +160,54 @@ class Scheduler:
             return None  # later arrivals do not overtake it, or a long request would starve
         del self._waiting[request.id]
         request.slot = heapq.heappop(self._free_slots)
-        self._slots[request.slot] = request
+        self._slots[request.slot] = self._prompts[request.slot] = request
         return Admission(request.slot, request, self.kv.reserve(request.slot, request.max_length))
 
-    def _plan(self, draft: _Draft) -> StepPlan:
-        plan = StepPlan(self._next_step, tuple(draft.rows), tuple(draft.admitted))
+    def _plan(self, decoders: Decoders, draft: _Draft) -> StepPlan:
+        rounds = decoders.advance() if decoders.requests else 0
+        plan = StepPlan(self._next_step, decoders, rounds, tuple(draft.chunks), tuple(draft.admitted))
+        for chunk in plan.chunks:
+            if chunk.samples:  # its prompt is done: it decodes from the next step on
+                del self._prompts[chunk.slot]
+                self._decoders = None
+        if not decoders.steps_left:
+            self._decoders = None
         self._in_flight[plan.step_id] = plan
         self._next_step += 1
         return plan
 
-    def retire(self, step_id: int, tokens: Mapping[int, int]) -> tuple[Event, ...]:
-        """Learn the token of each sampling slot of the oldest step in flight; events in row order, ghosts left out."""
+    def retire(self, step_id: int, tokens: Sequence[int]) -> tuple[Event, ...]:
+        """Learn the tokens of the oldest step in flight, one for each request that samples; ghosts' are dropped.
+
+        Events in row order; a request that does not hear all has one for its first token and one for its end.
+        """
         assert step_id == next(iter(self._in_flight), None), f"step {step_id} is not the oldest of {[*self._in_flight]}"
         plan = self._in_flight.pop(step_id)
-        assert tokens.keys() == set(plan.sampling_slots), f"tokens of {[*tokens]}, sampled {plan.sampling_slots}"
-        events = tuple(self._accept(request, tokens[slot]) for slot, request in self._unfinished(plan.sampling_slots))
-        self._release_idle(row.slot for row in plan.rows)
+        assert len(tokens) == plan.num_logits, f"{len(tokens)} tokens, {plan.num_logits} were sampled"
+        events = self._accept(plan.sampling, tokens)
+        self._release_idle()
+        return tuple(events)
+
+    def _accept(self, requests: Sequence[Request], tokens: Sequence[int]) -> list[Event]:
+        events, ghosts = [], 0
+        for request, token in zip(requests, tokens, strict=True):
+            if request.finish_reason is not None:
+                ghosts += 1
+                continue
+            reason = request.accept(token)
+            if reason is not None:
+                events.append(self._end(request, reason, token))
+            elif request.hears_all or len(request.output) == 1:
+                events.append(Event(request.id, token, None))
+        self.num_generated += len(tokens) - ghosts
         return events
 
     def fail(self, step_id: int, error: Exception) -> tuple[Event, ...]:
         """A step in flight died (any: a launch fails while an older step runs); its unfinished requests end so too."""
         plan = self._in_flight.pop(step_id)
-        slots = [row.slot for row in plan.rows]
-        events = tuple(self._end(request, "error", error=error) for _, request in self._unfinished(slots))
-        self._release_idle(slots)
+        unfinished = [request for request in plan.requests if not request.finish_reason]
+        events = tuple(self._end(request, "error", error=error) for request in unfinished)
+        self._release_idle()
         return events
 
     def abort(self, request_id: str, reason: FinishReason = "abort") -> Event | None:
@@ -176,32 +216,28 @@ class Scheduler:
         if request is None:
             return None
         event = self._end(request, reason)
-        if request.slot is not None:
-            self._release_idle([request.slot])
+        self._release_idle()
         return event
-
-    def _unfinished(self, slots: Iterable[int]) -> list[tuple[int, Request]]:
-        occupied = [(slot, self._slots[slot]) for slot in slots]
-        return [(slot, request) for slot, request in occupied if not request.finish_reason]
-
-    def _accept(self, request: Request, token: int) -> Event:
-        reason = request.accept(token)
-        return Event(request.id, token, None) if reason is None else self._end(request, reason, token)
 
     def _end(
         self, request: Request, reason: FinishReason, token: int | None = None, error: Exception | None = None
     ) -> Event:
         del self._live[request.id]
-        self._waiting.pop(request.id, None)
         request.finish_reason = reason
+        if request.slot is None:
+            del self._waiting[request.id]
+        else:
+            self._leaving[request.slot] = request
+            self._prompts.pop(request.slot, None)
+            if request.decodes:  # otherwise it is not among the decoders, or has left them with its last launch
+                self._decoders = None
         return Event(request.id, token, reason, error)
 
-    def _release_idle(self, slots: Iterable[int]) -> None:
-        """Free those of `slots` whose request has finished and which no step in flight touches."""
-        for slot in slots:
-            request = self._slots[slot]
-            if request.finish_reason and not any(slot in plan.slots for plan in self._in_flight.values()):
-                del self._slots[slot]
+    def _release_idle(self) -> None:
+        """Free the slots of finished requests that no step in flight touches."""
+        for slot, request in tuple(self._leaving.items()):
+            if not any(slot in plan.slots for plan in self._in_flight.values()):
+                del self._slots[slot], self._leaving[slot]
                 request.slot = None
                 self.kv.free(slot)
                 heapq.heappush(self._free_slots, slot)
@@ -212,5 +248,8 @@ class Scheduler:
         every = sorted([*self._free_slots, *self._slots])
         assert every == list(range(self.limits.max_batch_size)), f"free {self._free_slots}, occupied {[*self._slots]}"
         assert self.kv.slots == self._slots.keys(), f"blocks of {self.kv.slots}, occupied {[*self._slots]}"
+        prompts = {slot for slot, r in self._slots.items() if not r.finish_reason and r.in_prompt()}
+        finished = {slot for slot, r in self._slots.items() if r.finish_reason}
+        assert prompts == set(self._prompts) and finished == set(self._leaving), "a slot is listed under another state"
         for plan in self._in_flight.values():
             assert plan.slots <= self._slots.keys(), f"step {plan.step_id} touches a free slot"

@@ -69,7 +69,7 @@ def test_weights_are_the_checkpoints(tiny_model: Path, tiny_engine: Path) -> Non
 def test_every_fused_node_was_timed_against_its_parts(tiny_engine: Path) -> None:
     timing = json.loads((tiny_engine / store.TIMING).read_text())
     fused = [
-        site for site in timing if site.split("(")[0] in ("add_rms_norm", "linear_glu", "rope_append", "packed_glu")
+        site for site in timing if site.split("(")[0] in ("add_rms_norm", "linear_glu", "rope_attention", "packed_glu")
     ]
     assert fused
     for site in fused:
@@ -301,7 +301,7 @@ def test_another_schema_is_refused(tiny_engine: Path, tmp_path: Path) -> None:
     data = json.loads((copy / store.MANIFEST).read_text())
     with store.writing(tmp_path / "old") as part:
         (part / store.MANIFEST).write_text(json.dumps(data | {"schema": 0}))
-    with pytest.raises(EngineSchemaError, match=r"schema 0, this version reads 1; build it again"):
+    with pytest.raises(EngineSchemaError, match=r"schema 0, this version reads 2; build it again"):
         store.load(tmp_path / "old")
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from penstock.compiler.select import Selector
+from penstock.compiler.select import NoCompiler, Selector
 from penstock.compiler.timing import time_cpu
 from penstock.compiler.timing_cache import TimingCache
 from penstock.engine.device import CPU, Device
@@ -36,7 +36,7 @@ SITE = Site.of(graph().outputs[0].node)
 
 
 def select(pins: Mapping[str, str] | None = None, cache: TimingCache | None = None, timer: Any = time_cpu) -> Selector:
-    selector = Selector(PROFILE, CPU, timer, lambda kernels, progress: {}, cache or TimingCache(None), pins or {})
+    selector = Selector(PROFILE, CPU, timer, NoCompiler(), cache or TimingCache(None), pins or {})
     selector.run([graph()])
     return selector
 

@@ -61,8 +61,9 @@ Step = Callable[[Sequence[Any], Sequence[Any]], None]
 def steps(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Plan]:
     """Makes a plan out of Python functions of (inputs, outputs)."""
 
-    def plan(found: Site, *functions: Step, workspace: Type | None = None) -> Plan:
+    def plan(found: Site, *functions: Step, workspace: Type | None = None, zeroed: Type | None = None) -> Plan:
         launches = []
+        extra = tuple((Arg(kind, 0), t) for kind, t in (("workspace", workspace), ("zeroed", zeroed)) if t)
         for number, function in enumerate(functions):
             name = f"test-{number}"
 
@@ -72,9 +73,8 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Plan]:
 
             monkeypatch.setitem(calls.CALLS, name, run)  # type: ignore[arg-type]
             call = whole_call(name, found)
-            extra = ((Arg("workspace", 0), workspace),) if workspace else ()
             launches.append(replace(call, inputs=(*call.inputs, *extra)))
-        return Plan("test", tuple(launches), workspace.nbytes() if workspace else 0)
+        return Plan("test", tuple(launches), *(t.nbytes() if t else 0 for t in (workspace, zeroed)))
 
     return plan
 
@@ -96,7 +96,9 @@ made: list[Replays] = []
 
 
 class Mark:
-    """In place of a CUDA event."""
+    """In place of a CUDA event: every stretch takes as long."""
+
+    milliseconds = 0.16
 
     def __init__(self, enable_timing: bool) -> None:
         assert enable_timing
@@ -106,7 +108,7 @@ class Mark:
     def synchronize(self) -> None: ...
 
     def elapsed_time(self, other: Mark) -> float:
-        return 1.6
+        return self.milliseconds
 
 
 @pytest.fixture
@@ -234,9 +236,26 @@ def test_right_plans_pass_and_are_timed_by_the_launch(timer: CudaTimer, found: S
     result = timer(found, sizes, plan_of(found))
     (graph,) = made
     assert timing.LEAST <= len(graph.runs) <= timing.MOST
-    assert result == Timing(1600 / len(graph.runs), 0.0)
+    assert result == Timing(160 / len(graph.runs), 0.0)
     assert graph.replayed == timing.WARM_UP + timing.REPEATS + 1
     assert timer(found, sizes, plan_of(found)).ok, "and again, on what the first has left"
+
+
+def test_what_is_far_behind_the_best_is_repeated_less(timer: CudaTimer) -> None:
+    near = timer(ADD, {"T": 3}, plan_of(ADD), 10 / timing.BEHIND)
+    behind = timer(ADD, {"T": 3}, plan_of(ADD), 9.9 / timing.BEHIND)
+    assert near == behind == Timing(10.0, 0.0)
+    replayed = [graph.replayed - timing.WARM_UP - 1 for graph in made]
+    assert replayed == [timing.REPEATS, timing.FEW]
+
+
+def test_a_long_launch_is_timed_in_few_replays_of_few_launches(
+    timer: CudaTimer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Mark, "milliseconds", 5.0)
+    assert timer(ADD, {"T": 3}, plan_of(ADD)) == Timing(5000 / timing.ENOUGH, 0.0)
+    (graph,) = made
+    assert len(graph.runs) == timing.ENOUGH and graph.replayed == 1 + timing.FEW + 1
 
 
 @pytest.mark.parametrize("columns", [64, 512, 4096])
@@ -292,6 +311,19 @@ def test_a_workspace_that_must_hold_zeros_shows(timer: CudaTimer, steps: Callabl
     assert "off by inf" in timer(ADD, {"T": 3}, plan).refused
 
 
+def test_zeroed_memory_must_be_left_zero(timer: CudaTimer, steps: Callable[..., Plan]) -> None:
+    def use(inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
+        outputs[0].copy_(inputs[0] + inputs[1] + inputs[2])
+        inputs[2].add_(1)
+
+    def leave(inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
+        inputs[2].zero_()
+
+    assert timer(ADD, {"T": 3}, steps(ADD, use, leave, zeroed=tensor("f32", 3, 8))).ok
+    refused = timer(ADD, {"T": 3}, steps(ADD, use, zeroed=tensor("f32", 3, 8))).refused
+    assert refused == "leaves 48 of its 96 zeroed bytes other than zero"
+
+
 def test_state_is_not_poisoned_and_what_stands_beside_it_is(timer: CudaTimer, steps: Callable[..., Plan]) -> None:
     profile = Profile(1, 8, 32)
     found = state_site("prepare", profile)
@@ -340,6 +372,18 @@ def test_state_is_put_back_between_replays(timer: CudaTimer, steps: Callable[...
     for _ in range(2):
         assert timer(found, profile.sizes(8, 1), steps(found, commit)).ok
     assert lengths == {0}
+
+
+def test_results_of_a_replay_that_differ_within_the_tolerance_pass(
+    timer: CudaTimer, steps: Callable[..., Plan]
+) -> None:
+    count = [0]
+
+    def unsteady(inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
+        count[0] += 1
+        outputs[0].copy_((inputs[0] + inputs[1]) * (1 + count[0] % 3 * 1e-6))
+
+    assert timer(ADD, {"T": 3}, steps(ADD, unsteady)).ok
 
 
 def test_a_state_that_a_replay_leaves_wrong_shows(timer: CudaTimer, steps: Callable[..., Plan]) -> None:

@@ -137,8 +137,13 @@ def test_the_classic_flags_mean_what_they_say(run: Run, model: Path, tmp_path: P
         ("refit {engine}", 2, "--checkpoint_dir"),
         ("serve {engine} --port 8000", 2, "penstock serve is not built yet"),
         ("quantize --qformat int4_awq", 2, "penstock quantize is not built yet"),
-        ("bench latency", 2, "penstock bench is not built yet"),
-        ("profile {engine}", 2, "penstock profile is not built yet"),
+        ("bench serve --port 1", 2, "penstock bench serve is not built yet"),
+        ("bench latency --lengths 1,x", 2, "no list of numbers"),
+        ("bench kernels {tmp}", 1, "no engine directory"),
+        ("profile {engine} --batch 99", 2, "rows 99 is outside 1 to 4"),
+        ("profile {tmp}", 1, "no engine directory"),
+        ("run --engine_dir {engine} --input_text x --debug_nodes logitz", 2, "near are logits"),
+        ("run --engine_dir {engine} --input_text x --max_seq_len 9999", 2, "max_seq_len=9999"),
         ("diff {engine} {engine}", 2, "penstock diff is not built yet"),
         ("unknown", 2, "unknown"),
     ],
@@ -169,7 +174,7 @@ def test_inspect_tells_every_section(run: Run, engine: Path) -> None:
     ran = run("inspect", engine, "--bandwidth", 100)
     assert ran.code == 0 and ran.err == ""
     wanted = ["2 of 4 heads of 16 over 2 KV heads", "fuse_qkv 2x", "reference", "[torch", "at 100 GB/s", "T tokens"]
-    for said in (*wanted, "block_table 20", "linear_glu(", "where the time of a step of", "2 x linear f32["):
+    for said in (*wanted, "block_table 20", "linear_norm_linear(", "where the time of a step of", "linear_norm_linear f32["):
         assert said in ran.out
     assert "# as built" not in ran.out and max(map(len, ran.out.splitlines())) < 200
     assert "of the roof" not in ran.out  # the CPU times a step of several tokens, the roof is of one
@@ -205,9 +210,9 @@ def test_inspect_json_adds_up(run: Run, engine: Path) -> None:
     graph = manifest.programs["decode"].phases["forward"].graph
     forward = [n for n in data["nodes"] if n["phase"] == "forward"]
     assert sum(n["count"] for n in forward) == sum(not n.is_leaf for n in graph.nodes)
-    glu = next(n for n in forward if n["op"] == "linear_glu")["choices"][0]
-    rivals = {glu["tactic"]: glu["median_us"], **{r["tactic"]: r["median_us"] for r in glu["runners_up"]}}
-    assert set(rivals) == {"parts", "reference"} and glu["median_us"] == min(rivals.values())
+    block = next(n for n in forward if n["op"] == "linear_norm_linear")["choices"][0]
+    rivals = {block["tactic"]: block["median_us"], **{r["tactic"]: r["median_us"] for r in block["runners_up"]}}
+    assert set(rivals) == {"parts", "reference"} and block["median_us"] == min(rivals.values())
 
 
 def test_inspect_refuses_a_changed_engine(run: Run, engine: Path, tmp_path: Path) -> None:
@@ -380,7 +385,7 @@ def test_the_distance_from_the_roof_is_arithmetic(engine: Path) -> None:
     assert "at most 400 tok/s" in text and "reached 100.0, 25.0% of it" in text
 
 
-@pytest.mark.parametrize("word", ["--help", "--version", "build --help"])
+@pytest.mark.parametrize("word", ["--help", "--version", "build --help", "bench latency --help"])
 def test_asking_for_help_is_quick_and_loads_nothing_heavy(word: str) -> None:
     code = (
         "import sys; from penstock.cli import main; code = main(sys.argv[1:])\n"

@@ -5,29 +5,33 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from penstock.cli import main
-from penstock.compiler import backend, build
+from penstock.compiler import backend, build, weights
 from penstock.compiler.candidates import candidates
 from penstock.compiler.options import BuildOptions
 from penstock.compiler.timing import Timing
-from penstock.compiler.weights import write_weights
+from penstock.compiler.weights import compute
 from penstock.engine import store
 from penstock.engine.device import H200, Device
 from penstock.engine.program import Plan, Site, Sizes
-from penstock.kernels import compile as kernels
+from penstock.kernels import compile as compiled
 from penstock.kernels.tactic import TritonKernel
 
 
 class FakeWorkshop:
     """Times are drawn from a hash of what is timed, one tactic is refused, and a kernel is an empty file."""
 
+    gpu = nullcontext()
+
     def __init__(self, folder: Path, device: Device) -> None:
         self.folder, self.device = folder, device
+        self.seconds = {"compile": 1.0, "time": 2.0}
 
     def roof(self, format: str) -> dict[str, float]:
         return {"read_bytes_per_s": 4e12, "flops_per_s": 7e14}
@@ -38,15 +42,17 @@ class FakeWorkshop:
     def __exit__(self, *_: object) -> None:
         pass
 
-    def compile(self, wanted: Iterable[TritonKernel], progress: Callable[[], None]) -> dict[str, str]:
-        for kernel in wanted:
-            binary = kernels.Binary(
+    def submit(self, kernels: Iterable[TritonKernel], progress: Callable[[], None]) -> None:
+        for kernel in kernels:
+            binary = compiled.Binary(
                 "entry", kernel.num_warps, 0, 0, b"", "", "wgmma" if "matmul" in kernel.source else "fma"
             )
-            kernels.store(binary, self.folder, kernel.key(self.device.capability))
+            compiled.store(binary, self.folder, kernel.key(self.device.capability))
+
+    def refusals(self, keys: Iterable[str]) -> dict[str, str]:
         return {}
 
-    def time(self, site: Site, sizes: Sizes, plan: Plan) -> Timing:
+    def time(self, site: Site, sizes: Sizes, plan: Plan, best_us: float) -> Timing:
         if plan.tactic == "cublas" and site.op == "linear":
             return Timing(refused="too slow to wait for")
         digest = hashlib.sha256(f"{site.key}{dict(sizes)}{plan.tactic}".encode()).digest()
@@ -60,7 +66,7 @@ def engine(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(backend, "Workshop", FakeWorkshop)
         patch.setattr(build, "detect", lambda _: H200)
-        patch.setattr(build, "write_weights", lambda *args: write_weights(*args[:3], "cpu", args[4]))
+        patch.setattr(weights, "compute", lambda weight, source, device: compute(weight, source, "cpu"))
         return build.build(tiny_model, options, folder / "engine")
 
 
@@ -104,7 +110,10 @@ def test_the_memory_plan_is_the_engines(engine: Path, capsys: pytest.CaptureFixt
     assert memory["slots"] == 4 * manifest.profile.slots.size
 
 
-@pytest.mark.parametrize(("pin", "left"), [("!cublas", {"gemv", "skinny", "tiled"}), ("cublas", {"cublas"})])
+OWN = {"gemv", "hopper", "hopper_stream", "skinny", "tiled"}
+
+
+@pytest.mark.parametrize(("pin", "left"), [("!cublas", OWN), ("cublas", {"cublas"})])
 def test_a_pin_names_the_one_tactic_or_the_one_left_out(engine: Path, pin: str, left: set[str]) -> None:
     program = store.load(engine).programs["decode"]
     site = next(Site.of(n) for n in program.phases["forward"].graph.nodes if n.op == "linear")

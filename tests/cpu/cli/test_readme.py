@@ -13,7 +13,7 @@ from typing import Any
 
 from penstock.cli.unbuilt import VERBS
 from penstock.unsupported import UNSUPPORTED
-from tools.readme_tables import filled
+from tools.readme_tables import filled, pages
 
 ROOT = Path(__file__).resolve().parents[3]
 README = (ROOT / "README.md").read_text("utf-8")
@@ -23,9 +23,12 @@ def record(**facts: Any) -> str:
     return json.dumps({"metric": "decode_bs1", "unit": "tok/s", "model": "m", "format": "bf16", **facts})
 
 
-def test_the_readme_is_in_step_with_the_results() -> None:
-    assert filled(README, ROOT / "bench" / "results") == README, "run: python tools/readme_tables.py"
-    assert README.count("<!-- results:") == README.count("<!-- end of results -->") >= 1
+def test_the_pages_are_in_step_with_the_results() -> None:
+    for page in pages():
+        text = page.read_text("utf-8")
+        assert filled(text, ROOT / "bench" / "results") == text, f"{page.name}: run python tools/readme_tables.py"
+        assert text.count("<!-- results:") == text.count("<!-- end of results -->")
+    assert "<!-- results:" in README
 
 
 def test_a_table_holds_the_latest_of_each_figure_and_its_share(tmp_path: Path) -> None:
@@ -49,6 +52,34 @@ def test_checks_have_a_table_of_their_own(tmp_path: Path) -> None:
     texts = [filled(f"<!-- results:{name} -->\n<!-- end of results -->", tmp_path) for name in ("h200", "h200/checks")]
     assert "decode_bs1" in texts[0] and "passed" not in texts[0]
     assert "| m | bf16 | passed | 98 of 98 | abc |" in texts[1] and "decode_bs1" not in texts[1]
+
+
+def test_peers_stand_beside_our_latest_and_the_roof_that_its_share_implies(tmp_path: Path) -> None:
+    (tmp_path / "h200").mkdir()
+    ours = [
+        record(value=250.0, share_of_roof=0.5, commit="abc"), record(metric="lora", value=1.0),
+        record(metric="ttft_mean_ms", unit="ms", value=8.0, share_of_roof=0.25),
+    ]  # fmt: skip
+    others = [record(value=200.0, engine="v 1"), record(metric="load_s", unit="s", value=9.0, engine="h 2")]
+    (tmp_path / "h200" / "a.jsonl").write_text("\n".join(ours))
+    (tmp_path / "h200" / "peers.jsonl").write_text("\n".join(others))
+    text = filled("<!-- results:h200/peers -->\n<!-- end of results -->", tmp_path)
+    assert "| model | format | figure | h 2 | v 1 |" in text or "| figure | v 1 | h 2 | the roof | Penstock |" in text
+    assert "| m | bf16 | decode_bs1 | 200 tok/s |  | 500 | 250 tok/s | 50.0% | abc |" in text
+    assert "| m | bf16 | ttft_mean_ms |  |  | 2 | 8 ms | 25.0% |  |" in text
+    assert "| m | bf16 | load_s |  | 9 s |  | not measured yet |  |  |" in text and "lora" not in text
+    assert "v 1" not in filled("<!-- results:h200 -->\n<!-- end of results -->", tmp_path)
+
+
+def test_figures_asked_for_by_name_are_there_or_said_to_be_missing(tmp_path: Path) -> None:
+    (tmp_path / "h200").mkdir()
+    (tmp_path / "h200" / "a.jsonl").write_text(record(value=100.0) + "\n" + record(metric="other", value=7.0))
+    text = filled("<!-- results:h200 decode_bs1 claim_graphs -->\nold\n<!-- end of results -->", tmp_path)
+    assert (
+        "| m | bf16 | decode_bs1 | 100 tok/s |  |  |" in text
+        and "|  |  | claim_graphs | not measured yet |  |  |" in text
+    )
+    assert "other" not in text and filled(text, tmp_path) == text
 
 
 def test_the_commands_of_the_tour_run_as_they_are_written(tmp_path: Path) -> None:

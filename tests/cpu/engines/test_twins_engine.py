@@ -30,7 +30,7 @@ def operations(engine: Engine) -> set[str]:
 @pytest.mark.parametrize(("case", "changes"), TOGETHER.values(), ids=TOGETHER)
 def test_ragged_prompts_say_what_generate_says(case: str, changes: dict[str, Any], tmp_path: Path) -> None:
     twin = twin_engine(case, tmp_path, changes)
-    assert {"rope_append", "linear_glu"} & operations(twin.engine), "the passes are meant to have fused"
+    assert {"rope_attention", "linear_glu"} & operations(twin.engine), "the passes are meant to have fused"
     for ours in twin.greedy(prompts_of(PROMPTS)):
         assert len(ours.tokens) == NEW
         assert_same(ours, generated(twin.model, ours.prompt))

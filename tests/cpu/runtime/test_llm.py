@@ -98,6 +98,14 @@ def test_a_request_cancelled_while_it_is_submitted_does_not_run_on(llm: LLM, mon
     assert asyncio.run(cancelled()) == 0
 
 
+def test_stats_count_the_hosts_time(llm: LLM) -> None:
+    before = llm.stats()
+    llm.generate(["God", "In"], GREEDY)
+    after = llm.stats()
+    assert after["host_steps"] == after["steps"] > before["steps"] and after["host_seconds"] > before["host_seconds"]
+    assert after["host_us_per_step"] == pytest.approx(1e6 * after["host_seconds"] / after["host_steps"])
+
+
 def test_a_stop_string_ends_the_text(llm: LLM) -> None:
     whole = llm.generate("In the beginning", GREEDY)[0].outputs[0].text
     stop = whole[4:7]

@@ -15,7 +15,7 @@ import pytest
 from penstock.errors import EngineMismatch, ExecutorError, OptionError, PromptError
 from penstock.runtime import open as open_module
 from penstock.runtime.executor import Executor, Submission
-from penstock.runtime.loop import Loop, fresh_id, run_all
+from penstock.runtime.loop import Gather, Loop, fresh_id, run_all
 from penstock.runtime.open import RunLimits, open_loop
 from penstock.runtime.requests import SamplingParams
 from penstock.runtime.step import CpuBackend
@@ -31,9 +31,9 @@ def loop(tiny_engine: Path) -> Iterator[Loop]:
 
 
 def ask(loop: Loop, *prompts: tuple[int, ...]) -> list[tuple[int, ...]]:
-    done: queue.SimpleQueue[Any] = queue.SimpleQueue()
-    new = [Submission(fresh_id(), p, GREEDY, done.put) for p in prompts]
-    return [output.outputs[0].token_ids for output in run_all(loop, new, done)]
+    gather = Gather(len(prompts))
+    new = [Submission(fresh_id(), p, GREEDY, gather.put) for p in prompts]
+    return [output.outputs[0].token_ids for output in run_all(loop, new, gather)]
 
 
 @pytest.mark.parametrize("ids", [(1.5,), ("a",), (None,), (True,), ([1],)])

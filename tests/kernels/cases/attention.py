@@ -11,11 +11,12 @@ from penstock.ir.op import emit, get
 
 Sizes = dict[str, int]
 # Queries of each sequence, and tokens before them, laid over a case's S and T as far as they fit: single tokens, a row
-# of nothing, a few drafts to verify, prompts, a second chunk of one.
+# of nothing, a few drafts to verify, prompts, a second chunk of one, rows that end where pages begin.
 MIXTURES = (
     ((1, 0), (9, 0), (0, 77), (1, 63), (3, 40), (2, 0), (30, 21), (1, 100)),
     ((1, 128), (1, 1), (1, 127), (1, 64), (1, 33), (0, 0), (1, 90)),
     ((5, 59), (50, 3), (1, 2)),
+    ((2, 63), (1, 127), (2, 95)),
 )
 
 
@@ -42,6 +43,15 @@ def rope_append(
         types += [tensor(format, size)] * 2
         attrs = {"eps": 1e-6, **attrs}
     return _site("rope_append", *types, heads=heads, **attrs)
+
+
+def rope_attention(
+    format: str, heads: int, kv_heads: int, size: int, block: int = 64, half: int = 0, rows: int | str = 1,
+    norms: bool = False, **attrs: Any,
+) -> Site:  # fmt: skip
+    first = rope_append(format, heads, kv_heads, size, block, half, rows, norms).inputs
+    attrs = {"scale": size**-0.5, **({"eps": 1e-6} if norms else {}), **attrs}
+    return _site("rope_attention", *first[:6], *(tensor("i32", "S"),) * 3, *first[6:], heads=heads, **attrs)
 
 
 def rope(format: str, heads: int, size: int, half: int, rows: int | str = 1, **attrs: Any) -> Site:
@@ -72,6 +82,7 @@ CASES: list[tuple[Site, Sizes]] = [
     (attention("bf16", 8, 1, 32, 128, window=16), sizes(17, 17, 2)),
     (attention("bf16", 71, 1, 64), sizes(12, 4, 2)),  # multi-query, nearly as many heads as a tile has rows
     (attention("f16", 2, 1, 16, 16, softcap=20.0), sizes(65, 2, 6)),
+    (attention("bf16", 4, 2, 64, window=20), sizes(3, 2, 3)),  # two queries of a row see different keys
     (attention("f32", 4, 2, 64, 64), sizes(16, 8, 3)),
     (attention("f32", 3, 1, 80, 16, window=30), sizes(15, 3, 9)),
     (rope_append("bf16", 8, 2, 128), sizes(13, 4, 3)),
@@ -79,6 +90,20 @@ CASES: list[tuple[Site, Sizes]] = [
     (rope_append("f16", 6, 6, 80, 32, half=16, rows="S", scale=1.25), sizes(7, 7, 5)),
     (rope_append("f32", 5, 1, 96, norms=True), sizes(1, 1, 3)),
     (rope_append("f32", 2, 2, 16, 16, rows="S"), sizes(67, 3, 9)),
+    (rope_attention("bf16", 8, 2, 128), sizes(13, 4, 2)),
+    (rope_attention("bf16", 8, 2, 128), sizes(1, 1, 8)),  # two tasks for the one row
+    (rope_attention("bf16", 8, 2, 128), sizes(3, 2, 3)),  # a row whose own keys lie on two pages
+    (rope_attention("bf16", 8, 2, 128), sizes(8, 8, 3)),
+    (rope_attention("f16", 14, 2, 64, 16), sizes(25, 5, 9)),  # a group of 7, small blocks
+    (rope_attention("f16", 3, 3, 80, 32, half=16, rows="S", factor=1.25), sizes(21, 3, 5)),  # heads turn in part
+    (rope_attention("bf16", 4, 2, 256, 64, window=40, softcap=50.0), sizes(54, 5, 3)),
+    (rope_attention("bf16", 4, 4, 64, 16, norms=True, offset=1.0, window=50), sizes(9, 3, 9)),
+    (rope_attention("bf16", 8, 1, 32, 128, window=16), sizes(17, 17, 2)),
+    (rope_attention("bf16", 4, 2, 64, window=20), sizes(3, 2, 3)),
+    (rope_attention("bf16", 71, 1, 64), sizes(12, 4, 2)),
+    (rope_attention("f32", 5, 1, 96, norms=True), sizes(1, 1, 3)),
+    (rope_attention("f32", 4, 2, 64, 16, rows="S"), sizes(16, 8, 9)),
+    (rope_attention("f32", 4, 2, 64), sizes(3, 2, 3)),  # its own keys fall to two tasks
     (rope("bf16", 8, 128, 64), sizes(5, 2, 2)),
     (rope("f32", 3, 80, 20, "S", scale=1.1), sizes(6, 3, 2)),
     (rope("f16", 71, 64, 32), sizes(65, 2, 2)),
@@ -100,7 +125,7 @@ def examples(site: Site, sizes: Mapping[str, int], generator: Any) -> list[list[
     def own() -> list[Any]:
         return list(example(site.inputs, dict(site.attrs), sizes, generator, device))
 
-    mixture = _on_attention if site.op == "attention" else _on_tokens
+    mixture = {"attention": _on_attention, "rope_attention": _on_both}.get(site.op, _on_tokens)
     some = MIXTURES if device.startswith("cuda") else MIXTURES[sizes["T"] % len(MIXTURES) :][:1]  # a CPU interprets
     return [own(), *(mixture(site, own(), sizes, rows) for rows in some)]
 
@@ -122,10 +147,7 @@ def _on_attention(
 
     q, kv, *_, table = tensors
     block = kv.shape[3]
-    fitted = _fitted(rows, sizes, block)
-    counts = torch.tensor([count for count, _ in fitted], dtype=torch.int32, device=q.device)
-    context = counts + torch.tensor([before for _, before in fitted], dtype=torch.int32, device=q.device)
-    start = torch.where(counts > 0, counts.cumsum(0) - counts, 0).to(torch.int32)
+    start, counts, context = _spans(_fitted(rows, sizes, block), q.device)
     for row, length in enumerate(context.tolist()):
         used = -(-length // block) if counts[row] else 0
         if length % block and used:
@@ -134,12 +156,33 @@ def _on_attention(
     return [q, kv, start, counts, context, table]
 
 
+def _spans(fitted: Sequence[tuple[int, int]], device: Any) -> tuple[Any, Any, Any]:
+    """query_start, query_len, context_len."""
+    import torch
+
+    counts = torch.tensor([count for count, _ in fitted], dtype=torch.int32, device=device)
+    context = counts + torch.tensor([before for _, before in fitted], dtype=torch.int32, device=device)
+    return torch.where(counts > 0, counts.cumsum(0) - counts, 0).to(torch.int32), counts, context
+
+
+def _on_both(site: Site, tensors: list[Any], sizes: Mapping[str, int], rows: Sequence[tuple[int, int]]) -> list[Any]:
+    """As `_on_attention`, and what the step itself appends is not in the cache yet."""
+    first = _on_tokens(site, tensors, sizes, rows)
+    fitted = _fitted(rows, sizes, first[1].shape[3])
+    for row, (count, before) in enumerate(fitted):
+        for position in range(before, before + count):
+            block, at = divmod(position, first[1].shape[3])
+            first[1][first[5][row, block], :, :, at] = 1e4
+    _, kv, *spans, table = _on_attention(site, [first[0], first[1], *first[6:9], first[5]], sizes, rows)
+    return [first[0], kv, *first[2:5], table, *spans, *first[9:]]
+
+
 def _on_tokens(site: Site, tensors: list[Any], sizes: Mapping[str, int], rows: Sequence[tuple[int, int]]) -> list[Any]:
     """The first tokens at far positions where nothing is appended, padding behind the last sequence."""
     import torch
 
-    names = {"rope": (1, 3), "kv_append": (3, 4), "rope_append": (2, 4)}[site.op]
-    kv = {"rope": None, "kv_append": 0, "rope_append": 1}[site.op]
+    names = {"rope": (1, 3), "kv_append": (3, 4), "rope_append": (2, 4), "rope_attention": (2, 4)}[site.op]
+    kv = {"rope": None, "kv_append": 0, "rope_append": 1, "rope_attention": 1}[site.op]
     at, of = (tensors[i] for i in names)
     block = 1 << 17 if kv is None else tensors[kv].shape[3]
     at.zero_()

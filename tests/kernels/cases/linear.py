@@ -7,7 +7,7 @@ from penstock.ir.graph import Type, tensor
 from penstock.ir.op import get
 
 
-def _site(op: str, inputs: tuple[Type, ...], weights: tuple[int, ...] = (), **attrs: str) -> Site:
+def _site(op: str, inputs: tuple[Type, ...], weights: tuple[int, ...] = (), **attrs: str | float) -> Site:
     return Site(op, inputs, get(op).types(inputs, attrs), tuple(sorted(attrs.items())), weights)
 
 
@@ -19,6 +19,18 @@ def linear(format: str, n: int, k: int, *, bias: bool = False, out: str = "", w:
 
 def linear_glu(format: str, f: int, e: int, act: str) -> Site:
     return _site("linear_glu", (tensor(format, "T", e), tensor(format, 2 * f, e)), (1,), act=act)
+
+
+def linear_norm_linear(
+    format: str, e: int, k: int, n: int, *, act: str = "", bias: bool = False, offset: float = 0.0
+) -> Site:
+    """x [T,k] @ w [e,k].T + residual, its norm, then n columns, or with `act` n gated ones."""
+    types = (
+        tensor(format, "T", k), tensor(format, e, k), tensor(format, "T", e), tensor(format, e),
+        tensor(format, 2 * n if act else n, e), *((tensor(format, n),) if bias else ()),
+    )  # fmt: skip
+    attrs = {"eps": 1e-5} | ({"act": act} if act else {}) | ({"offset": offset} if offset else {})
+    return _site("linear_norm_linear", types, (1, 3, 4, 5) if bias else (1, 3, 4), **attrs)
 
 
 def glu(format: str, f: int, act: str) -> Site:
@@ -49,10 +61,17 @@ CASES: list[tuple[Site, Sizes]] = [
     (linear("f32", 70, 50), {"T": 130}),
     (linear_glu("bf16", 40, 2560, "silu"), {"T": 2}),
     (linear_glu("f16", 136, 96, "gelu_tanh"), {"T": 66}),
+    (linear_glu("bf16", 72, 136, "silu"), {"T": 300}),
     (linear_glu("f32", 33, 300, "gelu"), {"T": 1}),
     (linear_glu("f16", 65, 1032, "relu"), {"T": 16}),
     (linear_glu("f32", 31, 45, "silu"), {"T": 40}),
     (linear_glu("bf16", 129, 264, "gelu"), {"T": 5}),
+    (linear_norm_linear("bf16", 264, 1032, 72, bias=True), {"T": 3}),
+    (linear_norm_linear("bf16", 100, 300, 70), {"T": 1}),
+    (linear_norm_linear("bf16", 72, 520, 33, act="silu", offset=1.0), {"T": 1}),
+    (linear_norm_linear("f32", 136, 96, 40, act="gelu_tanh"), {"T": 5}),
+    (linear_norm_linear("bf16", 192, 2560, 130, act="silu"), {"T": 40}),
+    (linear_norm_linear("bf16", 129, 77, 65), {"T": 17}),
     (glu("bf16", 300, "silu"), {"T": 3}),
     (glu("f32", 1025, "gelu"), {"T": 1}),
     (glu("f16", 40, "gelu_tanh"), {"T": 67}),

@@ -59,12 +59,12 @@ def streams() -> Iterator[Case]:
     yield site("take_rows", tensor("i32", "T", 5), tensor("i32", "L")), sizes(6, L=3)
 
 
-LISTS_OVERFLOW = 9001  # a vocabulary beyond what the kernels list of a row
+WIDE = 9001  # a vocabulary beyond what a row's program holds in registers
 SAMPLED = ("f32", "i32", "f32", "i32", "i32")  # temperature, top_k, top_p, seed, position
 
 
 def samples() -> Iterator[Case]:
-    for form, vocabulary, rows in (("f16", 33, 5), ("f32", 1000, 7), ("bf16", 5003, 3), ("f32", LISTS_OVERFLOW, 3)):
+    for form, vocabulary, rows in (("f16", 33, 5), ("f32", 1000, 7), ("bf16", 5003, 3), ("f32", WIDE, 3)):
         vectors = (tensor(f, "L") for f in SAMPLED)
         yield site("sample", tensor(form, "L", vocabulary), *vectors), sizes(rows, L=rows)
 
@@ -183,9 +183,38 @@ def sampling(inputs: Sequence[Any], generator: torch.Generator) -> list[list[Any
     tied = [coarse.to(logits.dtype), *mixed[1:]]
     free = [temperature * 2, top_k * 0, top_p * 0 + 1.0, -seed - 1, position]
     spread = [flat.to(logits.dtype), *mixed[1:]]
-    if vocabulary == LISTS_OVERFLOW:  # in flat rows; what peaked ones keep fits, and is met with elsewhere
-        return [spread, [logits, *free]]
-    return [mixed, tied, [logits, *free], *([] if 1000 <= vocabulary < LISTS_OVERFLOW else [spread])]
+    if vocabulary == WIDE:  # in flat rows; what peaked ones keep fits, and is met with elsewhere
+        return [spread, [logits, *free], *extremes(inputs)]
+    if vocabulary >= 1000:  # so few tokens, nearly equal, that one too many would show: drawn itself, or in the mass
+        few = (
+            [spread[0], temperature + 1, ((row + i) % 5 + 1).int(), p, seed * (i + 1), position]
+            for i, p in enumerate((free[2], free[2] * 0.45, free[2] * 0.45, free[2] * 0.7, free[2] * 0.25))
+        )
+        return [mixed, tied, [logits, *free], *few]
+    return [mixed, tied, [logits, *free], spread]
+
+
+def extremes(inputs: Sequence[Any]) -> list[list[Any]]:
+    """Rows that mislead a search: all equal, sorted, few tokens allowed, one far above all; cuts small and large."""
+    logits, _, _, _, seed, position = inputs
+    rows, vocabulary = logits.shape
+    token = torch.arange(vocabulary, device=logits.device)
+    hot = torch.full((rows,), 0.9, device=logits.device)
+    ordered = logits.float().sort(-1, descending=True).values
+    kinds = [
+        (torch.ones_like(ordered), (200, 1, 0), (1.0, 0.5, 0.001)),
+        (ordered, (200, 64, 300), (0.7, 1.0, 0.95)),
+        (ordered / 4, (1000, 0, 100), (0.9, 1e-5, 1.0)),
+        (torch.where(token % 4001 == 7, ordered, -torch.inf), (2, 0, 50), (0.9, 0.9, 0.5)),
+        (torch.where(token == vocabulary // 2, 6e4, ordered), (50, 0, 5000), (0.9, 0.9999, 1.0)),
+    ]
+
+    def vector(values: Sequence[float], dtype: torch.dtype) -> torch.Tensor:
+        return torch.tensor([values[i % len(values)] for i in range(rows)], device=logits.device, dtype=dtype)
+
+    return [
+        [x.to(logits.dtype), hot, vector(k, torch.int32), vector(p, torch.float32), seed, position] for x, k, p in kinds
+    ]
 
 
 def agree(site: Site, inputs: Sequence[Any], want: Sequence[Any], got: Sequence[Any]) -> str:

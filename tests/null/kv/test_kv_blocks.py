@@ -13,8 +13,8 @@ from penstock.runtime.kv.blocks import DUMMY_BLOCK, BlockPool, BlockRef, KvManag
 def test_dummy_block_is_never_handed_out() -> None:
     pool = BlockPool(5, 16)
     refs = pool.allocate(4, owner=0)
-    assert sorted(ref.index for ref in refs) == [1, 2, 3, 4]
-    assert DUMMY_BLOCK not in {ref.index for ref in refs}
+    assert sorted(ref.block for ref in refs) == [1, 2, 3, 4]
+    assert DUMMY_BLOCK not in {ref.block for ref in refs}
     assert (pool.num_usable, pool.num_used, pool.num_free) == (4, 4, 0)
 
 
@@ -39,7 +39,7 @@ def test_stale_refs_are_found_out() -> None:
     with pytest.raises(AssertionError, match="stale"):
         pool.release(old, owner=7)
     again = pool.allocate(1, owner=7)
-    assert again[0].index == old[0].index
+    assert again[0].block == old[0].block
     with pytest.raises(AssertionError, match="stale"):
         pool.owner(old[0])
     assert pool.owner(again[0]) == 7

@@ -36,7 +36,8 @@ def graphs(draw: st.DrawFn) -> Graph:
     for _ in range(draw(st.integers(1, 14))):
         pool.extend(draw(st.sampled_from(STEPS))(draw, pool, weights))
     chosen = draw(st.lists(st.sampled_from(pool), min_size=1, max_size=4, unique=True))
-    return graph(*chosen)
+    rows = leaf("input", "rows", tensor("i32", "L"))
+    return graph(*(emit("take_rows", v, rows)[0] if draw(st.booleans()) else v for v in chosen))
 
 
 def _any(draw: st.DrawFn, pool: list[Value]) -> Value:

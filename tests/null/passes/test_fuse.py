@@ -8,22 +8,23 @@ import pytest
 
 from penstock.compiler import pipeline
 from penstock.compiler.lower import lower
-from penstock.compiler.passes import fuse_glu, fuse_norm, fuse_qkv, fuse_rope
-from penstock.ir import Graph, Node, Value, emit
+from penstock.compiler.passes import fuse_block, fuse_glu, fuse_norm, fuse_qkv, fuse_rope, sink_rows
+from penstock.ir import Graph, Node, Value, emit, leaf, tensor
 from penstock.ir.rewrite import rewrite
 from tests.golden.specs import FAMILIES, ODD, decoder, forward, mixer
 from tests.null.passes.graphs import counts, graph, value, weight
 
-LAYER = ["linear", "rope_append", "attention", "linear", "add_rms_norm", "linear_glu", "linear", "add_rms_norm"]
-BEFORE, AFTER = {"embedding", "scale"}, ["add", "take_rows", "rms_norm", "linear"]
+LAYER = ["rope_attention", "linear_norm_linear", "linear_norm_linear"]
+BEFORE = {"embedding", "scale"}
+LAST = ["rope_attention", "take_rows", "take_rows", "linear_norm_linear", "linear", "add_rms_norm", "linear"]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_eight_kernels_a_layer(family: str) -> None:
+def test_three_nodes_a_layer(family: str) -> None:
     lowered = lower(pipeline.run(forward(FAMILIES[family]))[0])
     ops = [n.op for n in lowered.graph.nodes if not n.is_leaf]
     body = [op for op in ops if op not in BEFORE]
-    assert body == ["rms_norm", *LAYER, *LAYER[:-1], *AFTER]
+    assert body == ["rms_norm", "linear", *LAYER, *LAST]
     assert ops[: len(ops) - len(body)] == (["embedding", "scale"] if family == "gemma" else ["embedding"])
 
 
@@ -31,8 +32,32 @@ def test_eight_kernels_a_layer(family: str) -> None:
 def test_fired_counts(family: str) -> None:
     _, results = pipeline.run(forward(FAMILIES[family]))
     fired = {r.name: sum(r.fired.values()) for r in results}
-    want = {"share": 0, "fold": 0, "fuse_qkv": 2, "fuse_glu": 4, "fuse_norm": 3, "fuse_rope": 2}
-    assert fired == want | {"align": 0, "fold_fused": 0, "share_fused": 0}
+    want = {"share": 0, "fold": 0, "sink_rows": 8, "fuse_qkv": 2, "fuse_glu": 4, "fuse_norm": 4}
+    want |= {"fuse_rope": 2, "fuse_attention": 2, "align": 0, "fuse_block": 3, "fold_fused": 0, "share_fused": 0}
+    assert fired == want
+
+
+def test_rows_are_picked_before_work_that_only_they_need() -> None:
+    picked = leaf("input", "rows", tensor("i32", "L"))
+    x, w = value("x", 8), weight("w", 8, 8)
+    product = emit("linear", x, w)[0]
+    both = emit("add", product, product)[0]
+    after = rewrite(graph(emit("take_rows", both, picked)[0]), sink_rows.RULES).graph
+    assert [n.op for n in after.nodes if not n.is_leaf] == ["take_rows", "linear", "add"]
+    elsewhere = graph(emit("take_rows", product, picked)[0], product)
+    assert rewrite(elsewhere, sink_rows.RULES).graph is elsewhere
+
+
+def test_products_across_the_residual_stream_are_fused_only_where_nothing_else_reads_between() -> None:
+    x, r, g = value("x", 8), value("r", 16), weight("g", 16)
+    inner = emit("linear", x, weight("w1", 16, 8))[0]
+    normal, total = emit("add_rms_norm", r, inner, g, eps=1e-5).outputs
+    y = emit("linear", normal, weight("w2", 24, 16), weight("b", 24))[0]
+    fused = rewrite(graph(y, total), fuse_block.RULES).graph
+    assert counts(fused) == {"linear_norm_linear": 1} and fused.outputs[0].node.inputs[2] == r
+    for read in (inner, normal):
+        kept = graph(y, total, read)
+        assert fuse_block.must(kept) == 0 and rewrite(kept, fuse_block.RULES).graph is kept
 
 
 def test_biases_are_stacked_and_gates_with_biases_stay_packed() -> None:
@@ -47,9 +72,9 @@ def test_rows_of_a_stacked_weight_are_q_k_v_and_gate_up() -> None:
     assert stacks[1] == [f"model.layers.0.feedforward.{p}.weight" for p in ("gate", "up")]
 
 
-def test_head_norms_and_their_numbers_go_into_rope_append() -> None:
+def test_head_norms_and_their_numbers_go_into_rope_attention() -> None:
     fused, _ = pipeline.run(forward(FAMILIES["qwen3"]))
-    (node, _) = (n for n in fused.nodes if n.op == "rope_append")
+    (node, _) = (n for n in fused.nodes if n.op == "rope_attention")
     assert [v.node.name for v in node.inputs[-2:]] == [f"model.layers.0.attention.{p}_norm.weight" for p in "qk"]
     assert (node.attr("eps"), node.attr("heads")) == (1e-6, 4)
 

@@ -6,7 +6,7 @@ import pytest
 
 from penstock.errors import OptionError, PromptError
 from penstock.runtime.kv.blocks import BlockPool, KvManager
-from penstock.runtime.schedule.batch import Event, Row, StepPlan
+from penstock.runtime.schedule.batch import Chunk, Decoders, Event, Row, StepPlan
 from penstock.runtime.schedule.request import Request, Status
 from penstock.runtime.schedule.scheduler import Limits, Scheduler
 
@@ -29,8 +29,7 @@ def planned(s: Scheduler) -> StepPlan:
 
 def retire(s: Scheduler, plan: StepPlan, **tokens: int) -> tuple[Event, ...]:
     """Tokens by request id; 7 for who is not named."""
-    sampling = [row for row in plan.rows if row.samples]
-    return s.retire(plan.step_id, {row.slot: tokens.get(row.request_id, 7) for row in sampling})
+    return s.retire(plan.step_id, [tokens.get(row.request_id, 7) for row in plan.rows if row.samples])
 
 
 def test_one_request_from_start_to_end_with_the_host_one_step_behind() -> None:
@@ -87,7 +86,7 @@ def test_prompts_are_chunked_and_mixed_behind_decode_rows() -> None:
     assert first.rows == (Row(0, "a", 0, 2, True), Row(1, "b", 0, 6, False))
     plan = planned(s)
     assert plan.rows == (Row(0, "a", 2, 1, True), Row(1, "b", 6, 5, True), Row(2, "c", 0, 2, False))
-    assert (plan.num_tokens, plan.num_logits, plan.sampling_slots) == (8, 2, (0, 1))
+    assert (plan.num_tokens, plan.num_logits, [r.id for r in plan.sampling]) == (8, 2, ["a", "b"])
     s.abort("a")
     assert retire(s, first) == ()
     assert planned(s).rows == (Row(1, "b", 11, 1, True), Row(2, "c", 2, 1, True))
@@ -175,7 +174,7 @@ def test_retiring_out_of_order_or_with_wrong_slots_is_our_bug() -> None:
     with pytest.raises(AssertionError, match="2 steps are in flight"):
         s.schedule()
     with pytest.raises(AssertionError, match="sampled"):
-        s.retire(first.step_id, {})
+        s.retire(first.step_id, [])
 
 
 @pytest.mark.parametrize(
@@ -193,7 +192,40 @@ def test_limits_that_cannot_work_are_refused(limits: tuple[int, ...], message: s
 
 
 def test_plan_invariants() -> None:
-    row = Row(0, "a", 3, 1, True)
-    for rows in ((), (row, row), (row._replace(num_tokens=0),), (row._replace(start=0),)):
+    nobody, chunk = Decoders(()), Chunk(request("a", 4), 0, 3, 1, True)
+    for chunks in ((), (chunk, chunk), (chunk._replace(num_tokens=0),), (chunk._replace(start=0),)):
         with pytest.raises(AssertionError):
-            StepPlan(0, rows, ())
+            StepPlan(0, nobody, 0, chunks)
+    decoding = request("b", 2)
+    decoding.slot, decoding.num_computed = 0, 2
+    with pytest.raises(AssertionError, match="two rows"):
+        StepPlan(0, Decoders((decoding,)), 0, (chunk,))
+    with pytest.raises(AssertionError, match="2 requests decode in slots"):
+        Decoders((decoding, decoding))
+
+
+def test_decoders_stay_until_somebody_joins_or_leaves() -> None:
+    s = scheduler(tokens=16)
+    s.add(request("a", 2, max_tokens=8))
+    s.add(request("b", 2, max_tokens=8))
+    plans = [planned(s), planned(s)]
+    retire(s, plans.pop(0))
+    plans.append(planned(s))
+    together = plans[-1].decoders
+    assert together is plans[0].decoders and [row.start for row in plans[-1].rows] == [3, 3]
+    s.add(request("c", 2))
+    retire(s, plans.pop(0))
+    plans.append(planned(s))
+    assert plans[-1].decoders is together and [row.request_id for row in plans[-1].rows] == ["a", "b", "c"]
+    retire(s, plans.pop(0), a=EOS)
+    plans.append(planned(s))
+    assert [row[1:3] for row in plans[-1].rows] == [("b", 5), ("c", 2)]
+    s.check()
+
+
+def test_who_does_not_hear_all_hears_the_first_token_and_the_end() -> None:
+    s = scheduler(in_flight=1)
+    s.add(request("loud", 2, max_tokens=4))
+    s.add(request("quiet", 2, max_tokens=4, hears_all=False))
+    heard = [[event.request_id for event in retire(s, planned(s))] for _ in range(4)]
+    assert heard == [["loud", "quiet"], ["loud"], ["loud"], ["loud", "quiet"]] and s.num_generated == 8

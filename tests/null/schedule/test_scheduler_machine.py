@@ -149,12 +149,12 @@ class SchedulerMachine(RuleBasedStateMachine):
     def retire(self) -> None:
         plan, _ = self.flight.pop(0)
         self.device.run(plan)
-        sampled = {row.slot: row for row in plan.rows if row.samples}
-        tokens = {}
-        for slot, row in sampled.items():
+        sampled = [row for row in plan.rows if row.samples]
+        tokens = []
+        for row in sampled:
             truth = self.truths[row.request_id]
-            tokens[slot] = truth.token(row.start + row.num_tokens - truth.prompt)
-        expected = [row.request_id for row in sampled.values() if not self.truths[row.request_id].ends]
+            tokens.append(truth.token(row.start + row.num_tokens - truth.prompt))
+        expected = [row.request_id for row in sampled if not self.truths[row.request_id].ends]
         events = self.scheduler.retire(plan.step_id, tokens)
         assert [event.request_id for event in events] == expected
         for event in events:

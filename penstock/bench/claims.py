@@ -1,0 +1,82 @@
+"""What fusing and CUDA graphs are worth here: the same model without each, everything else equal."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from statistics import median
+from typing import Any
+
+from penstock.bench.latency import PROMPT, decode_rate, settle
+from penstock.bench.records import Record
+from penstock.bench.subject import Opened, Subject, open_subject
+from penstock.compiler.progress import Progress
+from penstock.engine.manifest import Engine
+from penstock.ir.lazy import torch
+from penstock.ir.op import vocabulary
+from penstock.kernels.reference import PARTS
+from penstock.runtime.batch import Batch, Standing
+from penstock.runtime.open import Memory, open_backend
+
+STEPS = 15
+BATCHES = (1, 8)
+
+
+def claims(
+    subject: Subject, arguments: Mapping[str, Any], progress: Progress, repeats: int, new: int
+) -> Iterator[Record]:
+    """Builds the model twice, the second time with every fused operation as its parts."""
+    fused, opened = _rates(subject, arguments, progress, repeats, new)
+    pinned = {op.name: PARTS for op in vocabulary() if op.parts is not None}
+    apart, _ = _rates(subject, {**arguments, "tactics": pinned}, progress, repeats, new)
+    for batch, rate in fused.items():
+        note = f"decode at batch {batch}: as timing chose {rate:.1f} tok/s, all fused operations as their parts "
+        yield opened.figure(f"claim_fusion_bs{batch}", rate / apart[batch], "times", note=note + f"{apart[batch]:.1f}")
+    if opened.engine.device.kind == "cuda":
+        yield graphs(opened)
+
+
+def _rates(
+    subject: Subject, arguments: Mapping[str, Any], progress: Progress, repeats: int, new: int
+) -> tuple[dict[int, float], Opened]:
+    """The decode rate by batch, of an engine that is closed again."""
+    with open_subject(subject, progress, **arguments) as opened:
+        settle(opened.llm)
+        fitting = [batch for batch in BATCHES if not opened.refusal(batch, PROMPT + new)]
+        return {batch: decode_rate(opened.llm, batch, repeats, opened.vocab, new).value for batch in fitting}, opened
+
+
+def graphs(opened: Opened) -> Record:
+    """A step of one token, its launches one by one from Python, against the replay of its captured graph."""
+    engine, batch = opened.engine, Batch(context=PROMPT)
+    backend: Any = open_backend(engine, opened.llm.engine_dir, Memory(), batch.limits(engine.profile), lambda _: None)
+    try:
+        replay, eager = _both_ways(engine, backend, batch)
+    finally:
+        backend.close()
+    note = f"one decode step to its end: replayed {replay * 1e3:.3f} ms, launch by launch {eager * 1e3:.3f} ms"
+    return opened.figure("claim_graphs", eager / replay, "times", note=note)
+
+
+def _both_ways(engine: Engine, backend: Any, batch: Batch) -> tuple[float, float]:
+    """Seconds of the step: replayed, and launched eagerly."""
+    standing, key = Standing(engine, backend, batch), engine.profile.bucket(1, 1)
+    standing.run()
+    if key not in backend.graphs.captured:
+        backend.graphs.capture(key)
+    bound, graph = backend.graphs.bind(key), backend.graphs.captured[key].graph
+    return _seconds(standing, graph.replay), _seconds(standing, bound.run)
+
+
+def _seconds(standing: Standing, run: Callable[[], object]) -> float:
+    """The median of several, each on the same state."""
+    times = []
+    for _ in range(STEPS):
+        standing.run()  # sets the lengths back
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        with torch.no_grad():
+            run()
+        torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+    return median(times)

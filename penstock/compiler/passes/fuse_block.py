@@ -1,0 +1,46 @@
+"""From one product to the next across the residual stream: what stands between them needs no launch of its own."""
+
+from __future__ import annotations
+
+from penstock.compiler.passes.patterns import out_format
+from penstock.ir import Graph, Node, Value, emit
+from penstock.ir.rewrite import Match, Rule, Swap
+
+
+def fuse_block(m: Match) -> Swap | None:
+    """linear, add_rms_norm, then linear or linear_glu, with nothing else reading what lies between."""
+    if (normal := _normal(m)) is None or (inner := _inner(m, normal)) is None:
+        return None
+    residual = next(v for v in normal.inputs[:2] if v != inner[0])
+    options = dict(normal.attrs) | {k: v for k, v in m.node.attrs if k == "act"}
+    fused = emit("linear_norm_linear", *inner.inputs, residual, normal.inputs[2], *m.node.inputs[1:], **options)
+    return {m.node[0]: fused[0], normal[1]: fused[1]}
+
+
+def _normal(m: Match) -> Node | None:
+    """The add_rms_norm whose norm this product alone reads."""
+    if m.node.op not in ("linear", "linear_glu") or out_format(m.node):
+        return None  # a finer result would show how what lies between was rounded
+    value = m.node.inputs[0]
+    return value.node if value == _norm_of(value) and m.only_user(value) else None
+
+
+def _norm_of(value: Value) -> Value | None:
+    return value.node[0] if value.node.op == "add_rms_norm" else None
+
+
+def _inner(m: Match, normal: Node) -> Node | None:
+    """The product without a bias that the sum adds, and nothing else reads."""
+    for value in normal.inputs[:2]:
+        node = value.node
+        if node.op == "linear" and len(node.inputs) == 2 and not out_format(node) and m.only_user(value):
+            return node
+    return None
+
+
+def must(graph: Graph) -> int:
+    """Once for each pair of products with only a residual sum and its norm between them."""
+    return sum(fuse_block(Match(node, graph)) is not None for node in graph.nodes)
+
+
+RULES: tuple[Rule, ...] = (fuse_block,)

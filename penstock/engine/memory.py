@@ -1,0 +1,233 @@
+"""The memory plan: what a run of an engine takes of its device, known before anything is loaded. No torch.
+
+Everything that lasts is one allocation: weights, arena, slots and the KV pool. Beside it lie the library's workspace
+and what the driver keeps of captured graphs and loaded binaries; those two are estimates, by the counts of launches and
+binaries. The CUDA context belongs to the process and is in no budget.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from penstock.engine.manifest import Engine
+from penstock.engine.profile import Profile
+from penstock.engine.program import Call, Phase, bucket_name
+from penstock.errors import ResourceError
+from penstock.ir.graph import Node
+
+ALIGN = 256  # bytes
+PAGE = 2 << 20  # bytes: what the driver gives memory out in
+Key = tuple[int, int]  # (T bucket, L bucket)
+
+# Measured on an H200 with driver 580 and torch 2.11.
+CONTEXT = 690 << 20  # a CUDA context, with torch's streams and first kernel, as nvidia-smi counts it
+LIBRARY = 33 << 20  # cuBLAS: the workspace that torch gives it on Hopper
+LIBRARY_CODE = 64 << 20  # its handle and the kernels that the driver loads on first use
+GRAPH, GRAPH_LAUNCH = 128 << 10, 2 << 10  # bytes of a captured graph, and of each launch in it
+BINARY = 32 << 10  # a loaded kernel
+
+
+class Limits(Protocol):
+    """Of a run, or a profile's own."""
+
+    @property
+    def max_batch_size(self) -> int: ...
+    @property
+    def max_num_tokens(self) -> int: ...
+    @property
+    def max_seq_len(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Bytes. `slots`: with the upload and the zeroed memory; `workspace`: the library's; `graphs`: what the driver
+    keeps of captured graphs and binaries. `blocks`: of the KV pool, the dummy included. `budget`: what may be used.
+    """
+
+    weights: int
+    arena: int
+    slots: int
+    workspace: int
+    graphs: int
+    blocks: int
+    block_bytes: int
+    block_size: int
+    budget: int
+
+    @property
+    def kv(self) -> int:
+        return self.blocks * self.block_bytes
+
+    @property
+    def tokens(self) -> int:
+        """That the pool holds; the dummy block belongs to nobody."""
+        return (self.blocks - 1) * self.block_size
+
+    @property
+    def region(self) -> int:
+        """The one allocation of everything that lasts."""
+        return self.weights + self.arena + self.slots + self.kv
+
+    @property
+    def total(self) -> int:
+        """Without the CUDA context."""
+        return aligned(self.region, PAGE) + self.workspace + self.graphs
+
+    def facts(self) -> dict[str, int]:
+        """For programs."""
+        return {
+            "weights": self.weights, "arena": self.arena, "slots": self.slots, "workspace": self.workspace,
+            "graphs": self.graphs, "kv": self.kv, "kv_blocks": self.blocks, "kv_tokens": self.tokens,
+            "total": self.total, "budget": self.budget, "context": CONTEXT,
+        }  # fmt: skip
+
+    def __str__(self) -> str:
+        """One line for people."""
+        other = self.slots + self.workspace + self.graphs
+        return (
+            f"memory plan: {gib(self.total)} of {gib(self.budget)} = weights {gib(self.weights)} + buffers "
+            f"{gib(self.arena)} + KV {gib(self.kv)} ({self.blocks} blocks, {self.tokens} tokens) + slots, graphs and "
+            f"library {gib(other)}; besides, the CUDA context of about {gib(CONTEXT)}"
+        )
+
+
+def plan_run(engine: Engine, budget: int, limits: Limits | None = None) -> MemoryPlan:
+    """The plan within `budget` bytes: as many blocks as it holds, no more than the limits can use; None: the profile's.
+
+    Raises ResourceError where not even one request of max_seq_len fits, saying which limit to lower.
+    """
+    bounds: Limits = limits or engine.profile
+    profile, keys = engine.profile, bucket_keys(engine.profile, limits)
+    whole = keys == bucket_keys(profile)
+    fixed = MemoryPlan(
+        weight_offsets(engine)[1],
+        aligned(engine.arena if whole else max(arena_top(engine, key) for key in keys)),
+        slot_bytes(engine),
+        (LIBRARY + LIBRARY_CODE) if calls_library(engine) else 0,
+        graph_bytes(len(keys), launches(engine, keys[0]), len(engine.kernels)),
+        0,
+        engine.block_bytes,
+        profile.block_size,
+        budget,
+    )
+    width = -(-bounds.max_seq_len // profile.block_size)
+    room = (budget - fixed.total) // engine.block_bytes
+    if room < 1 + width:
+        raise ResourceError(_refusal(fixed, bounds, 1 + width, room))
+    blocks = min(room, 1 + bounds.max_batch_size * width)
+    return MemoryPlan(**{**fixed.__dict__, "blocks": blocks})
+
+
+def least_budget(engine: Engine, limits: Limits | None = None) -> int:
+    """The least `max_gpu_bytes` with which a run opens: a pool for one request of max_seq_len."""
+    bounds: Limits = limits or engine.profile
+    whole = plan_run(engine, 1 << 62, limits)
+    blocks = 1 - (-bounds.max_seq_len // engine.profile.block_size)
+    return (
+        whole.total - aligned(whole.region, PAGE) + aligned(whole.region - whole.kv, PAGE) + blocks * engine.block_bytes
+    )
+
+
+def _refusal(plan: MemoryPlan, limits: Limits, blocks: int, room: int) -> str:
+    need = plan.total + blocks * plan.block_bytes
+    parts = (
+        f"weights {gib(plan.weights)}, buffers of {limits.max_num_tokens} tokens a step {gib(plan.arena)}, one request "
+        f"of max_seq_len={limits.max_seq_len} {gib(blocks * plan.block_bytes)}, the rest "
+        f"{gib(plan.slots + plan.workspace + plan.graphs)}"
+    )
+    shorter = (room - 1) * plan.block_size
+    if shorter > 0:
+        lower = f"lower max_seq_len to {shorter}, or max_num_tokens"
+    elif plan.total - plan.arena < plan.budget:
+        lower = "lower max_num_tokens and max_seq_len"
+    else:
+        lower = "no limit of the run makes it fit, take a smaller model"
+    return (
+        f"the engine needs {gib(need)} ({parts}) and {gib(max(plan.budget, 0))} may be used; {lower}, or raise "
+        f"gpu_memory_utilization or max_gpu_bytes"
+    )
+
+
+def bucket_keys(profile: Profile, limits: Limits | None = None) -> list[Key]:
+    """The capture buckets that steps within the limits run in, the smallest first."""
+    bounds: Limits = limits or profile
+    keys: list[Key] = []
+    for tokens in profile.token_buckets[: 1 + _reach(profile.token_buckets, bounds.max_num_tokens)]:
+        rows = profile.logit_buckets(tokens)
+        most = min(tokens, bounds.max_batch_size)
+        keys += [(tokens, n) for n in rows[: 1 + _reach(rows, most)]]
+    return keys
+
+
+def _reach(sizes: tuple[int, ...], wanted: int) -> int:
+    """The index of the first size that holds it."""
+    return next(i for i, size in enumerate(sizes) if size >= wanted)
+
+
+def weight_offsets(engine: Engine) -> tuple[dict[str, int], int]:
+    """Where each weight lies in memory, and the bytes of all."""
+    offsets, at = {}, 0
+    for name, weight in engine.weights.items():
+        offsets[name], at = at, at + aligned(weight.type.nbytes())
+    return offsets, at
+
+
+def slot_bytes(engine: Engine) -> int:
+    """Slots, upload and zeroed memory."""
+    profile = engine.profile
+    return (
+        aligned(4 * profile.slots.size) + aligned(4 * profile.upload_size) + aligned(engine.programs["decode"].zeroed)
+    )
+
+
+def calls_library(engine: Engine) -> bool:
+    """Whether any plan leaves a launch to a library or to torch."""
+    return any(isinstance(x, Call) for plan in _plans(engine) for x in plan.launches)
+
+
+def arena_top(engine: Engine, key: Key) -> int:
+    """Bytes of the arena that one bucket reaches."""
+    program, name = engine.programs["decode"], bucket_name(*key)
+    sizes, top = program.buckets[name], 0
+    for phase_name, phase in program.phases.items():
+        offsets = iter(engine.buffers[name][phase_name])
+        for node in _work(phase):
+            for value in node.outputs:
+                if (at := next(offsets)) >= 0:  # else it lives outside the arena
+                    top = max(top, at + aligned(value.type.nbytes(sizes)))
+            top = max(top, next(offsets) + aligned(phase.plan(node, name).workspace))
+    return top
+
+
+def launches(engine: Engine, key: Key) -> int:
+    """Of one step in a bucket; a call counts as one."""
+    name = bucket_name(*key)
+    phases = engine.programs["decode"].phases.values()
+    return sum(len(phase.plan(node, name).launches) for phase in phases for node in _work(phase))
+
+
+def graph_bytes(graphs: int, launches: int, binaries: int) -> int:
+    """What the driver keeps. `launches`: of the smallest bucket's graph; others have about as many."""
+    return aligned(graphs * (GRAPH + GRAPH_LAUNCH * launches) + BINARY * binaries, PAGE)
+
+
+def _work(phase: Phase) -> list[Node]:
+    return [node for node in phase.graph.nodes if not node.is_leaf]
+
+
+def _plans(engine: Engine) -> Iterable[Any]:
+    for phase in engine.programs["decode"].phases.values():
+        for by_bucket in phase.plans.values():
+            yield from by_bucket.values()
+
+
+def aligned(size: int, to: int = ALIGN) -> int:
+    """Rounded up."""
+    return -(-size // to) * to
+
+
+def gib(size: float) -> str:
+    """1.5 GiB, or 20 MiB where that says more."""
+    return f"{size / 2**30:.2f} GiB" if size >= 2**30 / 10 else f"{size / 2**20:.0f} MiB"

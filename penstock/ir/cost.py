@@ -1,0 +1,146 @@
+"""What an op costs at least: bytes of memory that it must move and operations of its matrix products. No torch.
+
+Every input is read once and every result written once, whatever an implementation does besides. Of tables only the rows
+that are looked up count, of pools the blocks that a step touches. Operations are those of matrix products, two for a
+multiplication and an addition: the rate that they are compared with is the matrix units', and all other arithmetic
+hides behind its bytes. Activations pass from op to op within a cache's reach: there a rate over memory's is possible.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from math import prod
+from typing import NamedTuple
+
+from penstock.ir.graph import Attr, Type
+from penstock.ir.op import get, parts_graph
+from penstock.ir.ops.examples import context_of, example_blocks
+from penstock.ir.ops.state import HEADER, ROW
+
+Sizes = Mapping[str, int]
+Attrs = tuple[tuple[str, Attr], ...]
+
+
+class Cost(NamedTuple):
+    """The least that an op moves and multiplies."""
+
+    bytes: float
+    flops: float
+
+    def __add__(self, other: object) -> Cost:
+        assert isinstance(other, Cost)
+        return Cost(self.bytes + other.bytes, self.flops + other.flops)
+
+
+def cost(
+    op: str, inputs: Sequence[Type], outputs: Sequence[Type], attrs: Attrs, sizes: Sizes, context: int | None = None
+) -> Cost:
+    """Bytes and operations of an op on these types.
+
+    sizes: T tokens, S sequences, L rows of logits, M entries of a block-table row, U numbers of the upload. context:
+    tokens of each sequence before the step's own; None: as many as the op's timing example assumes.
+    """
+    streamed = _streamed(op, inputs, outputs, sizes)
+    return Cost(streamed, 0.0) + _special(op, tuple(inputs), tuple(outputs), attrs, sizes, context)
+
+
+def seconds(cost: Cost, read_bytes_per_s: float, flops_per_s: float) -> float:
+    """The least time at these rates, if bytes and operations hide behind each other entirely."""
+    return max(cost.bytes / read_bytes_per_s, cost.flops / flops_per_s)
+
+
+def seen(queries: int, context: int, window: int = 0) -> int:
+    """Keys that consecutive queries behind `context` tokens attend to, summed; `window` > 0: at most that many each."""
+    whole = queries * context + queries * (queries + 1) // 2
+    if not window or context + queries <= window:
+        return whole
+    first = max(0, min(queries, window - context))  # queries whose keys are all within the window
+    return first * context + first * (first + 1) // 2 + (queries - first) * window
+
+
+def _streamed(op: str, inputs: Sequence[Type], outputs: Sequence[Type], sizes: Sizes) -> float:
+    """Bytes of operands that are read or written whole: not those replaced in part, of pools, or looked up in."""
+    writes = get(op).writes or {}
+    read = [t for i, t in enumerate(inputs) if i not in writes and i != _LOOKED_UP.get(op) and not _is_pool(t)]
+    written = [t for i, t in enumerate(outputs) if i not in writes.values()]
+    return float(sum(t.nbytes(sizes) for t in (*read, *written) if "U" not in t.symbols))
+
+
+_LOOKED_UP = {"embedding": 1, "take_rows": 0}  # op -> the input of which only some rows are read
+
+
+def _is_pool(type: Type) -> bool:
+    return "N" in type.symbols
+
+
+def _special(
+    op: str, inputs: tuple[Type, ...], outputs: tuple[Type, ...], attrs: Attrs, sizes: Sizes, context: int | None
+) -> Cost:
+    """Products, and the rows of tables, pools and slots; for a fused op the sum over its parts."""
+    if get(op).parts is None:
+        rule = _RULES.get(op)
+        return rule(inputs, outputs, attrs, sizes, context) if rule else Cost(0.0, 0.0)
+    total = Cost(0.0, 0.0)
+    for node in parts_graph(op, inputs, attrs).nodes:
+        if not node.is_leaf:
+            total += _special(node.op, tuple(v.type for v in node.inputs), node.types, node.attrs, sizes, context)
+    return total
+
+
+Rule = Callable[[tuple[Type, ...], tuple[Type, ...], Attrs, Sizes, int | None], Cost]
+
+
+def _linear(inputs: tuple[Type, ...], outputs: tuple[Type, ...], attrs: Attrs, sizes: Sizes, _: int | None) -> Cost:
+    return Cost(0.0, 2.0 * prod(outputs[0].concrete(sizes)) * prod(inputs[0].concrete(sizes)[-1:]))
+
+
+def _attention(
+    inputs: tuple[Type, ...], outputs: tuple[Type, ...], attrs: Attrs, sizes: Sizes, context: int | None
+) -> Cost:
+    """Keys and values of every sequence once, and two products of every query with those it sees."""
+    pool, given = inputs[1], dict(attrs)
+    _, _, kv_heads, block, size = (d if isinstance(d, int) else 0 for d in pool.shape)
+    before = _context(inputs, block, sizes) if context is None else context
+    heads, window = int(str(given["heads"])), int(str(given.get("window", 0)))
+    read = multiplied = 0
+    base, extra = divmod(sizes["T"], sizes["S"])
+    for queries, count in ((base + 1, extra), (base, sizes["S"] - extra)):
+        keys = min(before + queries, window + queries - 1) if window else before + queries
+        read += count * keys if queries else 0
+        multiplied += count * seen(queries, before, window)
+    return Cost(2.0 * read * kv_heads * size * pool.format.bytes, 4.0 * multiplied * heads * size)
+
+
+def _context(inputs: tuple[Type, ...], block: int, sizes: Sizes) -> int:
+    """Tokens before a step's own in the op's example."""
+    return max(0, context_of({"N": example_blocks(inputs, sizes), **sizes}, block))
+
+
+def _append(inputs: tuple[Type, ...], outputs: tuple[Type, ...], attrs: Attrs, sizes: Sizes, _: int | None) -> Cost:
+    """What is written into the pool, as much as is read beside it."""
+    return Cost(float(sum(t.nbytes(sizes) for t in inputs[1:3])), 0.0)
+
+
+def _gather(inputs: tuple[Type, ...], outputs: tuple[Type, ...], attrs: Attrs, sizes: Sizes, _: int | None) -> Cost:
+    """The rows that are looked up, as many bytes as the result."""
+    return Cost(float(outputs[0].nbytes(sizes)), 0.0)
+
+
+def _prepare(inputs: tuple[Type, ...], outputs: tuple[Type, ...], attrs: Attrs, sizes: Sizes, _: int | None) -> Cost:
+    """The upload's rows, and from the slots as much as is handed on."""
+    return Cost(float(_upload(sizes) + sum(t.nbytes(sizes) for t in outputs[1:])), 0.0)
+
+
+def _commit(inputs: tuple[Type, ...], outputs: tuple[Type, ...], attrs: Attrs, sizes: Sizes, _: int | None) -> Cost:
+    """The upload's rows, each row's length read and written, and a token for each row that samples."""
+    return Cost(float(_upload(sizes) + 4 * (2 * sizes["S"] + sizes["L"])), 0.0)
+
+
+def _upload(sizes: Sizes) -> int:
+    return 4 * (HEADER + ROW * sizes["S"])
+
+
+_RULES: dict[str, Rule] = {
+    "linear": _linear, "attention": _attention, "kv_append": _append, "embedding": _gather, "take_rows": _gather,
+    "prepare": _prepare, "commit": _commit,
+}  # fmt: skip

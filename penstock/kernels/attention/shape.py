@@ -1,0 +1,217 @@
+"""What the tactics of attention over pages share: the shape of a site, and the kernels of short and of long rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from penstock.engine.device import Device
+from penstock.engine.program import Arg, Site, Sizes
+from penstock.kernels import gpu
+from penstock.kernels.tactic import Config, KernelUse, TritonKernel, cdiv, next_power_of_2
+
+FOLDER = "penstock.kernels.attention"
+MAX_GROUP = 128  # query heads of a KV head; they share a tile
+MAX_COMBINED = 16384  # numbers of a group of heads; more would not fit in the registers that join a row's tasks
+MAX_SHORT = 4  # queries of a row that is still split over its keys
+MAX_SEQUENCES = 4096  # every program scans them
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What of a site shapes its kernels; its second input is the cache."""
+
+    heads: int
+    kv_heads: int
+    head_size: int
+    block_size: int
+    pointer: str
+    bytes: int
+
+    @staticmethod
+    def of(site: Site) -> Shape:
+        kv = site.inputs[1]
+        _, _, kv_heads, block, size = (0, *map(_int, kv.shape[1:]))
+        return Shape(int(site.attr("heads")), kv_heads, size, block, gpu.pointer(kv), kv.format.bytes)
+
+    @property
+    def group(self) -> int:
+        """Query heads of one KV head."""
+        return self.heads // self.kv_heads
+
+    @property
+    def decode_rows(self) -> int:
+        """Rows of a decode tile: the smallest that tensor cores take."""
+        return max(16, next_power_of_2(self.group))
+
+    @property
+    def short(self) -> int:
+        """A row of at most so many queries is split over its keys; its queries fill rows that one would leave empty.
+
+        A power of two, so that a tile is [queries, heads].
+        """
+        return min(MAX_SHORT, self.decode_rows // next_power_of_2(self.group))
+
+    @property
+    def padded_size(self) -> int:
+        return max(16, next_power_of_2(self.head_size))
+
+
+def _int(dim: int | str) -> int:
+    assert isinstance(dim, int), dim
+    return dim
+
+
+def refusal(site: Site, sizes: Sizes, device: Device) -> str | None:
+    """Why neither family of kernels can run on the site's first two inputs (queries or qkv, and the cache)."""
+    if why := gpu.refusal(site, device, (0, 1), 80):
+        return why
+    formats = {str(t.format) for t in (*site.inputs[:2], *site.outputs)}
+    if len(formats) > 1:
+        return f"queries, cache and result must share one format, not {sorted(formats)}"
+    shape = Shape.of(site)
+    if shape.block_size < 16 or shape.block_size & (shape.block_size - 1):
+        return f"blocks of {shape.block_size} tokens; a power of two from 16 is needed"
+    if shape.head_size > 256:
+        return f"heads of {shape.head_size} numbers; at most 256"
+    if shape.group > MAX_GROUP:
+        return f"{shape.group} query heads for each KV head; at most {MAX_GROUP}"
+    if next_power_of_2(shape.group) * shape.padded_size > MAX_COMBINED:
+        return f"{shape.group} query heads of {shape.head_size} for each KV head; at most {MAX_COMBINED} numbers"
+    if not site.attr("scale") > 0:
+        return f"scores are scaled by {site.attr('scale')}; only positive scales keep the largest score the largest"
+    if sizes["S"] > MAX_SEQUENCES:
+        return f"{sizes['S']} sequences; at most {MAX_SEQUENCES}"
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Tasks:
+    """How short rows are cut in one bucket, and the memory that joining their tasks takes."""
+
+    aim: int  # tasks for each KV head if contexts are even: what keeps the device busy
+    least: int  # tiles of a task: joining costs more than so few could save
+    most: int  # tasks that there can be for each KV head
+    partial: int  # bytes of the tasks' sums; their maxima and totals lie behind
+    workspace: int
+    counters: int  # bytes of zeroed memory
+
+    @staticmethod
+    def of(shape: Shape, sizes: Sizes, device: Device, config: Config) -> Tasks:
+        rows = min(sizes["S"], sizes["T"])
+        tiles = rows * cdiv(sizes["M"] * shape.block_size, config["BN"])
+        aim = cdiv(max(device.multiprocessors, 1) * config["TASKS"], shape.kv_heads)
+        aim = max(1, min(aim, cdiv(tiles, config["LEAST"])))
+        lanes = (aim + rows) * shape.kv_heads * shape.decode_rows
+        partial = cdiv(lanes * shape.head_size * 4, 256) * 256
+        counters = sizes["S"] * shape.kv_heads * 4
+        return Tasks(aim, config["LEAST"], aim + rows, partial, partial + lanes * 2 * 4, counters)
+
+
+def decode_configs(shape: Shape) -> tuple[dict[str, int], ...]:
+    """BN: keys of a tile; TASKS: tasks aimed at for each multiprocessor; LEAST: tiles of a task; APART: warps that each
+    take a share of a tile's keys by themselves (1: all together)."""
+    if shape.bytes == 4:
+        rows = max(16, next_power_of_2(shape.group))
+        keys = 32 if shape.padded_size <= 128 and rows <= 32 else 16
+        return ({"BN": keys, "STAGES": 2, "WARPS": plain_warps(shape), "TASKS": 4, "LEAST": 1, "APART": 1},)
+    if shape.decode_rows > 32 or shape.padded_size > 128:
+        together = {"BN": 64 if shape.padded_size <= 128 else 32, "STAGES": 3, "APART": 1}
+        together["WARPS"] = 8 if shape.decode_rows > 32 else 4
+        return tuple({**together, "TASKS": n, "LEAST": 4} for n in (2, 4))
+    # Joining tasks costs about as much as 256 keys; the others are for many rows, of which more fit side by side.
+    return (
+        {"BN": 64, "WARPS": 4, "APART": 4, "STAGES": 3, "TASKS": 2, "LEAST": 4},
+        {"BN": 64, "WARPS": 4, "APART": 1, "STAGES": 2, "TASKS": 2, "LEAST": 4},
+        {"BN": 32, "WARPS": 2, "APART": 2, "STAGES": 4, "TASKS": 2, "LEAST": 8},
+    )
+
+
+def plain_warps(shape: Shape) -> int:
+    """float32 has no tensor cores here: small tiles, or registers spill."""
+    return 8 if shape.padded_size * max(16, next_power_of_2(shape.group)) >= 2048 else 4
+
+
+def prefill_configs(shape: Shape) -> tuple[dict[str, int], ...]:
+    """PM, PN: rows and keys of a tile."""
+    if shape.bytes == 4:
+        rows = max(16, next_power_of_2(shape.group))
+        keys = 32 if shape.padded_size <= 128 and rows <= 32 else 16
+        return ({"PM": rows, "PN": keys, "PSTAGES": 2, "PWARPS": plain_warps(shape)},)
+    if shape.padded_size > 128:
+        return ({"PM": 128, "PN": 32, "PSTAGES": 2, "PWARPS": 8},)
+    big = {"PM": 128, "PN": 64, "PSTAGES": 3, "PWARPS": 8}
+    if shape.group > 64:
+        return (big,)
+    # Two programs of four warps share a multiprocessor: one multiplies while the other takes exponents.
+    small = {**big, "PM": 64, "PWARPS": 4}
+    return (small, {**big, "PN": 128, "PSTAGES": 2}, big) if shape.padded_size <= 64 else (small, big)
+
+
+def paired(decode: tuple[dict[str, int], ...], prefill: tuple[dict[str, int], ...]) -> tuple[Config, ...]:
+    """Configurations of both families at once: the two lists side by side, the shorter one repeated."""
+    count = max(len(decode), len(prefill))
+    return tuple({**decode[i % len(decode)], **prefill[i % len(prefill)]} for i in range(count))
+
+
+def constants(site: Site, sizes: Sizes, device: Device, short: int) -> dict[str, Any]:
+    shape = Shape.of(site)
+    pdl, able = gpu.pdl(device)
+    return {
+        "H": shape.heads,
+        "K": shape.kv_heads,
+        "D": shape.head_size,
+        "DP": shape.padded_size,
+        "B": shape.block_size,
+        "SP": _scanned(sizes["S"]),
+        "SHORT": short,
+        "SCALE": float(site.attr("scale")),
+        "SOFTCAP": float(site.attr("softcap", 0.0)),
+        "WINDOW": int(site.attr("window", 0)),
+        pdl: able,
+    }
+
+
+def short_constants(shape: Shape, config: Config) -> dict[str, int]:
+    """Those of a kernel of short rows."""
+    return {"BM": shape.decode_rows, "BN": config["BN"], "W": config["APART"]}
+
+
+def _scanned(sequences: int) -> int:
+    """Few different lengths, so that few kernels are compiled."""
+    return next(n for n in (1, 32, 128, 512, 4096) if n >= sequences)
+
+
+ROWS = (("query_start_ptr", "*i32"), ("query_len_ptr", "*i32"), ("context_len_ptr", "*i32"))
+
+
+def prefill(site: Site, sizes: Sizes, device: Device, config: Config, short: int, args: tuple[Arg, ...]) -> KernelUse:
+    """Rows of more than `short` queries.
+
+    `args`: queries, cache, query_start, query_len, context_len, block_table, result.
+    """
+    shape = Shape.of(site)
+    signature = (
+        ("q_ptr", shape.pointer), ("kv_ptr", shape.pointer), *ROWS, ("table_ptr", "*i32"),
+        ("out_ptr", shape.pointer), ("S", "i32"), ("M", "i32"),
+    )  # fmt: skip
+    named = {**constants(site, sizes, device, short), "BM": config["PM"], "BN": config["PN"]}
+    kernel = triton_kernel(f"{FOLDER}.prefill_triton:prefill", signature, named, config["PWARPS"], config["PSTAGES"])
+    grid = (most_tiles(sizes, short, config["PM"] // shape.group), shape.kv_heads, 1)
+    return KernelUse(kernel, grid, (*args, *gpu.integers(sizes["S"], sizes["M"])))
+
+
+def most_tiles(sizes: Sizes, short: int, tile: int) -> int:
+    """The most tiles of `tile` queries that rows of more than `short` queries can need.
+
+    ceil(n / tile) <= (n - 1) / tile + 1, so R rows of T queries together need at most R + (T - R) / tile, which grows
+    with R; and R is at most T / (short + 1).
+    """
+    rows = min(sizes["S"], sizes["T"] // (short + 1))
+    return max(1, rows + (sizes["T"] - rows) // tile)
+
+
+def triton_kernel(
+    source: str, signature: tuple[tuple[str, str], ...], named: dict[str, Any], warps: int, stages: int
+) -> TritonKernel:
+    return TritonKernel(source, signature, tuple(named.items()), warps, stages)

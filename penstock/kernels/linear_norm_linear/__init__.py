@@ -1,0 +1,1 @@
+"""Two products with a residual sum and its normalisation between them."""

@@ -1,0 +1,1 @@
+"""Attention that rotates and appends the step's own keys itself."""

@@ -1,0 +1,107 @@
+"""A step made up to be looked at: so many sequences of one length, at rest on a backend that serves nobody."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from penstock.engine.manifest import Engine
+from penstock.engine.profile import Profile
+from penstock.errors import OptionError
+from penstock.ir.lazy import torch
+from penstock.ir.ops.state import FIELDS
+from penstock.runtime.schedule.scheduler import Limits
+from penstock.runtime.step import Backend, Ticket
+from penstock.runtime.upload import Numbers, slot_numbers
+from penstock.spec import ModelSpec, inverse_frequencies
+
+SEED = 0
+
+
+@dataclass(frozen=True)
+class Batch:
+    """`rows` sequences of `context` tokens each, and `tokens` more of each in the step: 1 decodes, more is a prompt.
+
+    Each of them samples one token, at that temperature, top_k and top_p.
+    """
+
+    rows: int = 1
+    context: int = 0
+    tokens: int = 1
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+    def limits(self, profile: Profile) -> Limits:
+        """What a backend must be opened for. Raises OptionError where the engine was not built for such a step."""
+        for name, value, least, most in (
+            ("rows", self.rows, 1, profile.max_batch_size),
+            ("tokens", self.tokens, 1, profile.max_num_tokens),
+            ("tokens of all rows", self.rows * self.tokens, 1, profile.max_num_tokens),
+            ("context", self.context, 0, profile.max_seq_len - self.tokens - 1),
+        ):
+            if not least <= value <= most:
+                raise OptionError(
+                    f"a step of {self.rows} rows of {self.tokens} tokens behind {self.context}: {name} {value} is "
+                    f"outside {least} to {most}, which the engine was built for"
+                )
+        return Limits(self.rows, self.rows * self.tokens, self.context + self.tokens + 1)
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """T, S and L of the step itself, without padding."""
+        return {"T": self.rows * self.tokens, "S": self.rows, "L": self.rows}
+
+
+class Standing:
+    """A batch on a backend: `launch` runs the same step again and again, since each upload sets the lengths back."""
+
+    def __init__(self, engine: Engine, backend: Backend, batch: Batch) -> None:
+        """`backend` opened for the batch's limits. Random tokens in the slots, random keys and values in the pool."""
+        self.backend, self.batch = backend, batch
+        _fill(backend)
+        self._upload = _upload(engine, batch)
+
+    def launch(self) -> Ticket:
+        sizes = self.batch.sizes
+        return self.backend.launch(self._upload, sizes["T"], sizes["S"], sizes["L"])
+
+    def run(self) -> list[int]:
+        """One step, to its end."""
+        return self.backend.read(self.launch())
+
+
+def _fill(backend: Backend) -> None:
+    """Numbers as attention meets them, for zeros cost a GPU less power."""
+    for name, state in backend.states.items():
+        if name != "slots":
+            state.normal_()
+    if any(state.device.type == "cuda" for state in backend.states.values()):
+        torch.cuda.synchronize()
+
+
+def _upload(engine: Engine, batch: Batch) -> Numbers:
+    """Every slot written whole, at its length before the step, and the step's tokens."""
+    layout, numbers = engine.profile.slots, np.random.default_rng(SEED)
+    rope = ModelSpec.from_json(dict(engine.spec)).request_rope
+    freqs = tuple(inverse_frequencies(rope, batch.context + batch.tokens)) if rope else ()
+    width = -(-(batch.context + batch.tokens) // engine.profile.block_size)
+    blocks = 1 + numbers.permutation(batch.rows * width).reshape(batch.rows, width)
+    pairs: list[Any] = []
+    for slot in range(batch.rows):
+        fields = slot_numbers(batch.temperature, batch.top_k, batch.top_p, slot, freqs)
+        fields[FIELDS.index("length")] = batch.context
+        places = [layout.field(name) + slot for name in FIELDS]
+        places += range(layout.freqs_at + slot * layout.freqs, layout.freqs_at + (slot + 1) * layout.freqs)
+        pairs += [np.stack([np.array(places), fields], 1)]
+        start = layout.table_at + slot * layout.table
+        pairs += [np.stack([np.arange(start, start + width), blocks[slot]], 1)]
+        start = layout.history_at + slot * layout.history + batch.context
+        ids = numbers.integers(0, engine.vocab_size, batch.tokens)
+        pairs += [np.stack([np.arange(start, start + batch.tokens), ids], 1)]
+    writes = np.concatenate(pairs).astype(np.int32)
+    rows = np.array([(slot, batch.tokens, 1) for slot in range(batch.rows)], np.int32)
+    header = np.array([batch.rows, batch.rows * batch.tokens, batch.rows, len(writes)], np.int32)
+    return np.concatenate([header, rows.ravel(), writes.ravel()])

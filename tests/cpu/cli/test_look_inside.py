@@ -1,0 +1,55 @@
+"""`penstock profile` and `penstock run --debug-nodes` on a tiny engine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from penstock.engine import store
+from tests.cpu.cli.test_cli import engine, model, run
+
+__all__ = ["engine", "model", "run"]  # fixtures
+
+
+def test_profile_shows_every_node_and_what_is_lost(run: Any, engine: Path) -> None:
+    ran = run("profile", engine, "--batch", 2, "--context", 20, "--nodes")
+    assert ran.code == 0, ran.err
+    phases = store.load(engine).programs["decode"].phases
+    names = [f"{name}/%{i}" for name, p in phases.items() for i, n in enumerate(p.graph.nodes) if not n.is_leaf]
+    lines = [line.split() for line in ran.out.splitlines()]
+    assert [words[1] for words in lines if len(words) > 1 and words[1] in names] == names
+    assert "a step of 2 x 1 token behind 20" in ran.out and "lost:" in ran.out and "of the roof" in ran.out
+    folded = run("profile", engine, "--prompt-tokens", 5)
+    assert "a step of 1 x 5 tokens behind 0" in folded.out and len(folded.out.splitlines()) <= len(ran.out.splitlines())
+
+
+def test_profile_gives_programs_every_number(run: Any, engine: Path) -> None:
+    data = run("profile", engine, "--json", "--batch", 3).data
+    assert data["batch"]["rows"] == 3 and data["step_us"] > 0 and data["roof_us"] > 0
+    for node in data["nodes"]:
+        assert node["busy_us"] > 0 and node["tactic"] and node["bytes"] > 0
+    lost = sum(loss["busy_us"] + loss["gap_us"] for loss in data["losses"])
+    assert lost == pytest.approx(data["seen_us"]) == sum(n["busy_us"] + n["gap_us"] for n in data["nodes"])
+
+
+def test_run_dumps_named_values_beside_the_text(run: Any, engine: Path, tmp_path: Path) -> None:
+    args = ("run", "--engine_dir", engine, "--input_text", "a b c", "--max_output_len", 4, "--temperature", 0)
+    plain, file = run(*args), tmp_path / "nodes.safetensors"
+    ran = run(*args, "--debug-nodes", "logits,sampled", "--debug-output", file, "--debug-steps", 2, "--json")
+    assert ran.code == 0 and plain.code == 0
+    tensors = load_file(file)
+    assert sorted(name.split("/")[0] for name in tensors) == ["step0", "step0", "step1", "step1"]
+    logits = {name: x for name, x in tensors.items() if x.is_floating_point()}
+    assert [x.argmax(-1).tolist() for _, x in sorted(logits.items())] == [[t] for t in ran.data[0]["token_ids"][:2]]
+    assert ran.data[0]["text"] in plain.out
+    assert all(name in ran.err for name in tensors) and "4 values are in" in ran.err
+
+
+def test_a_runs_limits_may_be_lower_than_the_engines(run: Any, engine: Path) -> None:
+    ran = run("run", "--engine_dir", engine, "--input_text", "a b c", "--max_seq_len", 16, "--max_output_len", 4)
+    assert ran.code == 0
+    ran = run("run", "--engine_dir", engine, "--input_text", "a b c " * 20, "--max_seq_len", 16)
+    assert ran.code == 2 and "16" in ran.err

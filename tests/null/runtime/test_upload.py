@@ -1,0 +1,142 @@
+"""Uploads against a plain reading of the plans: whatever the order of arrivals, the slots and rows are right."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from penstock.errors import PromptError
+from penstock.ir.ops.state import FIELDS, HEADER, ROW, SlotLayout
+from penstock.runtime.kv.blocks import BlockPool, KvManager
+from penstock.runtime.prompt import prompt_numbers
+from penstock.runtime.schedule.batch import StepPlan
+from penstock.runtime.schedule.request import Request
+from penstock.runtime.schedule.scheduler import Limits, Scheduler
+from penstock.runtime.upload import Encoder, Numbers, Source, slot_numbers
+
+SLOTS, TOKENS, LENGTH, BLOCK, FREQS = 4, 16, 64, 16, 3
+LAYOUT = SlotLayout(SLOTS, LENGTH + 1, LENGTH // BLOCK, FREQS)
+SIZE = HEADER + ROW * SLOTS + 2 * (TOKENS + SLOTS * (len(FIELDS) + LAYOUT.table + FREQS))
+
+
+def source(request: Request) -> Source:
+    """Numbers that name their request."""
+    mark = int(request.id)
+    fields = slot_numbers(0.25 * mark, mark, 1 / (1 + mark), 1000 + mark, [mark + i / 8 for i in range(FREQS)])
+    return Source(np.array(request.prompt, np.int32), fields)
+
+
+def expected(plan: StepPlan) -> tuple[list[tuple[int, int, bool]], dict[int, int]]:
+    """Rows, and what is written where."""
+    writes: dict[int, int] = {}
+    for slot, request, blocks in plan.admitted:
+        mark = int(request.id)
+        floats = np.array([0.25 * mark, 1 / (1 + mark), *(mark + i / 8 for i in range(FREQS))], np.float32)
+        bits = floats.view(np.int32).tolist()
+        values = {"length": 0, "temperature": bits[0], "top_p": bits[1], "top_k": mark, "seed": 1000 + mark}
+        writes |= {LAYOUT.field(name) + slot: value for name, value in values.items()}
+        writes |= {LAYOUT.freqs_at + slot * FREQS + i: bit for i, bit in enumerate(bits[2:])}
+        writes |= {LAYOUT.table_at + slot * LAYOUT.table + i: block for i, block in enumerate(blocks)}
+    for chunk in plan.chunks:
+        for i in range(chunk.start, chunk.start + chunk.num_tokens):
+            writes[LAYOUT.history_at + chunk.slot * LAYOUT.history + i] = chunk.request.prompt[i]
+    return [(row.slot, row.num_tokens, row.samples) for row in plan.rows], writes
+
+
+def check(upload: Numbers, plan: StepPlan) -> None:
+    rows, writes = expected(plan)
+    count = HEADER + ROW * len(rows)
+    assert upload[:HEADER].tolist() == [len(rows), plan.num_tokens, plan.num_logits, len(writes)]
+    assert [tuple(row) for row in upload[HEADER:count].reshape(-1, ROW).tolist()] == rows
+    pairs = upload[count:].reshape(-1, 2).tolist()
+    assert len(pairs) == len(writes) and dict(pairs) == writes
+
+
+ARRIVALS = st.lists(st.tuples(st.integers(0, 12), st.integers(1, 40), st.integers(1, 8)), min_size=1, max_size=9)
+ABORTS = st.dictionaries(st.integers(0, 20), st.integers(0, 8), max_size=4)  # step -> whom
+
+
+@given(ARRIVALS, ABORTS, st.integers(1, 2))
+def test_every_upload_says_what_its_plan_says(
+    arrivals: list[tuple[int, int, int]], aborts: dict[int, int], in_flight: int
+) -> None:
+    scheduler = Scheduler(Limits(SLOTS, TOKENS, LENGTH, in_flight), KvManager(BlockPool(20, BLOCK)))
+    encoder, flight, step = Encoder(LAYOUT, SIZE), [], 0
+    waiting = sorted((joins, i, prompt, new) for i, (joins, prompt, new) in enumerate(arrivals))
+    while waiting or scheduler.has_work:
+        while waiting and waiting[0][0] <= step:
+            _, index, prompt, new = waiting.pop(0)
+            tokens = tuple(100 * index + i for i in range(prompt))
+            scheduler.add(Request(str(index), tokens, new, LENGTH, eos_ids=frozenset({3})))
+        scheduler.abort(str(aborts.get(step)))
+        if scheduler.can_schedule and (plan := scheduler.schedule()):
+            check(encoder.encode(plan, source), plan)
+            flight.append(plan)
+        if flight and not (scheduler.can_schedule and scheduler.has_work and waiting):
+            oldest = flight.pop(0)  # some end early, so that slots change hands
+            scheduler.retire(oldest.step_id, [3 if (step + i) % 5 == 0 else 7 for i in range(oldest.num_logits)])
+        step += 1
+
+
+def test_the_same_decoders_after_a_prompt_that_was_cancelled() -> None:
+    scheduler = Scheduler(Limits(SLOTS, TOKENS, LENGTH, 1), KvManager(BlockPool(20, BLOCK)))
+    encoder, decoders = Encoder(LAYOUT, SIZE), []
+
+    def step() -> None:
+        plan = scheduler.schedule()
+        assert plan is not None
+        decoders.append(plan.decoders)
+        check(encoder.encode(plan, source), plan)
+        scheduler.retire(plan.step_id, [7] * plan.num_logits)
+
+    scheduler.add(Request("0", (5, 6), 20, LENGTH))
+    for _ in range(3):
+        step()
+    scheduler.add(Request("1", tuple(range(40)), 4, LENGTH))  # three chunks
+    step()
+    scheduler.abort("1")
+    step()
+    assert decoders[1] is decoders[-1]
+
+
+def test_a_step_of_the_same_decoders_is_the_upload_before_it_and_nothing_is_allocated() -> None:
+    scheduler = Scheduler(Limits(SLOTS, TOKENS, LENGTH, 1), KvManager(BlockPool(20, BLOCK)))
+    encoder = Encoder(LAYOUT, SIZE)
+    for index in range(3):
+        scheduler.add(Request(str(index), (5, 6), 9, LENGTH))
+    uploads = []
+    for _ in range(5):
+        plan = scheduler.schedule()
+        assert plan is not None
+        uploads.append(encoder.encode(plan, source))
+        check(uploads[-1], plan)
+        scheduler.retire(plan.step_id, [7] * plan.num_logits)
+    assert all(np.shares_memory(uploads[0], each) for each in uploads)
+    assert all(each is uploads[1] for each in uploads[2:])
+
+
+@pytest.mark.parametrize(
+    ("ids", "named"),
+    [
+        ((), "empty"),
+        ((1, 2, -1), "-1 at position 2 is outside the vocabulary of 300: ids go from 0 to 299"),
+        ((1, 300), "300 at position 1"),
+        ((1, 2**31 + 5), "2147483653 at position 1"),
+        ((1, 2**80), "at position 1 is outside"),
+        ((1, -(2**80)), "at position 1 is outside"),
+        ((1, True, 2), "True at position 1 is a bool"),
+        ((7, 1.0), "1.0 at position 1 is a float"),
+        ((7, "8"), "'8' at position 1 is a str"),
+        ((7, np.int64(8)), "at position 1 is a int64"),
+    ],
+)
+def test_bad_ids_are_named(ids: tuple[int, ...], named: str) -> None:
+    with pytest.raises(PromptError, match=named):
+        prompt_numbers(ids, 300)
+
+
+def test_good_ids_are_kept() -> None:
+    assert prompt_numbers((0, 299, 5), 300).tolist() == [0, 299, 5]
+    assert prompt_numbers([2**31 - 1], 2**31).dtype == np.int32
