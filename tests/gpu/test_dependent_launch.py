@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from penstock.bench.latency import settle
 from penstock.bench.workload import LLAMA31_8B
 from penstock.compiler.build import build
 from penstock.compiler.options import BuildOptions
+from penstock.engine import store
 
 pytestmark = pytest.mark.gpu
 REPLAYS = 1000
@@ -37,10 +37,12 @@ def engine_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def without(engine_dir: Path, target: Path) -> Path:
     """The same engine, whose kernels start only when the one before has ended."""
-    shutil.copytree(engine_dir, target)
-    manifest = json.loads((target / "engine.json").read_text())
-    assert _switch_off(manifest) > 100, "few kernels are launched dependently"
-    (target / "engine.json").write_text(json.dumps(manifest))
+    with store.writing(target) as part:
+        files = (f for f in engine_dir.rglob("*") if f.is_file() and f.name != store.FILES)
+        store.copy(files, engine_dir, part)
+        manifest = json.loads((part / store.MANIFEST).read_text())
+        assert _switch_off(manifest) > 100, "few kernels are launched dependently"
+        (part / store.MANIFEST).write_text(json.dumps(manifest))
     return target
 
 

@@ -174,7 +174,13 @@ def test_inspect_tells_every_section(run: Run, engine: Path) -> None:
     ran = run("inspect", engine, "--bandwidth", 100)
     assert ran.code == 0 and ran.err == ""
     wanted = ["2 of 4 heads of 16 over 2 KV heads", "fuse_qkv 2x", "reference", "[torch", "at 100 GB/s", "T tokens"]
-    for said in (*wanted, "block_table 20", "linear_norm_linear(", "where the time of a step of", "linear_norm_linear f32["):
+    for said in (
+        *wanted,
+        "block_table 20",
+        "linear_norm_linear(",
+        "where the time of a step of",
+        "linear_norm_linear f32[",
+    ):
         assert said in ran.out
     assert "# as built" not in ran.out and max(map(len, ran.out.splitlines())) < 200
     assert "of the roof" not in ran.out  # the CPU times a step of several tokens, the roof is of one

@@ -72,6 +72,8 @@ CASES: list[tuple[Site, Sizes]] = [
     (linear_norm_linear("f32", 136, 96, 40, act="gelu_tanh"), {"T": 5}),
     (linear_norm_linear("bf16", 192, 2560, 130, act="silu"), {"T": 40}),
     (linear_norm_linear("bf16", 129, 77, 65), {"T": 17}),
+    (linear_norm_linear("bf16", 264, 520, 72, bias=True), {"T": 300}),
+    (linear_norm_linear("bf16", 264, 520, 136, act="silu", offset=1.0), {"T": 60}),
     (glu("bf16", 300, "silu"), {"T": 3}),
     (glu("f32", 1025, "gelu"), {"T": 1}),
     (glu("f16", 40, "gelu_tanh"), {"T": 67}),
