@@ -100,6 +100,24 @@ class Shape:
         return clusters * self.cluster
 
 
+def hopper_refusal(site: Site, sizes: Sizes, device: Device, low: int, high: int | None) -> str | None:
+    """Why no kernel of this kind fits, for low..high tokens."""
+    if device.kind == "cuda" and device.capability != CAPABILITY:
+        return f"written for compute capability {CAPABILITY / 10} alone, not {device.capability / 10}"
+    if why := product.refusal(site, sizes, device, low, high):
+        return why
+    p = Product.of(site, sizes)
+    if 1 not in site.weights:
+        return "w is made by the step; it is fetched before the kernels that might make it have ended"
+    if p.w.name not in FORMATS:
+        return f"w is {p.w}; supported are {', '.join(FORMATS)}"
+    if p.k % ALIGNED_COLUMNS:
+        return f"K is {p.k}; the copy engine wants a multiple of {ALIGNED_COLUMNS}"
+    if any(f.name not in (p.w.name, "f32") for f in (p.out, p.bias) if f is not None):
+        return f"result {p.out} and bias {p.bias} are neither {p.w} nor f32"
+    return None
+
+
 class HopperProduct(Tactic):
     """What both tactics have in common."""
 
@@ -107,20 +125,7 @@ class HopperProduct(Tactic):
     high: int | None
 
     def supports(self, site: Site, sizes: Sizes, device: Device) -> str | None:
-        if device.kind == "cuda" and device.capability != CAPABILITY:
-            return f"written for compute capability {CAPABILITY / 10} alone, not {device.capability / 10}"
-        if why := product.refusal(site, sizes, device, self.low, self.high):
-            return why
-        p = Product.of(site, sizes)
-        if 1 not in site.weights:
-            return "w is made by the step; it is fetched before the kernels that might make it have ended"
-        if p.w.name not in FORMATS:
-            return f"w is {p.w}; supported are {', '.join(FORMATS)}"
-        if p.k % ALIGNED_COLUMNS:
-            return f"K is {p.k}; the copy engine wants a multiple of {ALIGNED_COLUMNS}"
-        if any(f.name not in (p.w.name, "f32") for f in (p.out, p.bias) if f is not None):
-            return f"result {p.out} and bias {p.bias} are neither {p.w} nor f32"
-        return None
+        return hopper_refusal(site, sizes, device, self.low, self.high)
 
     def plan(self, site: Site, sizes: Sizes, device: Device, config: Config) -> Draft:
         p = Product.of(site, sizes)
@@ -138,7 +143,7 @@ def hopper_use(p: Product, device: Device, shape: Shape, given: Operands, norm: 
         "N": p.n, "K": p.k, "FORMAT": p.w.name, "OUT_BYTES": p.out.bytes, "BIAS_BYTES": p.bias.bytes if p.bias else 0,
         "ACT": ACTIVATIONS.index(p.act), "WARP_GROUPS": shape.warp_groups, "ROWS": shape.rows,
         "ROWS_16": shape.rows // 16, "STAGES": stages, "X_ROWS": x_rows, "SHARE": shape.share, "SPLIT": shape.split,
-        "GROUP": L2_GROUP, "PERSISTENT": int(shape.persistent), "STREAM": int(_streams(p, device)),
+        "GROUP": L2_GROUP, "PERSISTENT": int(shape.persistent), "STREAM": int(streams(p, device)),
         "BLOCKS": shape.blocks, "PARTS": norm.parts, "EPS": f"{norm.eps!r}f", "RESIDUAL": int("residual" in given),
         "OFFSET": f"{norm.offset!r}f",
     }  # fmt: skip
@@ -153,7 +158,7 @@ def hopper_use(p: Product, device: Device, shape: Shape, given: Operands, norm: 
     return KernelUse(kernel, (shape.grid(p, device), 1, 1), args)
 
 
-def _streams(p: Product, device: Device) -> bool:
+def streams(p: Product, device: Device) -> bool:
     """Whether w is read about once and y is small: then w had better not push others out of the L2."""
     return p.tokens <= STREAMED and p.tokens * p.n * p.out.bytes <= device.l2_bytes // 4
 

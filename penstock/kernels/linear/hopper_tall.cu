@@ -1,0 +1,432 @@
+// y = x w^T + bias, or act(gate) * up over the two halves of w's rows, for some hundred tokens, few of them padding.
+//
+// The rows of w are the tall operand, the tokens the other: a tile has as many as divide the step evenly. A *unit* is 64
+// rows of w (gated: 32 of gate and the 32 of up that belong to them). A cluster of two blocks walks over a stretch of
+// units, in passes of up to HEIGHT a block, so that all multiprocessors get nearly the same work although 64 rows times
+// a tile's tokens are coarse. The two blocks of a cluster either work on the same rows and different tokens (SHARE_W) or
+// on the same tokens and different rows; what they have in common is copied to both at once.
+// Where there are few units, SPLIT clusters share the columns of K and add their parts up in the workspace, in order.
+//
+// Constants, all macros:
+//   N, K; FORMAT (bf16, f16); OUT_BYTES (2: FORMAT, 4: float32); BIAS_BYTES (likewise; 0: none)
+//   ACT (0: a plain product, 1: silu, 2: gelu, 3: gelu_tanh, 4: relu)
+//   TILE_T, TILE_T_16 (TILE_T / 16): tokens of a tile
+//   HEIGHT (units that the two warp groups take in a pass, in turn), STAGES
+//   SHARE_W, SPLIT, ALONG (clusters that the units are dealt to)
+//   STREAM (1: w is read about once, and had better not stay in the L2)
+#define ROWS TILE_T  // hopper.cuh's name for the columns of a warp group's product
+#define ROWS_16 TILE_T_16
+#include "hopper.cuh"
+#include "values.cuh"
+
+#define IS_bf16 1
+#define IS_f16 2
+constexpr bool BF16 = JOIN(IS_, FORMAT) == 1;
+constexpr bool GATED = ACT != 0;
+constexpr int OUT_N = GATED ? N / 2 : N;
+constexpr int UNIT_N = GATED ? 32 : 64;           // columns of y
+constexpr int UNITS = (OUT_N + UNIT_N - 1) / UNIT_N;
+constexpr int PER_GROUP = (HEIGHT + 1) / 2;       // units of the first warp group
+constexpr int SIDES = SHARE_W ? 1 : 2;            // blocks of a cluster that have rows of their own
+constexpr int PASSES = ((UNITS + ALONG - 1) / ALONG + SIDES * HEIGHT - 1) / (SIDES * HEIGHT);
+constexpr int DEPTH = 64;                         // columns of x and w in a stage
+constexpr int STEPS = ((K + DEPTH - 1) / DEPTH + SPLIT - 1) / SPLIT;  // of a block; what is beyond K is zero
+constexpr int LINE = 2 * DEPTH;                   // bytes
+constexpr int HALF_BYTES = 32 * LINE, UNIT_BYTES = 2 * HALF_BYTES, X_BYTES = TILE_T * LINE;
+constexpr int STAGE_BYTES = HEIGHT * UNIT_BYTES + X_BYTES;
+constexpr int RING_BYTES = STAGES * STAGE_BYTES;
+constexpr int CONSUMERS = 256;                    // threads; the producer is one of those behind them
+constexpr int THREADS = CONSUMERS + 128;
+constexpr int COUPLES = TILE_T / 16;              // pairs of runs of eight tokens, in a tile
+constexpr int TRADED = 2;                         // couples that a warp group trades at once
+constexpr int DESK_BYTES = GATED ? 2 * TRADED * 128 * 16 : 0;  // of a warp group: half is written while half is read
+constexpr int RUN_PARTS = PER_GROUP * 2 * COUPLES;  // runs of a thread
+
+static_assert(TILE_T % 16 == 0 && TILE_T <= 256 && TILE_T == 16 * TILE_T_16, "a product has 16 .. 256 columns");
+static_assert(HEIGHT >= 1 && HEIGHT <= 4, "more do not fit the registers");
+static_assert(SPLIT == 1 || (PASSES == 1 && !GATED && SPLIT <= COUPLES), "parts are added up once, and run by run");
+
+extern __shared__ __align__(1024) char ring[];
+
+// The stages of a ring in turn, and the parity of the round.
+struct Turn {
+  int stage = 0;
+  u32 parity = 0;
+  __device__ __forceinline__ void next() {
+    if (++stage == STAGES) stage = 0, parity ^= 1;
+  }
+};
+
+// What a block works on in a pass.
+struct Tile {
+  int first, count;  // units
+  int token;
+};
+
+// Where a block stands. Clusters that differ in tokens or in columns of K alone are neighbours: w comes from memory once.
+struct Place {
+  int along, pair, split, rank, pairs;
+  __device__ __forceinline__ explicit Place(int tokens) {
+    const int tiles = (tokens + TILE_T - 1) / TILE_T, cluster = blockIdx.x / 2;
+    pairs = SHARE_W ? (tiles + 1) / 2 : tiles;
+    rank = cluster_rank();
+    pair = cluster % pairs;
+    split = cluster / pairs % SPLIT;
+    along = cluster / pairs / SPLIT;
+  }
+  __device__ __forceinline__ Tile tile(int pass) const {
+    const int begin = UNITS * along / ALONG, count = UNITS * (along + 1) / ALONG - begin;
+    const int piece = SHARE_W ? pass : 2 * pass + rank, pieces = PASSES * SIDES;
+    const int first = count * piece / pieces, last = count * (piece + 1) / pieces;
+    return {begin + first, last - first, (SHARE_W ? 2 * pair + rank : pair) * TILE_T};
+  }
+};
+
+__device__ __forceinline__ u32 stage_at(int stage) { return shared_address(ring) + stage * STAGE_BYTES; }
+__device__ __forceinline__ u32 desk() { return shared_address(ring) + RING_BYTES + threadIdx.x / 128 * DESK_BYTES; }
+__device__ __forceinline__ u32 full(int stage) { return shared_address(ring) + RING_BYTES + 2 * DESK_BYTES + 8 * stage; }
+__device__ __forceinline__ u32 empty(int stage) { return full(stage) + 8 * STAGES; }
+
+__device__ __forceinline__ void load_w(const TensorMap* map, int stage, Tile tile, int step, int rank) {
+  expect_bytes(full(stage), tile.count * UNIT_BYTES + X_BYTES);
+  constexpr u64 policy = STREAM ? READ_ONCE : READ_AGAIN;
+  for (int unit = 0; unit < tile.count; unit++) {
+    const u32 to = stage_at(stage) + unit * UNIT_BYTES;
+    const int row = (tile.first + unit) * UNIT_N;
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+      const int from = row + half * (GATED ? OUT_N : 32);
+      if (!SHARE_W) copy_box(to + half * HALF_BYTES, map, step * DEPTH, from, full(stage), policy);
+      else if (half == rank) copy_box_to_both(to + half * HALF_BYTES, map, step * DEPTH, from, full(stage), policy);
+    }
+  }
+}
+
+__device__ __forceinline__ void load_x(const TensorMap* map, int stage, Tile tile, int step, int rank) {
+  const u32 to = stage_at(stage) + HEIGHT * UNIT_BYTES;
+  constexpr u64 policy = STREAM ? READ_OFTEN : READ_AGAIN;
+  if (SHARE_W) copy_box(to, map, step * DEPTH, tile.token, full(stage), policy);
+  else copy_box_to_both(to + rank * (X_BYTES / 2), map, step * DEPTH, tile.token + rank * (TILE_T / 2), full(stage), policy);
+}
+
+__device__ __forceinline__ void produce(const TensorMap* x, const TensorMap* w, Place place) {
+  constexpr int ahead = STAGES < STEPS ? STAGES : STEPS;
+  const int first = place.split * STEPS, last = first + STEPS;
+  const Tile own = place.tile(0);
+  // No kernel of a step writes w: its first stages are fetched while the predecessor still runs.
+  for (int i = 0; i < ahead; i++) load_w(w, i, own, first + i, place.rank);
+  wait_for_predecessor();
+  for (int i = 0; i < ahead; i++) load_x(x, i, own, first + i, place.rank);
+  Turn turn{ahead % STAGES, ahead == STAGES ? 1u : 0u};
+  for (int pass = 0; pass < PASSES; pass++) {
+    const Tile tile = place.tile(pass);
+    for (int step = pass ? first : first + ahead; step < last; step++, turn.next()) {
+      wait_parity(empty(turn.stage), turn.parity ^ 1);
+      load_w(w, turn.stage, tile, step, place.rank);
+      load_x(x, turn.stage, tile, step, place.rank);
+    }
+  }
+  // No block ends while the other may still tell it that it has freed a stage.
+  for (int i = 0; i < STAGES; i++, turn.next()) wait_parity(empty(turn.stage), turn.parity ^ 1);
+}
+
+__device__ __forceinline__ void release(int stage) {
+  if (threadIdx.x % 128) return;
+  for (int rank = 0; rank < 2; rank++) arrive_at(empty(stage), rank);
+}
+
+using Sums = float[PER_GROUP][TILE_T / 2];
+
+__device__ __forceinline__ void add_product(float (&d)[TILE_T / 2], u32 w, u32 x) {
+  u64 a = tile_of(w), b = tile_of(x);
+  PRODUCT(d, a, b);
+}
+
+// The products of OWN units: those at 0 and 2 of the stage for the first warp group, at 1 and 3 for the second.
+template <int OWN> __device__ __forceinline__ void multiply(Sums& d, int group, Turn& turn) {
+#pragma unroll
+  for (int u = 0; u < OWN; u++) {
+#pragma unroll
+    for (int i = 0; i < TILE_T / 2; i++) d[u][i] = 0.0f;
+  }
+  int previous = -1;
+  for (int step = 0; step < STEPS; step++, turn.next()) {
+    wait_parity(full(turn.stage), turn.parity);
+    const u32 w = stage_at(turn.stage) + group * UNIT_BYTES, x = stage_at(turn.stage) + HEIGHT * UNIT_BYTES;
+    if constexpr (OWN > 0) product_begin();
+#pragma unroll
+    for (int i = 0; i < DEPTH / 16; i++) {
+#pragma unroll
+      for (int u = 0; u < OWN; u++) add_product(d[u], w + 2 * u * UNIT_BYTES + 32 * i, x + 32 * i);
+      // The stage before is free as soon as its products are done, which is when the first of this one begin.
+      if (i == 0) {
+        if constexpr (OWN > 0) product_commit(), product_wait<1>();
+        if (previous >= 0) release(previous);
+      }
+    }
+    if constexpr (OWN > 0) product_commit();
+    previous = turn.stage;
+  }
+  product_wait<0>();
+  if (previous >= 0) release(previous);
+}
+
+__device__ __forceinline__ float bias_at(const void* bias, int n) {
+  if constexpr (BIAS_BYTES == 0) return 0.0f;
+  if (n >= OUT_N) return 0.0f;
+  if constexpr (BIAS_BYTES == 4) return static_cast<const float*>(bias)[n];
+  return widened<BF16>(static_cast<const u16*>(bias)[n]);
+}
+
+__device__ __forceinline__ void store_one(void* y, int token, int n, int tokens, float value) {
+  if (token >= tokens || n >= OUT_N) return;
+  const long long at = static_cast<long long>(token) * OUT_N + n;
+  if constexpr (OUT_BYTES == 4) static_cast<float*>(y)[at] = value;
+  else static_cast<u16*>(y)[at] = static_cast<u16>(rounded_pair<BF16>(value, value));
+}
+
+// Two runs of eight tokens, each by 16 columns of y from n on: four numbers of a run are in a lane, two (tokens
+// 2 (lane % 4) and the next) of column lane / 4 and two of the column eight on. A negative token: no such run.
+__device__ __forceinline__ void store_runs(void* y, const float (&v)[2][4], const int (&token)[2], int n, int tokens) {
+  const int lane = threadIdx.x % 32;
+  if constexpr (OUT_BYTES == 2 && OUT_N % 8 == 0) {
+    u32 p[4];
+#pragma unroll
+    for (int i = 0; i < 4; i++) p[i] = transposed(rounded_pair<BF16>(v[i / 2][i % 2 * 2], v[i / 2][i % 2 * 2 + 1]));
+    trade_runs(p);
+    const int run = lane & 2 ? token[1] : token[0], t = run + lane / 4, column = n + lane % 2 * 8;
+    u16* to = static_cast<u16*>(y) + static_cast<long long>(t) * OUT_N + column;
+    if (run >= 0 && t < tokens && column < OUT_N) *reinterpret_cast<uint4*>(to) = make_uint4(p[0], p[1], p[2], p[3]);
+  } else {
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+      const int run = token[i / 4];
+      if (run >= 0) store_one(y, run + lane % 4 * 2 + i % 2, n + lane / 4 + i % 4 / 2 * 8, tokens, v[i / 4][i % 4]);
+    }
+  }
+}
+
+// Which block of a split adds up and stores a couple of runs.
+__device__ constexpr int owner_of(int couple) { return couple * SPLIT / COUPLES; }
+// The first couple of a block.
+__device__ constexpr int first_of(int split) { return (split * COUPLES + SPLIT - 1) / SPLIT; }
+
+__device__ __forceinline__ void meet_group() {
+  asm volatile("bar.sync %0, 128;" ::"r"(1 + threadIdx.x / 128) : "memory");
+}
+
+__device__ __forceinline__ void put(u32 address, float a, float b, float c, float e) {
+  asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(address), "f"(a), "f"(b), "f"(c), "f"(e) : "memory");
+}
+__device__ __forceinline__ float4 take(u32 address) {
+  float4 v;
+  asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];" : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w) : "r"(address));
+  return v;
+}
+
+// Warps 0 and 1 of a group hold rows of gate, 2 and 3 those of up. Of each couple of runs the gate's warps finish the
+// first and up's the second: each sends the other what it needs for that.
+__device__ __forceinline__ void store_gated(const float (&d)[TILE_T / 2], void* y, int unit, int token, int tokens) {
+  const int mine = threadIdx.x % 128, is_up = mine / 64;
+  const int n = unit * 32 + mine / 32 % 2 * 16;
+#pragma unroll
+  for (int begin = 0; begin < COUPLES; begin += TRADED) {
+    const u32 table = desk() + (begin / TRADED % 2) * (TRADED * 128 * 16);
+#pragma unroll
+    for (int i = 0; i < TRADED; i++) {
+      const int at = begin + i < COUPLES ? 8 * (begin + i) : 0;
+      put(table + (i * 128 + mine) * 16, is_up ? d[at] : d[at + 4], is_up ? d[at + 1] : d[at + 5],
+          is_up ? d[at + 2] : d[at + 6], is_up ? d[at + 3] : d[at + 7]);
+    }
+    meet_group();
+    float v[2][4];
+    int t[2];
+#pragma unroll
+    for (int i = 0; i < TRADED; i++) {
+      const int at = begin + i < COUPLES ? 8 * (begin + i) : 0;
+      const float4 got = take(table + (i * 128 + (mine ^ 64)) * 16);
+      const float other[4] = {got.x, got.y, got.z, got.w};
+#pragma unroll
+      for (int j = 0; j < 4; j++) {
+        const float own = is_up ? d[at + 4 + j] : d[at + j];
+        v[i][j] = activated<ACT>(is_up ? other[j] : own) * (is_up ? own : other[j]);
+      }
+      t[i] = begin + i < COUPLES ? token + (begin + i) * 16 + is_up * 8 : -1;
+    }
+    store_runs(y, v, t, n, tokens);
+  }
+  if ((COUPLES + TRADED - 1) / TRADED % 2) meet_group();  // the next unit begins with the same half of the table
+}
+
+__device__ __forceinline__ void put_far(float4* to, float a, float b, float c, float e) {
+  asm volatile("st.global.cg.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(to), "f"(a), "f"(b), "f"(c), "f"(e) : "memory");
+}
+__device__ __forceinline__ float4 take_far(const float4* from) {
+  float4 v;
+  asm volatile("ld.global.cg.v4.f32 {%0, %1, %2, %3}, [%4];"
+               : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w) : "l"(from) : "memory");
+  return v;
+}
+
+// Arrives at a counter that 2 SPLIT arrivals bring back to zero: SPLIT before the reading, SPLIT behind it.
+__device__ __forceinline__ void count_up(u32* counter) {
+  asm volatile("red.release.gpu.global.inc.u32 [%0], %1;" ::"l"(counter), "n"(2 * SPLIT - 1) : "memory");
+}
+__device__ __forceinline__ void await_all(const u32* counter) {
+  u32 seen;
+  do asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(counter) : "memory");
+  while (seen < SPLIT);
+}
+
+// What a warp shares with the same warp of the other blocks of a split: runs that each leaves to their owner, and a count.
+struct Shares {
+  float4* runs;
+  u32* counter;
+  __device__ __forceinline__ Shares(float4* parts, u32* counters, Place place) {
+    const int tile = (place.along * place.pairs + place.pair) * 2 + place.rank;
+    runs = parts + static_cast<long long>(tile) * SPLIT * RUN_PARTS * CONSUMERS + threadIdx.x;
+    counter = counters + tile * (CONSUMERS / 32) + threadIdx.x / 32;
+  }
+  __device__ __forceinline__ float4* at(int split, int u, int run) const {
+    return runs + ((split * PER_GROUP + u) * 2 * COUPLES + run) * CONSUMERS;
+  }
+};
+
+template <int SPLIT_RANK> __device__ __forceinline__ void leave(const Sums& d, int own, Shares shares) {
+#pragma unroll
+  for (int u = 0; u < PER_GROUP; u++) {
+    if (u >= own) continue;
+#pragma unroll
+    for (int run = 0; run < 2 * COUPLES; run++) {
+      if (owner_of(run / 2) == SPLIT_RANK) continue;
+      put_far(shares.at(SPLIT_RANK, u, run), d[u][4 * run], d[u][4 * run + 1], d[u][4 * run + 2], d[u][4 * run + 3]);
+    }
+  }
+  __syncwarp();
+  if (threadIdx.x % 32 == 0) {
+    count_up(shares.counter);
+    await_all(shares.counter);
+  }
+  __syncwarp();
+}
+
+// The sums over the split of the runs that a block owns, always in the order of K. All loads are under way at once.
+template <int SPLIT_RANK> __device__ __forceinline__ void add_up(float (&d)[TILE_T / 2], Shares shares, int u) {
+  constexpr int FIRST = first_of(SPLIT_RANK) * 2, LAST = first_of(SPLIT_RANK + 1) * 2;
+  float4 part[SPLIT][LAST - FIRST];
+#pragma unroll
+  for (int from = 0; from < SPLIT; from++) {
+#pragma unroll
+    for (int run = FIRST; run < LAST; run++) {
+      if (from != SPLIT_RANK) part[from][run - FIRST] = take_far(shares.at(from, u, run));
+      else part[from][run - FIRST] = make_float4(d[4 * run], d[4 * run + 1], d[4 * run + 2], d[4 * run + 3]);
+    }
+  }
+#pragma unroll
+  for (int run = FIRST; run < LAST; run++) {
+    float4 sum = part[0][run - FIRST];
+#pragma unroll
+    for (int from = 1; from < SPLIT; from++) {
+      const float4 next = part[from][run - FIRST];
+      sum = make_float4(sum.x + next.x, sum.y + next.y, sum.z + next.z, sum.w + next.w);
+    }
+    d[4 * run] = sum.x, d[4 * run + 1] = sum.y, d[4 * run + 2] = sum.z, d[4 * run + 3] = sum.w;
+  }
+}
+
+template <int SPLIT_RANK>
+__device__ __forceinline__ void store_plain(const float (&d)[TILE_T / 2], const void* bias, void* y, int unit,
+                                            int token, int tokens) {
+  const int n = unit * 64 + threadIdx.x % 128 / 32 * 16, row = n + threadIdx.x % 32 / 4;
+  const float offset[2] = {bias_at(bias, row), bias_at(bias, row + 8)};
+#pragma unroll
+  for (int couple = first_of(SPLIT_RANK); couple < first_of(SPLIT_RANK + 1); couple++) {
+    const int t = token + couple * 16, at[2] = {t, t + 8};
+    float v[2][4];
+#pragma unroll
+    for (int i = 0; i < 8; i++) v[i / 4][i % 4] = d[8 * couple + i] + offset[i % 4 / 2];
+    store_runs(y, v, at, n, tokens);
+  }
+}
+
+// What block SPLIT_RANK of a split does with its sums. A constant, so that registers are free as soon as they are left.
+template <int SPLIT_RANK>
+__device__ __forceinline__ void finish(Sums& d, int own, Shares shares, const void* bias, void* y, Place place,
+                                       Tile tile, int tokens) {
+  if constexpr (SPLIT_RANK + 1 < SPLIT) {
+    if (place.split != SPLIT_RANK) return finish<SPLIT_RANK + 1>(d, own, shares, bias, y, place, tile, tokens);
+  }
+  if constexpr (SPLIT > 1) leave<SPLIT_RANK>(d, own, shares);
+#pragma unroll
+  for (int u = 0; u < PER_GROUP; u++) {
+    if (u >= own) continue;
+    const int unit = tile.first + threadIdx.x / 128 + 2 * u;
+    if constexpr (SPLIT > 1) add_up<SPLIT_RANK>(d[u], shares, u);
+    if constexpr (GATED) store_gated(d[u], y, unit, tile.token, tokens);
+    else store_plain<SPLIT_RANK>(d[u], bias, y, unit, tile.token, tokens);
+  }
+  if constexpr (SPLIT > 1) {
+    __syncwarp();
+    if (threadIdx.x % 32 == 0) count_up(shares.counter);
+  }
+}
+
+__device__ __forceinline__ void consume(const void* bias, void* y, float4* parts, u32* counters, int tokens,
+                                        Place place) {
+  const int group = threadIdx.x / 128;
+  const Shares shares(parts, counters, place);
+  Turn turn;
+  wait_for_predecessor();
+  for (int pass = 0; pass < PASSES; pass++) {
+    const Tile tile = place.tile(pass);
+    const int own = (tile.count + 1 - group) / 2;
+    Sums d;
+    if (PER_GROUP == 2 && own == 2) multiply<PER_GROUP>(d, group, turn);
+    else if (own == 1) multiply<1>(d, group, turn);
+    else multiply<0>(d, group, turn);
+    finish<0>(d, own, shares, bias, y, place, tile, tokens);
+  }
+}
+
+__device__ __forceinline__ void set_up(const TensorMap* x, const TensorMap* w) {
+  if (threadIdx.x == 0) {
+    if (shared_address(ring) % 1024) __trap();
+    fetch_map(x), fetch_map(w);
+    for (int i = 0; i < STAGES; i++) {
+      barrier_init(full(i), 1);
+      barrier_init(empty(i), 2 * 2);  // two warp groups of two blocks
+    }
+    publish_barriers();
+  }
+  cluster_meet();
+  launch_dependents();
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS, 1) __cluster_dims__(2, 1, 1)
+hopper_tall(const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap w,
+#if BIAS_BYTES
+            const void* bias,
+#endif
+            void* y,
+#if SPLIT > 1
+            float4* parts, u32* counters,
+#endif
+            int tokens) {
+#if !BIAS_BYTES
+  const void* bias = nullptr;
+#endif
+#if SPLIT == 1
+  float4* parts = nullptr;
+  u32* counters = nullptr;
+#endif
+  const Place place(tokens);
+  set_up(&x, &w);
+  if (threadIdx.x >= CONSUMERS) {
+    give_registers<24>();
+    if (threadIdx.x == CONSUMERS) produce(&x, &w, place);
+    __syncwarp();
+  } else {
+    take_registers<240>();
+    consume(bias, y, parts, counters, tokens, place);
+  }
+}

@@ -1,0 +1,195 @@
+"""Products by `hopper_tall.cu`: rows of w are the tall operand, and tokens are cut up evenly, so few are padding.
+
+For the hundreds of tokens of a short prompt, of which `hopper` would work on the next multiple of 256.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from penstock.engine.device import Device
+from penstock.engine.program import Arg, Site, Sizes, Tile
+from penstock.kernels.linear.hopper import (
+    ACTIVATIONS,
+    BARRIER_BYTES,
+    DEPTH,
+    LINE,
+    hopper_refusal,
+    streams,
+)
+from penstock.kernels.linear.product import Product, operands, shared_limit
+from penstock.kernels.tactic import Config, CudaKernel, Draft, KernelUse, Tactic, cdiv
+
+SOURCE = "penstock.kernels.linear.hopper_tall:hopper_tall"
+UNIT_ROWS, BOX_ROWS = 64, 32  # of w: what a warp group multiplies at once, and what is copied at once
+CLUSTER = 2
+WARPS, CONSUMERS = 12, 256  # a warp group that produces, and the threads of two that multiply
+RUN_TOKENS = 8
+DESK_BYTES = 16 << 10  # on which gate and up are brought together
+WIDEST = 256  # tokens of a tile, where a warp group has one unit ...
+WIDEST_OF_TWO, WIDEST_OF_TWO_GATED = 208, 192  # ... or two: more do not fit the registers
+MAX_STAGES, FEWEST_STAGES, EASY_STAGES = 8, 3, 4
+
+# What things cost in cycles of a multiprocessor, by timing on an H200.
+COLUMN_CYCLES = 2 * 1.15  # a token of a unit, in a step; 2 are what the tensor cores take
+FILL_BYTES = 50  # a cycle, from the L2
+SHORT_RING = 1.1  # with fewer than EASY_STAGES
+PASS_CYCLES, GATED_PASS_CYCLES, START_CYCLES = 2000, 5000, 3000
+LEFT_BYTES = 6  # a cycle, through the L2 to the other blocks of a split
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """How a product is cut up on a device; the constants of hopper_tall.cu, whose terms these are."""
+
+    p: Product
+    device: Device
+    height: int
+    split: int
+
+    @property
+    def _tiles(self) -> int:
+        """Tiles of tokens: one, or an even number, since two share what they read of w."""
+        widest = WIDEST if self.height <= 2 else WIDEST_OF_TWO_GATED if self.p.act else WIDEST_OF_TWO
+        return 1 if self.p.tokens <= widest else CLUSTER * cdiv(self.p.tokens, CLUSTER * widest)
+
+    @property
+    def tile(self) -> int:
+        """Tokens of a tile."""
+        return 16 * cdiv(cdiv(self.p.tokens, self._tiles), 16)
+
+    @property
+    def shares_w(self) -> bool:
+        return self._tiles > 1
+
+    @property
+    def sides(self) -> int:
+        """Blocks of a cluster that have rows of their own."""
+        return 1 if self.shares_w else CLUSTER
+
+    @property
+    def pairs(self) -> int:
+        """Clusters beside one another, along the tokens, as the kernel counts them."""
+        return cdiv(cdiv(self.p.tokens, self.tile), CLUSTER) if self.shares_w else 1
+
+    @property
+    def units(self) -> int:
+        columns = self.p.n // 2 if self.p.act else self.p.n
+        return cdiv(columns, UNIT_ROWS // 2 if self.p.act else UNIT_ROWS)
+
+    @property
+    def along(self) -> int:
+        """Clusters that the units are dealt to."""
+        places = max(1, self.device.multiprocessors // CLUSTER // (self.pairs * self.split))
+        return min(places, cdiv(self.units, self.sides))
+
+    @property
+    def most(self) -> int:
+        """Units of the busiest block."""
+        return cdiv(cdiv(self.units, self.along), self.sides)
+
+    @property
+    def passes(self) -> int:
+        return cdiv(cdiv(self.units, self.along), self.sides * self.height)
+
+    @property
+    def steps(self) -> int:
+        return cdiv(cdiv(self.p.k, DEPTH), self.split)
+
+    @property
+    def stage(self) -> int:
+        """Bytes of a stage and its barriers."""
+        return (self.height * UNIT_ROWS + self.tile) * LINE + BARRIER_BYTES
+
+    @property
+    def desk(self) -> int:
+        return DESK_BYTES if self.p.act else 0
+
+    @property
+    def stages(self) -> int:
+        return min(MAX_STAGES, (shared_limit(self.device) - self.desk) // self.stage)
+
+    @property
+    def shared(self) -> int:
+        return self.stages * self.stage + self.desk
+
+    @property
+    def grid(self) -> int:
+        return self.along * self.pairs * self.split * CLUSTER
+
+    @property
+    def workspace(self) -> int:
+        """Bytes for the parts of a split: 16 for each run of each thread."""
+        runs = cdiv(self.height, 2) * self.tile // RUN_TOKENS
+        return self.grid * runs * CONSUMERS * 16 if self.split > 1 else 0
+
+    @property
+    def counters(self) -> int:
+        """Bytes: a number for each warp that has others to wait for."""
+        return self.grid // self.split * CONSUMERS // 32 * 4 if self.split > 1 else 0
+
+    def is_able(self) -> bool:
+        if self.stages < FEWEST_STAGES:
+            return False
+        alone = self.split == 1
+        # Its parts are added up once, whole runs at a time; none may begin beyond K.
+        return alone or (not self.p.act and self.passes == 1 and self.tile // 16 >= self.split <= self.steps)
+
+    def cost(self) -> float:
+        """Cycles of the busiest block."""
+        p = self.p
+        products = self.most * self.steps * self.tile * COLUMN_CYCLES
+        fill = self.steps * LINE * (self.most * UNIT_ROWS + self.passes * self.tile) / FILL_BYTES
+        left = self.most * UNIT_ROWS * self.tile * 4 * (self.split - 1) / self.split / LEFT_BYTES
+        busy = max(products, fill) * (1 if self.stages >= EASY_STAGES else SHORT_RING)
+        return START_CYCLES + busy + self.passes * (GATED_PASS_CYCLES if p.act else PASS_CYCLES) + left
+
+    def use(self) -> KernelUse:
+        p = self.p
+        constants: dict[str, int | str] = {
+            "N": p.n, "K": p.k, "FORMAT": p.w.name, "OUT_BYTES": p.out.bytes,
+            "BIAS_BYTES": p.bias.bytes if p.bias else 0, "ACT": ACTIVATIONS.index(p.act), "TILE_T": self.tile,
+            "TILE_T_16": self.tile // 16, "HEIGHT": self.height, "STAGES": self.stages,
+            "SHARE_W": int(self.shares_w), "SPLIT": self.split, "ALONG": self.along,
+            "STREAM": int(streams(p, self.device)),
+        }  # fmt: skip
+        given = operands(p)
+        beside = [name for name in ("bias", "y") if name in given]
+        parts = (("parts", "*fp32"), ("counters", "*i32")) if self.split > 1 else ()
+        signature = (("x", "map"), ("w", "map"), *((n, given[n][1]) for n in beside), *parts, ("tokens", "i32"))
+        kernel = CudaKernel(SOURCE, signature, tuple(constants.items()), WARPS, self.shared)
+        x_rows = self.tile if self.shares_w else self.tile // CLUSTER
+        args = (
+            replace(given["x"][0], tile=Tile(p.x.name, (p.tokens, p.k), (x_rows, DEPTH))),
+            replace(given["w"][0], tile=Tile(p.w.name, (p.n, p.k), (BOX_ROWS, DEPTH))),
+            *(given[n][0] for n in beside), *(Arg(kind, 0) for kind in ("workspace", "zeroed") if parts),
+            Arg("int", p.tokens),
+        )  # fmt: skip
+        return KernelUse(kernel, (self.grid, 1, 1), args)
+
+
+class HopperTall(Tactic):
+    """Some hundred tokens, cut up evenly; the units of w go evenly to all clusters."""
+
+    op = "linear"
+    name = "hopper_tall"
+
+    LOW, HIGH = 129, 1024
+    HEIGHTS = (2, 3, 4)
+    SPLITS = (1, 2, 4)
+    TRIED = 3
+
+    def supports(self, site: Site, sizes: Sizes, device: Device) -> str | None:
+        return hopper_refusal(site, sizes, device, self.LOW, self.HIGH)
+
+    def tunables(self, site: Site, sizes: Sizes, device: Device) -> tuple[Config, ...]:
+        p = Product.of(site, sizes)
+        cuts = [Cut(p, device, height, split) for split in self.SPLITS for height in self.HEIGHTS]
+        # Height that saves no pass only costs stages, and the lower ones come first.
+        distinct = {(cut.split, cut.tile, cut.passes): cut for cut in reversed(cuts) if cut.is_able()}.values()
+        best = sorted(distinct, key=Cut.cost)[: self.TRIED]
+        return tuple({"HEIGHT": cut.height, "SPLIT": cut.split} for cut in best)
+
+    def plan(self, site: Site, sizes: Sizes, device: Device, config: Config) -> Draft:
+        cut = Cut(Product.of(site, sizes), device, config["HEIGHT"], config["SPLIT"])
+        return Draft((cut.use(),), cut.workspace, cut.counters)
