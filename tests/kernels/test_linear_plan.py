@@ -27,7 +27,7 @@ def _draft(site: Site, sizes: Sizes, name: str, **changes: int) -> Draft:
     (8, {"cublas", "gemv", "hopper_stream", "skinny"}), (9, {"cublas", "hopper_stream", "skinny"}),
     (33, {"cublas", "hopper_stream", "skinny", "tiled"}), (64, {"cublas", "hopper_stream", "skinny", "tiled"}),
     (65, {"cublas", "hopper_stream", "tiled"}), (128, {"cublas", "hopper_stream", "tiled"}),
-    (129, {"cublas", "hopper", "tiled"}), (8192, {"cublas", "hopper", "tiled"}),
+    (129, {"cublas", "hopper", "hopper_tall", "tiled"}), (8192, {"cublas", "hopper", "tiled"}),
 ])  # fmt: skip
 def test_each_tactic_has_its_range_of_tokens(tokens: int, names: set[str]) -> None:
     site = linear("bf16", 4096, 4096)

@@ -17,6 +17,7 @@
 //   RESIDUAL, OFFSET (1: y = x w^T + residual, scaled = y * (gain + OFFSET), and shares float32[tokens, tiles * SPLIT]
 //     gets the sums of y^2 over each tile's columns)
 #include "hopper.cuh"
+#include "values.cuh"
 
 #define IS_bf16 1
 #define IS_f16 2
@@ -167,32 +168,11 @@ __device__ __forceinline__ void multiply(float (&d)[ROWS / 2], int group, int st
   if (PERSISTENT && previous >= 0) release(previous);
 }
 
-__device__ __forceinline__ float activate(float x) {
-  if constexpr (ACT == 1) return x / (1.0f + __expf(-x));
-  if constexpr (ACT == 2) return 0.5f * x * (1.0f + erff(x * 0.7071067811865476f));
-  if constexpr (ACT == 3) return x / (1.0f + __expf(-1.5957691216057308f * (x + 0.044715f * x * x * x)));
-  return fmaxf(x, 0.0f);
-}
-
-__device__ __forceinline__ u32 pack(float low, float high) {
-  u32 both;
-  if constexpr (BF16) asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
-  else asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
-  return both;
-}
-
-__device__ __forceinline__ float half_value(u16 bits) {
-  if constexpr (BF16) return __uint_as_float(static_cast<u32>(bits) << 16);
-  float value;
-  asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(bits));
-  return value;
-}
-
 __device__ __forceinline__ float bias_at(const void* bias, int n) {
   if constexpr (BIAS_BYTES == 0) return 0.0f;
   if (n >= OUT_N) return 0.0f;
   if constexpr (BIAS_BYTES == 4) return static_cast<const float*>(bias)[n];
-  return half_value(static_cast<const u16*>(bias)[n]);
+  return widened<BF16>(static_cast<const u16*>(bias)[n]);
 }
 
 // Two neighbouring numbers of a row of y.
@@ -209,28 +189,13 @@ __device__ __forceinline__ void store_pair(void* y, int token, int n, int tokens
     }
   } else {
     u16* to = static_cast<u16*>(y) + at;
-    const u32 both = pack(a, b);
+    const u32 both = rounded_pair<BF16>(a, b);
     if (OUT_N % 2 == 0) {
       *reinterpret_cast<u32*>(to) = both;
     } else {
       to[0] = static_cast<u16>(both);
       if (n + 1 < OUT_N) to[1] = static_cast<u16>(both >> 16);
     }
-  }
-}
-
-// Four lanes hold a pair each of four runs of eight numbers; afterwards each holds one run whole.
-__device__ __forceinline__ void gather_run(u32 (&p)[4]) {
-  const bool odd = threadIdx.x & 1, high = threadIdx.x & 2;
-#pragma unroll
-  for (int i = 0; i < 4; i += 2) {
-    const u32 got = __shfl_xor_sync(~0u, odd ? p[i] : p[i + 1], 1);
-    (odd ? p[i] : p[i + 1]) = got;
-  }
-#pragma unroll
-  for (int i = 0; i < 2; i++) {
-    const u32 got = __shfl_xor_sync(~0u, high ? p[i] : p[i + 2], 2);
-    (high ? p[i] : p[i + 2]) = got;
   }
 }
 
@@ -259,28 +224,30 @@ __device__ __forceinline__ float2 row_scales(const float* squares, int token, in
 
 __device__ __forceinline__ float2 pair_at(const u16* from) {
   const u32 both = *reinterpret_cast<const u32*>(from);
-  return make_float2(half_value(static_cast<u16>(both)), half_value(static_cast<u16>(both >> 16)));
+  return make_float2(widened<BF16>(static_cast<u16>(both)), widened<BF16>(static_cast<u16>(both >> 16)));
 }
 
 __device__ __forceinline__ bool is_own(int run, int rank) { return SPLIT == 1 || owner_of(run) == rank; }
 
 // d = y as it is rounded; the sums of its squares over the tile's columns go to shares.
-__device__ __forceinline__ void add_residual(float (&d)[ROWS / 2], const Beside& beside, Tile tile, int token, int tokens, int rank) {
+__device__ __forceinline__ void add_residual(float (&d)[ROWS / 2], const Beside& beside, Tile tile, int token,
+                                             int tokens, int rank) {
   float squares[2] = {0.0f, 0.0f};
 #pragma unroll
   for (int i = 0; i < VALUES; i += 2) {
     const int below = i % 4 / 2, t = token + 8 * below, n = tile.column + i / 4 * 8 + threadIdx.x % 4 * 2;
     if (t >= tokens || n >= OUT_N || !is_own(i / 4, rank)) continue;
     const float2 old = pair_at(beside.residual + static_cast<long long>(t) * OUT_N + n);
-    const u32 both = pack(d[i] + old.x, d[i + 1] + old.y);
-    d[i] = half_value(static_cast<u16>(both)), d[i + 1] = half_value(static_cast<u16>(both >> 16));
+    const u32 both = rounded_pair<BF16>(d[i] + old.x, d[i + 1] + old.y);
+    d[i] = widened<BF16>(static_cast<u16>(both)), d[i + 1] = widened<BF16>(static_cast<u16>(both >> 16));
     squares[below] += d[i] * d[i] + d[i + 1] * d[i + 1];
   }
 #pragma unroll
   for (int below = 0; below < 2; below++) {
     const float sum = across_row(squares[below]);
     const int t = token + 8 * below;
-    if (threadIdx.x % 4 == 0 && t < tokens) beside.shares[(t * TILES_ACROSS + tile.column / TILE_N) * SPLIT + (SPLIT > 1 ? rank : 0)] = sum;
+    const int share = (t * TILES_ACROSS + tile.column / TILE_N) * SPLIT + (SPLIT > 1 ? rank : 0);
+    if (threadIdx.x % 4 == 0 && t < tokens) beside.shares[share] = sum;
   }
 }
 
@@ -295,9 +262,9 @@ __device__ __forceinline__ void store_runs(float (&d)[ROWS / 2], u16* y, Tile ti
 #pragma unroll
       for (int i = 0; i < 4; i++) {
         const int at = 4 * (run + i) + 2 * below;
-        p[i] = run + i < RUNS ? pack(d[at < VALUES ? at : 0], d[at < VALUES ? at + 1 : 0]) : 0;
+        p[i] = run + i < RUNS ? rounded_pair<BF16>(d[at < VALUES ? at : 0], d[at < VALUES ? at + 1 : 0]) : 0;
       }
-      gather_run(p);
+      trade_runs(p);
       const int t = token + 8 * below, n = tile.column + 8 * (run + lane);
       if (t < tokens && n < OUT_N && run + lane < RUNS && is_own(run + lane, rank))
         *reinterpret_cast<uint4*>(y + static_cast<long long>(t) * OUT_N + n) = make_uint4(p[0], p[1], p[2], p[3]);
@@ -306,7 +273,8 @@ __device__ __forceinline__ void store_runs(float (&d)[ROWS / 2], u16* y, Tile ti
 }
 
 // A thread's part of a tile: of each run of eight columns, a pair in its row and one in the row eight below.
-__device__ __forceinline__ void store_tile(float (&d)[ROWS / 2], const Beside& beside, void* y, Tile tile, int group, int tokens, int rank, float2 scale) {
+__device__ __forceinline__ void store_tile(float (&d)[ROWS / 2], const Beside& beside, void* y, Tile tile, int group,
+                                           int tokens, int rank, float2 scale) {
   const int lane = threadIdx.x % 4;
   const int token = tile.token + group * 64 + threadIdx.x % 128 / 32 * 16 + threadIdx.x % 32 / 4;
 #pragma unroll
@@ -314,7 +282,7 @@ __device__ __forceinline__ void store_tile(float (&d)[ROWS / 2], const Beside& b
     const float s = i % 4 / 2 ? scale.y : scale.x;
     if constexpr (PARTS > 0) d[i] *= s;
     if constexpr (PARTS > 0 && GATED) d[i + ROWS / 4] *= s;
-    if constexpr (GATED) d[i] = activate(d[i]) * d[i + ROWS / 4];
+    if constexpr (GATED) d[i] = activated<ACT>(d[i]) * d[i + ROWS / 4];
     else d[i] += bias_at(beside.bias, tile.column + i / 4 * 8 + lane * 2 + i % 2);
   }
   if constexpr (OUT_BYTES == 2 && OUT_N % 8 == 0) {

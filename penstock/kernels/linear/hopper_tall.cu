@@ -1,9 +1,9 @@
 // y = x w^T + bias, or act(gate) * up over the two halves of w's rows, for some hundred tokens, few of them padding.
 //
-// The rows of w are the tall operand, the tokens the other: a tile has as many as divide the step evenly. A *unit* is 64
-// rows of w (gated: 32 of gate and the 32 of up that belong to them). A cluster of two blocks walks over a stretch of
-// units, in passes of up to HEIGHT a block, so that all multiprocessors get nearly the same work although 64 rows times
-// a tile's tokens are coarse. The two blocks of a cluster either work on the same rows and different tokens (SHARE_W) or
+// The rows of w are the tall operand, the tokens the other: a tile has as many as divide the step evenly. A *unit* is
+// 64 rows of w (gated: 32 of gate and the 32 of up that belong to them). A cluster of two blocks walks over a stretch
+// of units, in passes of up to HEIGHT a block, so that all multiprocessors get nearly the same work although 64 rows
+// times a tile's tokens are coarse. The two blocks of a cluster work on the same rows and different tokens (SHARE_W) or
 // on the same tokens and different rows; what they have in common is copied to both at once.
 // Where there are few units, SPLIT clusters share the columns of K and add their parts up in the workspace, in order.
 //
@@ -63,7 +63,8 @@ struct Tile {
   int token;
 };
 
-// Where a block stands. Clusters that differ in tokens or in columns of K alone are neighbours: w comes from memory once.
+// Where a block stands. Clusters that differ in tokens or in columns of K alone are neighbours: w comes from memory
+// once, and those that wait for one another start together, so a split ends even where not all find room at once.
 struct Place {
   int along, pair, split, rank, pairs;
   __device__ __forceinline__ explicit Place(int tokens) {
@@ -84,7 +85,9 @@ struct Place {
 
 __device__ __forceinline__ u32 stage_at(int stage) { return shared_address(ring) + stage * STAGE_BYTES; }
 __device__ __forceinline__ u32 desk() { return shared_address(ring) + RING_BYTES + threadIdx.x / 128 * DESK_BYTES; }
-__device__ __forceinline__ u32 full(int stage) { return shared_address(ring) + RING_BYTES + 2 * DESK_BYTES + 8 * stage; }
+__device__ __forceinline__ u32 full(int stage) {
+  return shared_address(ring) + RING_BYTES + 2 * DESK_BYTES + 8 * stage;
+}
 __device__ __forceinline__ u32 empty(int stage) { return full(stage) + 8 * STAGES; }
 
 __device__ __forceinline__ void load_w(const TensorMap* map, int stage, Tile tile, int step, int rank) {
@@ -103,10 +106,11 @@ __device__ __forceinline__ void load_w(const TensorMap* map, int stage, Tile til
 }
 
 __device__ __forceinline__ void load_x(const TensorMap* map, int stage, Tile tile, int step, int rank) {
-  const u32 to = stage_at(stage) + HEIGHT * UNIT_BYTES;
   constexpr u64 policy = STREAM ? READ_OFTEN : READ_AGAIN;
-  if (SHARE_W) copy_box(to, map, step * DEPTH, tile.token, full(stage), policy);
-  else copy_box_to_both(to + rank * (X_BYTES / 2), map, step * DEPTH, tile.token + rank * (TILE_T / 2), full(stage), policy);
+  const int half = SHARE_W ? 0 : rank, token = tile.token + half * (TILE_T / 2);
+  const u32 to = stage_at(stage) + HEIGHT * UNIT_BYTES + half * (X_BYTES / 2);
+  if (SHARE_W) copy_box(to, map, step * DEPTH, token, full(stage), policy);
+  else copy_box_to_both(to, map, step * DEPTH, token, full(stage), policy);
 }
 
 __device__ __forceinline__ void produce(const TensorMap* x, const TensorMap* w, Place place) {
@@ -278,7 +282,7 @@ __device__ __forceinline__ void await_all(const u32* counter) {
   while (seen < SPLIT);
 }
 
-// What a warp shares with the same warp of the other blocks of a split: runs that each leaves to their owner, and a count.
+// What a warp shares with the same warp of the other blocks of a split: runs that each leaves to their owner; a count.
 struct Shares {
   float4* runs;
   u32* counter;

@@ -26,8 +26,7 @@ CLUSTER = 2
 WARPS, CONSUMERS = 12, 256  # a warp group that produces, and the threads of two that multiply
 RUN_TOKENS = 8
 DESK_BYTES = 16 << 10  # on which gate and up are brought together
-WIDEST = 256  # tokens of a tile, where a warp group has one unit ...
-WIDEST_OF_TWO, WIDEST_OF_TWO_GATED = 208, 192  # ... or two: more do not fit the registers
+WIDEST, WIDEST_GATED = 208, 192  # tokens of a tile: with two units in a warp group, more do not fit the registers
 MAX_STAGES, FEWEST_STAGES, EASY_STAGES = 8, 3, 4
 
 # What things cost in cycles of a multiprocessor, by timing on an H200.
@@ -50,7 +49,7 @@ class Cut:
     @property
     def _tiles(self) -> int:
         """Tiles of tokens: one, or an even number, since two share what they read of w."""
-        widest = WIDEST if self.height <= 2 else WIDEST_OF_TWO_GATED if self.p.act else WIDEST_OF_TWO
+        widest = WIDEST_GATED if self.p.act and self.height > 2 else WIDEST
         return 1 if self.p.tokens <= widest else CLUSTER * cdiv(self.p.tokens, CLUSTER * widest)
 
     @property

@@ -110,7 +110,7 @@ def test_the_memory_plan_is_the_engines(engine: Path, capsys: pytest.CaptureFixt
     assert memory["slots"] == 4 * manifest.profile.slots.size
 
 
-OWN = {"gemv", "hopper", "hopper_stream", "skinny", "tiled"}
+OWN = {"gemv", "hopper", "hopper_stream", "hopper_tall", "skinny", "tiled"}
 
 
 @pytest.mark.parametrize(("pin", "left"), [("!cublas", OWN), ("cublas", {"cublas"})])
