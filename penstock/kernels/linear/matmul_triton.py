@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from penstock.kernels.activation_triton import activate
-from penstock.kernels.linear.gemv_triton import into_residual, norm_scale, prefetch
+from penstock.kernels.linear.gemv_triton import prefetch
 
 
 @triton.jit
@@ -58,37 +58,11 @@ def _joined(acc, parts, counters, t, tokens, n, N: tl.constexpr, SPLIT: tl.const
 
 
 @triton.jit
-def _tile_done(  # type: ignore[no-untyped-def]
-    acc, bias, squares, residual, gain, y, scaled, shares, t, tokens, first, N: tl.constexpr, K: tl.constexpr,
-    ROWS: tl.constexpr, ACT: tl.constexpr, PARTS: tl.constexpr, EPS: tl.constexpr, OFFSET: tl.constexpr,
-):  # fmt: skip
-    """Norm, then residual or bias and gate, of a tile's whole sums [ROWS,TOKENS]; see `skinny`."""
-    if squares is not None:
-        PADDED: tl.constexpr = triton.next_power_of_2(PARTS)
-        part = tl.arange(0, PADDED)[None, :]
-        norms = tl.load(squares + t[:, None] * PARTS + part, mask=(part < PARTS) & (t < tokens)[:, None], other=0.0)
-        acc *= norm_scale(norms, PARTS, K, EPS)[None, :]
-    if residual is not None:
-        n = tl.broadcast_to(first + tl.arange(0, ROWS)[:, None], acc.shape)
-        inside = (n < N) & (t < tokens)[None, :]
-        at = t.to(tl.int64)[None, :] * N + n
-        square = into_residual(acc, residual, gain, y, scaled, at, n, inside, OFFSET)
-        tl.store(shares + t * tl.num_programs(0) + tl.program_id(0), tl.sum(square, 0), mask=t < tokens)
-    else:
-        _store_rows(tl.trans(acc), bias, y, t, tokens, first, N, ROWS, ACT)
-
-
-@triton.jit
 def skinny(  # type: ignore[no-untyped-def]
     x,
     w,
     bias,
-    squares,
-    residual,
-    gain,
     y,
-    scaled,
-    shares,
     parts,
     counters,
     tokens,
@@ -101,14 +75,10 @@ def skinny(  # type: ignore[no-untyped-def]
     STAGES: tl.constexpr,
     PREFETCH: tl.constexpr,
     ACT: tl.constexpr,
-    PARTS: tl.constexpr,
-    EPS: tl.constexpr,
-    OFFSET: tl.constexpr,
     PDL: tl.constexpr,
 ):
     """y = x @ w.T + bias for tokens <= TOKENS, or act(gate) * up. x: [tokens,K]; w: [N,K]; bias: [N] or None.
 
-    `squares`, `residual`, `gain`, `scaled` and `shares` are as in `gemv`: a norm before, a residual behind.
     With SPLIT > 1 program (i, s) sums the s-th share of K into parts f32[SPLIT,tokens,N]; the last to come of a tile,
     by `counters` i32[tiles], adds them up.
     """
@@ -138,10 +108,7 @@ def skinny(  # type: ignore[no-untyped-def]
     if SPLIT > 1:
         whole, acc = _joined(acc, parts, counters, t, tokens, n, N, SPLIT)
     if whole:
-        _tile_done(
-            acc, bias, squares, residual, gain, y, scaled, shares, t, tokens, first,
-            N, K, ROWS, ACT, PARTS, EPS, OFFSET,
-        )  # fmt: skip
+        _store_rows(tl.trans(acc), bias, y, t, tokens, first, N, ROWS, ACT)
 
 
 @triton.jit

@@ -7,9 +7,6 @@ from collections.abc import Iterator
 from penstock.engine.device import Device
 from penstock.engine.program import Arg, Site, Sizes
 from penstock.kernels.linear.product import (
-    NO_NORM,
-    Norm,
-    Operands,
     Product,
     distinct,
     fitting_columns,
@@ -18,10 +15,10 @@ from penstock.kernels.linear.product import (
     refusal,
     shared_limit,
 )
-from penstock.kernels.tactic import Config, Draft, KernelUse, Tactic, cdiv, next_power_of_2
+from penstock.kernels.tactic import Config, Draft, Tactic, cdiv, next_power_of_2
 
 SOURCE = "penstock.kernels.linear.matmul_triton:skinny"
-NAMES = ("x", "w", "bias", "squares", "residual", "gain", "y", "scaled", "shares", "parts", "counters")
+NAMES = ("x", "w", "bias", "y", "parts", "counters")
 MIN_TOKENS, MAX_TOKENS = 2, 64
 PREFERRED_SHARED = 100 << 10  # bytes; so that two programs share an SM, and the next kernel's can start early
 
@@ -47,35 +44,14 @@ class Skinny(Tactic):
         return distinct(sorted(fitting, key=lambda c: _shared(p, c) > PREFERRED_SHARED))
 
     def plan(self, site: Site, sizes: Sizes, device: Device, config: Config) -> Draft:
-        p = Product.of(site, sizes)
-        use = skinny_use(p, device, config, operands(p))
-        return Draft((use,), workspace(p, config), zeroed(p, config))
-
-
-def skinny_use(
-    p: Product, device: Device, config: Config, given: Operands, norm: Norm = NO_NORM, scratch: int = 0
-) -> KernelUse:
-    """One launch. `norm`: of what goes in (squares) or comes out (residual). `scratch`: where its workspace begins."""
-    constants = {**config, "TOKENS": _token_tile(p), **norm.constants}
-    if config["SPLIT"] > 1:
-        given = {**given, "parts": (Arg("workspace", scratch), "*fp32"), "counters": (Arg("zeroed", 0), "*i32")}
-    grid = (programs(p, config), config["SPLIT"], 1)
-    return product_use(p, device, SOURCE, grid, constants, given, NAMES)
-
-
-def programs(p: Product, config: Config) -> int:
-    """Tiles of rows of w."""
-    return cdiv(p.n, config["ROWS"])
-
-
-def workspace(p: Product, config: Config) -> int:
-    """Bytes of the shares that a split leaves to be added."""
-    return config["SPLIT"] * p.tokens * p.n * 4 if config["SPLIT"] > 1 else 0
-
-
-def zeroed(p: Product, config: Config) -> int:
-    """Bytes of the counters of a split."""
-    return programs(p, config) * 4 if config["SPLIT"] > 1 else 0
+        p, split = Product.of(site, sizes), config["SPLIT"]
+        given, constants = operands(p), {**config, "TOKENS": _token_tile(p)}
+        tiles = cdiv(p.n, config["ROWS"])
+        if split == 1:
+            return Draft((product_use(p, device, SOURCE, (tiles, 1, 1), constants, given, NAMES),))
+        given = {**given, "parts": (Arg("workspace", 0), "*fp32"), "counters": (Arg("zeroed", 0), "*i32")}
+        use = product_use(p, device, SOURCE, (tiles, split, 1), constants, given, NAMES)
+        return Draft((use,), split * p.tokens * p.n * 4, tiles * 4)
 
 
 def _token_tile(p: Product) -> int:

@@ -14,11 +14,10 @@ from itertools import product as pairs
 from penstock.engine.device import Device
 from penstock.engine.program import Arg, Site, Sizes
 from penstock.kernels import gpu
-from penstock.kernels.linear import gemv, skinny
+from penstock.kernels.linear import gemv
 from penstock.kernels.linear.gemv import Gemv
 from penstock.kernels.linear.hopper import Hopper, HopperProduct, HopperStream, hopper_use
 from penstock.kernels.linear.product import Norm, Operands, Product
-from penstock.kernels.linear.skinny import Skinny
 from penstock.kernels.reference import parts_sites
 from penstock.kernels.tactic import Config, Draft, KernelUse, Tactic, cdiv
 
@@ -91,24 +90,19 @@ class Chain(Tactic):
     def plan(self, site: Site, sizes: Sizes, device: Device, config: Config) -> Draft:
         pair, configs = products(site, sizes), (unpaired(config, 1), unpaired(config, 2))
         shares = self.shares(pair[0], configs[0])
-        needs = [self.scratch(p, c) for p, c in zip(pair, configs, strict=True)]
         scaled, squares = pair[0].tokens * pair[0].n * pair[0].out.bytes, pair[0].tokens * shares * 4
-        (*between, scratch), total = gpu.layout(scaled, squares, max(n for n, _ in needs))
+        between, total = gpu.layout(scaled, squares)
         given, norm = operands(site, *between), norms(site, shares)
-        uses = (self.use(pair[i], device, configs[i], given[i], norm[i], scratch) for i in (0, 1))
-        return Draft(tuple(uses), total, max(n for _, n in needs))
+        uses = (self.use(pair[i], device, configs[i], given[i], norm[i]) for i in (0, 1))
+        return Draft(tuple(uses), total)
 
     @abstractmethod
     def shares(self, p: Product, config: Config) -> int:
         """How many sums of squares the first product leaves for each row."""
 
-    def scratch(self, p: Product, config: Config) -> tuple[int, int]:
-        """Bytes of workspace and of zeroed memory that a product wants for itself; the two share them."""
-        return 0, 0
-
     @abstractmethod
-    def use(self, p: Product, device: Device, config: Config, given: Operands, norm: Norm, scratch: int) -> KernelUse:
-        """A product's launch; its own workspace begins at `scratch`."""
+    def use(self, p: Product, device: Device, config: Config, given: Operands, norm: Norm) -> KernelUse:
+        """A product's launch."""
 
 
 class GemvChain(Chain):
@@ -120,24 +114,8 @@ class GemvChain(Chain):
     def shares(self, p: Product, config: Config) -> int:
         return gemv.programs(p, config)
 
-    def use(self, p: Product, device: Device, config: Config, given: Operands, norm: Norm, scratch: int) -> KernelUse:
+    def use(self, p: Product, device: Device, config: Config, given: Operands, norm: Norm) -> KernelUse:
         return gemv.gemv_use(p, device, config, given, norm)
-
-
-class SkinnyChain(Chain):
-    """For a few tokens, on the tensor cores."""
-
-    name = "skinny"
-    family = Skinny()
-
-    def shares(self, p: Product, config: Config) -> int:
-        return skinny.programs(p, config)
-
-    def scratch(self, p: Product, config: Config) -> tuple[int, int]:
-        return skinny.workspace(p, config), skinny.zeroed(p, config)
-
-    def use(self, p: Product, device: Device, config: Config, given: Operands, norm: Norm, scratch: int) -> KernelUse:
-        return skinny.skinny_use(p, device, config, given, norm, scratch)
 
 
 class HopperChain(Chain):
@@ -156,7 +134,7 @@ class HopperChain(Chain):
         shape = self.family.shape(p, config)
         return cdiv(p.n, shape.rows) * shape.split
 
-    def use(self, p: Product, device: Device, config: Config, given: Operands, norm: Norm, scratch: int) -> KernelUse:
+    def use(self, p: Product, device: Device, config: Config, given: Operands, norm: Norm) -> KernelUse:
         return hopper_use(p, device, self.family.shape(p, config), given, norm)
 
 

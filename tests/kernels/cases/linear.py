@@ -71,7 +71,7 @@ CASES: list[tuple[Site, Sizes]] = [
     (linear_norm_linear("bf16", 72, 520, 33, act="silu", offset=1.0), {"T": 1}),
     (linear_norm_linear("f32", 136, 96, 40, act="gelu_tanh"), {"T": 5}),
     (linear_norm_linear("bf16", 192, 2560, 130, act="silu"), {"T": 40}),
-    (linear_norm_linear("bf16", 129, 77, 65), {"T": 17}),
+    (linear_norm_linear("bf16", 129, 77, 65), {"T": 7}),
     (linear_norm_linear("bf16", 264, 520, 72, bias=True), {"T": 300}),
     (linear_norm_linear("bf16", 264, 520, 136, act="silu", offset=1.0), {"T": 60}),
     (glu("bf16", 300, "silu"), {"T": 3}),
