@@ -15,7 +15,8 @@ PenstockError
 ├─ GraphError              an ill-typed node, or an op outside its stage's dialect (also a TypeError)
 ├─ BuildError              a stage of the compiler failed
 │  ├─ PassError              a pass that must fire did not
-│  └─ SelectionError         no tactic supports a node, or a pinned one cannot run
+│  └─ SelectionError         no tactic supports a node
+│     └─ PinError              a pinned tactic does not exist or cannot run here (also an OptionError)
 ├─ EngineError             an engine directory cannot be used
 │  ├─ EngineSchemaError      written by another schema version
 │  ├─ EngineCorruptError     a file is missing, truncated or changed
@@ -90,6 +91,10 @@ class PassError(BuildError):
 
 class SelectionError(BuildError):
     """No tactic supports a node, or a pinned one cannot run."""
+
+
+class PinError(SelectionError, OptionError):
+    """A pinned tactic does not exist, or cannot run on this device: the request is wrong."""
 
 
 class EngineError(PenstockError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import queue
 import shutil
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -18,7 +18,7 @@ from penstock.engine.manifest import Engine
 from penstock.engine.match import mismatch
 from penstock.engine.place import cache_root
 from penstock.engine.profile import Profile
-from penstock.errors import OptionError, PenstockError, PromptError
+from penstock.errors import OptionError, PenstockError, PromptError, SamplingError
 from penstock.ir.graph import Graph
 from penstock.kernels.device import detect, software
 from penstock.models.hub import resolve
@@ -84,8 +84,8 @@ class LLM:
         **unknown: object,
     ) -> None:
         _refuse_unknown("LLM", unknown)
-        _refuse_unbuilt(None, quantization=quantization, lora_paths=lora_paths, max_loras=max_loras)
-        _refuse_unbuilt(None, max_lora_rank=max_lora_rank, speculative=speculative)
+        adapters = {"lora_paths": lora_paths, "max_loras": max_loras, "max_lora_rank": max_lora_rank}
+        _refuse_unbuilt(None, quantization=quantization, speculative=speculative, **adapters)
         _refuse_unbuilt(1, tensor_parallel_size=tensor_parallel_size, pipeline_parallel_size=pipeline_parallel_size)
         _refuse_unbuilt("auto", kv_cache_dtype=kv_cache_dtype)
         self._memory = Memory(gpu_memory_utilization, max_gpu_bytes)
@@ -93,10 +93,9 @@ class LLM:
         self._text_home = None if tokenizer is None else Path(tokenizer)
         self._skip_tokenizer, self._progress = skip_tokenizer_init, progress
         self._root = cache_root(cache_dir)
-        options = BuildOptions(
-            dtype, weights, device, max_batch_size, max_num_tokens, max_seq_len, pins=tactics or {},
-            cache_dir=self._root,
-        )  # fmt: skip
+        limits = max_batch_size, max_num_tokens, max_seq_len
+        options = BuildOptions(dtype, weights, device, *limits, pins=tactics or {}, cache_dir=self._root)
+        self._memory.check_for(detect(device).kind)
         path = _located(model, revision, token)
         self.tokenizer = self._read_tokenizer(path)  # before a build, so that a bad one costs nothing
         self.engine_dir, engine = _engine_of(path, options, self._limits, progress)
@@ -120,7 +119,7 @@ class LLM:
         """
         _refuse_unknown("generate", unknown)
         _refuse_unbuilt(None, lora_request=lora_request, lora_indices=lora_indices)
-        many = [prompts] if isinstance(prompts, str | Mapping) else list(prompts)
+        many = _many(prompts)
         params = _each(sampling_params, len(many))
         gather = Gather(len(many))
         new = [self._submission(p, s, gather.put) for p, s in zip(many, params, strict=True)]
@@ -224,7 +223,8 @@ class LLM:
         """Keep the values of the next steps whose names, as graph.txt prints them, match any pattern (`%12`, `logits`,
         `attention`, `forward/*`). Those steps run node by node, which is slow; the text stays the same.
 
-        Raises OptionError for a pattern that matches nothing.
+        Raises OptionError for a pattern that matches nothing, for `steps` that are no integer from 1, and while an
+        earlier watch has not seen all of its own: there is one at a time.
         """
         watch = Watch(self.engine, patterns, steps)
         self._loop.call(lambda: watch.start(self._loop.executor.backend))
@@ -263,6 +263,8 @@ class LLM:
         return open_loop(directory, self._memory, self.tokenizer, self._limits, engine, say)
 
     def _submission(self, prompt: Prompt, params: SamplingParams, sink: Any, streaming: bool = False) -> Submission:
+        if not isinstance(params, SamplingParams):
+            raise SamplingError(f"sampling_params={params!r} is a {type(params).__name__}; give SamplingParams(...)")
         text, ids = _ids_of(prompt, self.tokenizer)
         return Submission(fresh_id(), ids, params, sink, text, streaming)
 
@@ -320,12 +322,25 @@ def _ids_of(prompt: Prompt, tokenizer: Tokenizer | None) -> tuple[str | None, tu
         return prompt, tuple(tokenizer.encode(prompt))
     if not isinstance(prompt, Mapping) or set(prompt) != {"prompt_token_ids"}:
         raise PromptError(f"prompt {str(prompt)[:80]!r} is neither text nor {{'prompt_token_ids': [...]}}")
-    return None, tuple(prompt["prompt_token_ids"])
+    ids: object = prompt["prompt_token_ids"]
+    if isinstance(ids, str) or not isinstance(ids, Iterable):
+        raise PromptError(f"prompt_token_ids={str(ids)[:80]!r} is a {type(ids).__name__}; give a list of integers")
+    return None, tuple(ids)
+
+
+def _many(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    if isinstance(prompts, str | Mapping):
+        return [prompts]
+    if not isinstance(prompts, Iterable):
+        raise PromptError(f"prompts={prompts!r} is a {type(prompts).__name__}; give text, token ids, or a list of them")
+    return list(prompts)
 
 
 def _each(params: SamplingParams | Sequence[SamplingParams] | None, count: int) -> Sequence[SamplingParams]:
     if params is None or isinstance(params, SamplingParams):
         return [params or SamplingParams()] * count
+    if not isinstance(params, Sequence):
+        raise SamplingError(f"sampling_params={params!r} is a {type(params).__name__}; give one, or one a prompt")
     if len(params) != count:
         raise OptionError(f"{len(params)} sampling_params were given for {count} prompts; give one, or one for each")
     return params

@@ -10,6 +10,7 @@ record of each model, format and figure. A figure is never typed by hand. NAME m
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 import sys
@@ -29,6 +30,9 @@ COMPARED = (
     "prefill_2048x64_sustained", "throughput_mixed", "throughput_static", "host_us_per_step_bs64", "start_first_s",
     "start_cached_s", "load_s", "memory_gib",
 )  # fmt: skip
+PROMPT_INSIDE = "with the prompt's time in it"  # in the note of a decode rate
+MARK = r" \*"
+MARKED = rf"{MARK.strip()} {PROMPT_INSIDE}, which ours leaves out."
 Record = Mapping[str, Any]
 
 
@@ -41,7 +45,10 @@ def section(name: str, folder: Path, metrics: Sequence[str] = ()) -> str:
     """The table of one machine's results, of some of them, beside its peers, or of its checks."""
     if folder.name == PEERS:
         ours, others = latest(read(folder.parent)), latest(read(folder))
-        return _page(beside(ours, others), [*ours, *others]) if others else NOTHING.format(name=name)
+        if not others:
+            return NOTHING.format(name=name)
+        marked = [MARKED] if any(map(_mark, others)) else []
+        return _page(beside(ours, others), [*ours, *others], marked)
     checks = folder.name == CHECKS
     records = latest(read(folder))
     if metrics:
@@ -77,7 +84,7 @@ def beside(ours: Sequence[Record], others: Sequence[Record]) -> Iterator[list[st
         for metric in COMPARED:
             row = [theirs.get((engine, metric)) for engine in engines]
             if metric in own or any(row):
-                cells = ["" if r is None else f"{_number(r['value'])} {r['unit']}" for r in row]
+                cells = ["" if r is None else f"{_number(r['value'])} {r['unit']}{_mark(r)}" for r in row]
                 yield [model, format, metric, *cells, *_own(own.get(metric))]
 
 
@@ -87,6 +94,11 @@ def roof(record: Record) -> float | None:
     if not share:
         return None
     return float(record["value"] * share if record["unit"] in LESS_IS_BETTER else record["value"] / share)
+
+
+def _mark(record: Record) -> str:
+    """A star at a decode rate that was measured in another way than ours; the note of the record says so."""
+    return MARK if record["metric"].startswith("decode") and PROMPT_INSIDE in record.get("note", "") else ""
 
 
 def _own(record: Record | None) -> list[str]:
@@ -116,10 +128,11 @@ def _share(record: Record) -> str:
     return "" if share is None else f"{share:.1%}"
 
 
-def _page(rows: Iterator[list[str]], records: Sequence[Record]) -> str:
+def _page(rows: Iterator[list[str]], records: Sequence[Record], notes: Sequence[str] = ()) -> str:
     head, *rest = rows
     lines = [_line(head), "|---" * len(head) + "|", *map(_line, rest)]
-    return "\n".join(["", *lines, "", *_environments(records), ""]) + "\n"
+    below = [text for note in notes for text in (note, "")]
+    return "\n".join(["", *lines, "", *below, *_environments(records), ""]) + "\n"
 
 
 def _line(cells: Sequence[str]) -> str:
@@ -142,11 +155,13 @@ def pages() -> list[Path]:
 
 
 def main(words: Sequence[str]) -> int:
-    stale = 0
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing; exit code 1 where a page is out of step")
+    check, stale = parser.parse_args(words).check, 0
     for page in pages():
         old = page.read_text("utf-8")
         new = filled(old, ROOT / "bench" / "results")
-        if "--check" in words:
+        if check:
             stale += new != old
             print(
                 f"{page.name} is in step" if new == old else f"{page.name} is out of step; run tools/readme_tables.py"

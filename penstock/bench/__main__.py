@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from penstock.bench import records
-from penstock.bench.figures import Figures, measured_roof, sustained_roof
+from penstock.bench.figures import Figures, measured_roof
 from penstock.bench.latency import settle
 from penstock.bench.memory import Peak, minimal
 from penstock.bench.records import Maker, Record
@@ -24,10 +24,15 @@ from penstock.engine import store
 from penstock.engine.manifest import Engine
 from penstock.kernels.device import detect
 
+PARTS = {"prefill", "throughput", "memory"}  # what --skip may name
+
 
 def main() -> None:
-    arguments = _parser().parse_args()
+    parser = _parser()
+    arguments = parser.parse_args()
     device = detect(arguments.device)
+    if unknown := skipped(arguments.skip, device.kind) - PARTS:
+        parser.error(f"--skip {', '.join(sorted(unknown))}: there are {', '.join(sorted(PARTS))}")
     stamp = records.stamper(device, arguments.commit)
     with tempfile.TemporaryDirectory() as folder:
         for record in figures(arguments, device.kind, Path(folder)):
@@ -44,9 +49,16 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--timing", type=Path, help="where to copy what every tactic took")
     parser.add_argument("--max_batch_size", type=int, help="of the engine; default: the build's")
     parser.add_argument("--max_seq_len", type=int, default=4096, help="of the engine")
-    parser.add_argument("--skip", default="", help="of prefill, throughput, memory those not to measure, with commas")
+    about = "of prefill, throughput, memory those not to measure, with commas; default: nothing, on a CPU throughput"
+    parser.add_argument("--skip", help=about)
     parser.add_argument("--start", action="store_true", help="also the seconds to a first token, first and cached")
     return parser
+
+
+def skipped(words: str | None, device: str) -> set[str]:
+    """What is left out: as asked, or on a CPU what takes it many minutes."""
+    text = words if words is not None else "throughput" if device == "cpu" else ""
+    return {word.strip() for word in text.split(",") if word.strip()}
 
 
 def figures(arguments: argparse.Namespace, device: str, folder: Path) -> Iterator[Record]:
@@ -65,6 +77,7 @@ def figures(arguments: argparse.Namespace, device: str, folder: Path) -> Iterato
     yield from _built(arguments.model, engine, peak, seconds)
     yield from _run(arguments, directory, engine)
     if arguments.start:
+        _say("measuring starts ...")
         yield from start_times(arguments.model, device)
 
 
@@ -79,13 +92,18 @@ def _built(name: str, engine: Engine, peak: Peak, seconds: float) -> Iterator[Re
 
 
 def _run(arguments: argparse.Namespace, directory: Path, engine: Engine) -> Iterator[Record]:
-    device, skipped = detect(engine.device.kind), arguments.skip.split(",")
-    figure = Maker(arguments.model, engine.format)
+    device = detect(engine.device.kind)
+    figure, left = Maker(arguments.model, engine.format), skipped(arguments.skip, device.kind)
+    if arguments.skip is None and left:
+        _say(f"on a CPU {', '.join(sorted(left))} is skipped: it takes minutes; --skip= measures it too")
+    _say("measuring the roof of this machine ...")
     roof, rates = measured_roof(device, engine.format, figure)
     yield from rates
     subject = Subject(arguments.model, str(directory), "checkpoint")
-    if "memory" not in skipped:
+    if "memory" not in left and device.kind == "cuda":
+        _say("measuring memory ...")
         yield from minimal(subject, engine, figure, _say)
+    _say("loading ...")
     start = time.perf_counter()
     with open_subject(subject, device=device.kind) as opened:
         yield figure("load_s", time.perf_counter() - start, "s", note="random weights")
@@ -94,14 +112,7 @@ def _run(arguments: argparse.Namespace, directory: Path, engine: Engine) -> Iter
         yield figure(
             "capture_rest_s", time.perf_counter() - start, "s", note="buckets captured while idle, after ready"
         )
-        measured = Figures(opened, device, roof, say=_say)
-        yield from measured.latencies()
-        sustained, rates = sustained_roof(opened, device, figure)
-        yield from rates
-        if "prefill" not in skipped:
-            yield from measured.prefill(sustained)
-        if "throughput" not in skipped:
-            yield from measured.throughput()
+        yield from Figures(opened, device, roof, say=_say).all("prefill" not in left, "throughput" not in left)
 
 
 def _show(stage: str, done: int, total: int) -> None:

@@ -65,7 +65,7 @@ def task_of(figures: Figures, folder: Path) -> Task:
 
 
 def own_line(report: Report) -> Line:
-    """Penstock's row, from what was reported."""
+    """Penstock's row, from what was reported; without a decode rate where batch 1 was not measured."""
     decode = next((r.value for r in report.decode if r.metric == "decode_bs1"), 0.0)
     ttft, p99, _, memory = report.average
     return Line("penstock", Answer(ttft, p99, decode, memory))
@@ -104,9 +104,14 @@ def text(found: Sequence[Line]) -> str:
 
 def to_json(found: Sequence[Line]) -> list[dict[str, Any]]:
     return [
-        {"name": line.name, **({"refused": line.answer.refused} if line.answer.refused else asdict(line.answer))}
+        {"name": line.name, **({"refused": line.answer.refused} if line.answer.refused else _facts(line.answer))}
         for line in found
     ]
+
+
+def _facts(answer: Answer) -> dict[str, Any]:
+    """A rate that was not measured is None."""
+    return {**asdict(answer), "tokens_per_s": answer.tokens_per_s or None}
 
 
 def records(found: Sequence[Line], figures: Figures) -> Iterator[Record]:
@@ -125,8 +130,14 @@ def records(found: Sequence[Line], figures: Figures) -> Iterator[Record]:
 
 
 def _cells(answer: Answer, eager: Answer | None) -> tuple[str, ...]:
+    """`-` stands for what was not measured."""
     own = (answer.ttft_ms, answer.p99_ms, answer.tokens_per_s, answer.memory_gb)
-    times = ("-", "-")
-    if eager is not None and answer.tokens_per_s:
-        times = (f"{eager.ttft_ms / answer.ttft_ms:.2f}x", f"{answer.tokens_per_s / eager.tokens_per_s:.2f}x")
-    return (*(f"{value:,.2f}" for value in own), *times)
+    ratios = (0.0, 0.0)
+    if eager is not None:
+        ratios = _ratio(eager.ttft_ms, answer.ttft_ms), _ratio(answer.tokens_per_s, eager.tokens_per_s)
+    times = (f"{ratio:.2f}x" if ratio else "-" for ratio in ratios)
+    return (*(f"{value:,.2f}" if value else "-" for value in own), *times)
+
+
+def _ratio(above: float, below: float) -> float:
+    return above / below if below else 0.0

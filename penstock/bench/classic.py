@@ -113,7 +113,9 @@ class LatencyBenchmark:
         self.close()
 
     def _measured(self, lengths: Sequence[int], iterations: int) -> list[tuple[int, list[float]]]:
-        """Milliseconds at each length. Raises OptionError before any run, for a length that cannot be."""
+        """Milliseconds at each length. Raises OptionError before any run, for no length or one that cannot be."""
+        if not lengths:
+            raise OptionError("prompt_lengths is empty: there is nothing to measure; give some like [10, 50, 100]")
         if iterations < 1:
             raise OptionError(f"iterations={iterations} is too small; give at least 1")
         for length in lengths:

@@ -34,7 +34,8 @@ class Effort:
     def __post_init__(self) -> None:
         for name, value in (("iterations", self.samples), ("repeats", self.repeats), ("new_tokens", self.new - 1)):
             if value < 1:
-                raise OptionError(f"{name}={value} is too small; give at least {1 + (name == 'new_tokens')}")
+                least = 1 + (name == "new_tokens")
+                raise OptionError(f"{name}={value + least - 1} is too small; give at least {least}")
         for name, values in (("batches", self.batches), ("lengths", self.lengths)):
             if not values or min(values) < 1 or len(set(values)) < len(values):
                 raise OptionError(f"{name}={values} must be different numbers from 1; give some like 1,8,64")
@@ -60,9 +61,22 @@ class Figures:
         self.left_out[metric] = reason
         self.say(f"{metric} is left out: {reason}")
 
+    def all(self, prefill: bool, throughput: bool) -> Iterator[Record]:
+        """Every figure of an opened model that is asked for, each as soon as it is there; says what begins."""
+        yield from self.latencies()
+        if prefill:
+            self.say("measuring prefill ...")
+            sustained, rates = sustained_roof(self.opened, self.device, self.figure)
+            yield from rates
+            yield from self.prefill(sustained)
+        if throughput:
+            self.say("measuring throughput of mixed requests, in flight and in batches that wait ...")
+            yield from self.throughput()
+
     def latencies(self) -> Iterator[Record]:
         """First tokens by prompt length, then the decode rate by batch."""
         opened = self.opened
+        self.say("warming up ...")
         run(opened.llm, [prompt(min(100, opened.limits["max_seq_len"] - 4), 7, opened.vocab)], 4)
         settle(opened.llm)
         yield from self.first_tokens()
@@ -72,10 +86,11 @@ class Figures:
     def first_tokens(self) -> Iterator[Record]:
         opened, effort = self.opened, self.effort
         fitting = tuple(n for n in effort.lengths if not opened.refusal(1, n + 1))
-        for length in set(effort.lengths) - set(fitting):
+        for length in sorted(set(effort.lengths) - set(fitting)):
             self.skip(f"ttft at {length}", opened.refusal(1, length + 1))
         if not fitting:
             return
+        self.say(f"measuring first tokens: {effort.samples} at each of {', '.join(map(str, fitting))} tokens ...")
         self.samples = first_tokens(opened.llm, effort.samples, fitting, opened.vocab)
         least = mean(roofs.first_token_roof(opened.engine, self.roof, n) for n in fitting) * 1e3
         means, tails = [s.mean for s in self.samples], [s.percentile(99) for s in self.samples]
@@ -89,8 +104,12 @@ class Figures:
         opened, new, metric = self.opened, self.effort.new, f"decode_bs{batch}"
         if reason := opened.refusal(batch, PROMPT + new):
             return self.skip(metric, reason)
+        self.say(f"measuring decode at batch {batch} ...")
         before = opened.llm.stats()
-        rate = decode_rate(opened.llm, batch, self.effort.repeats, opened.vocab, new)
+        try:
+            rate = decode_rate(opened.llm, batch, self.effort.repeats, opened.vocab, new)
+        except OptionError as error:  # too few tokens for a rate; what else was measured stays
+            return self.skip(metric, str(error))
         after = opened.llm.stats()
         share = rate.value / roofs.decode_roof(opened.engine, self.roof, batch, PROMPT + new / 2)
         note = "" if new == NEW else f"{new} new tokens instead of {NEW}"

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from penstock.compiler.select import all_sites
 from penstock.engine import store
 from penstock.engine.manifest import Engine
 from penstock.engine.profile import Profile
 from penstock.engine.program import Program, Site, Sizes
 from penstock.errors import OptionError
 from penstock.ir.cost import Cost, cost
-from penstock.kernels.reference import has_parts, parts_sites
 from penstock.kernels.roof import Roof
 
 
@@ -49,9 +48,9 @@ def tactics(directory: Path, roof: Roof | None, op: str | None = None, at: str |
     there, EngineError where the directory is no engine.
     """
     engine = store.load(directory)
-    timing = json.loads((directory / store.TIMING).read_text("utf-8"))
+    timing = store.timing(directory)
     program = engine.programs["decode"]
-    sites = {key: site for key, site in all_sites(program).items() if timing.get(key, {}).get("points")}
+    sites = {key: site for key, site in program_sites(program).items() if timing.get(key, {}).get("points")}
     _check("--op", op, {site.op for site in sites.values()})
     _check("--bucket", at, {point for key in sites for point in timing[key]["points"]})
     return [
@@ -67,20 +66,9 @@ def roof_of(engine: Engine) -> Roof | None:
     return Roof(**engine.roof) if engine.roof else None
 
 
-def all_sites(program: Program) -> dict[str, Site]:
+def program_sites(program: Program) -> dict[str, Site]:
     """Every site of a program by its key, and of the parts of its fused ops."""
-    found: dict[str, Site] = {}
-
-    def add(site: Site) -> None:
-        for part in parts_sites(site) if has_parts(site.op) and site.key not in found else ():
-            add(part)
-        found[site.key] = site
-
-    for phase in program.phases.values():
-        for node in phase.graph.nodes:
-            if not node.is_leaf:
-                add(Site.of(node))
-    return found
+    return all_sites(phase.graph for phase in program.phases.values())
 
 
 def sizes_at(profile: Profile, point: str) -> Sizes:

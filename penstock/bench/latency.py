@@ -9,7 +9,7 @@ from statistics import mean, median, pstdev
 from typing import Any
 
 from penstock.bench.workload import TTFT_LENGTHS, VOCAB, percentile, prompt
-from penstock.errors import ExecutorError
+from penstock.errors import ExecutorError, OptionError
 from penstock.llm import LLM
 from penstock.runtime.requests import SamplingParams
 
@@ -72,10 +72,29 @@ def run(llm: LLM, prompts: Sequence[Sequence[int]], tokens: int, temperature: fl
 
 
 def decode_rate(llm: LLM, batch: int, repeats: int = 3, vocab: int = VOCAB, new: int = NEW) -> Rate:
-    """batch * (new - 1) / (time of `new` tokens - time of 1), prompts of 128; the median of the repeats."""
+    """batch * (new - 1) / (time of `new` tokens - time of 1), prompts of 128; the median of the repeats.
+
+    Raises OptionError where those times are too close to each other to be subtracted.
+    """
     prompts = [prompt(PROMPT, i, vocab) for i in range(batch)]
     run(llm, prompts, 8)
-    rates = [batch * (new - 1) / (run(llm, prompts, new) - run(llm, prompts, 1)) for _ in range(repeats)]
+    times = [(run(llm, prompts, new), run(llm, prompts, 1)) for _ in range(repeats)]
+    return rate_of(times, batch, new)
+
+
+def rate_of(times: Sequence[tuple[float, float]], batch: int, new: int) -> Rate:
+    """From pairs of seconds, of `new` tokens and of 1. Raises OptionError where a difference is not more than noise.
+
+    Noise is how far apart the times of 1 token are.
+    """
+    ones = [one for _, one in times]
+    least, noise = min(many - one for many, one in times), max(ones) - min(ones)
+    if least <= noise:
+        raise OptionError(
+            f"--new_tokens {new}: {new} tokens took {least * 1e3:.2f} ms longer than one, whose own times differ by "
+            f"{noise * 1e3:.2f} ms: that is no rate; give more, like {NEW}"
+        )
+    rates = [batch * (new - 1) / (many - one) for many, one in times]
     return Rate(median(rates), (max(rates) - min(rates)) / 2)
 
 

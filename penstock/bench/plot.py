@@ -17,7 +17,8 @@ def require() -> None:
     """Raises OptionError where matplotlib is not installed."""
     if importlib.util.find_spec("matplotlib") is None:
         raise OptionError(
-            "--plot needs matplotlib, which is not installed; pip install 'penstock[bench]', or leave it out"
+            "--plot needs matplotlib, which is not installed; in Penstock's checkout: pip install -e '.[bench]'; "
+            "or leave --plot out"
         )
 
 

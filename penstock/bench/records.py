@@ -14,6 +14,8 @@ from typing import Any
 from penstock.engine.device import Device
 from penstock.kernels.device import software
 
+TREE = Path(__file__).resolve().parents[2]  # what holds the package
+
 
 @dataclass(frozen=True)
 class Record:
@@ -67,9 +69,13 @@ def environment(device: Device) -> dict[str, Any]:
 
 
 def commit() -> str:
-    """The commit that is checked out, with "+" where the tree differs from it; empty outside a checkout."""
-    head = _output(["git", "rev-parse", "--short", "HEAD"])
-    return head + ("+" if head and _output(["git", "status", "--porcelain", "--untracked-files=no"]) else "")
+    """Of Penstock's own tree, wherever the process stands: the commit that is checked out, with "+" where the tree
+    differs from it; empty where the package lies in no checkout of its own."""
+    git = ["git", "-C", str(TREE)]
+    if _output([*git, "rev-parse", "--show-toplevel"]) != str(TREE):  # installed into another project's tree
+        return ""
+    head = _output([*git, "rev-parse", "--short", "HEAD"])
+    return head + ("+" if head and _output([*git, "status", "--porcelain", "--untracked-files=no"]) else "")
 
 
 def stamper(device: Device, of_commit: str | None = None) -> Callable[[Record], Record]:

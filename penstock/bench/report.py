@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import mean
@@ -91,7 +90,7 @@ def columns(rows: Sequence[Sequence[str]]) -> Iterator[str]:
 def report(figures: Figures, records: Sequence[Record], held: int) -> Report:
     """`held`: bytes that the open engine holds in all, its KV pool included."""
     opened = figures.opened
-    timed = timings(json.loads((opened.llm.engine_dir / store.TIMING).read_text("utf-8")))
+    timed = timings(store.timing(opened.llm.engine_dir))
     rows = tuple(
         Row(
             s.length, s.mean, s.percentile(99), compile_ms(opened, timed, s.length),

@@ -11,7 +11,7 @@ from typing import Any
 
 from penstock.bench import against, plot, scaling
 from penstock.bench.claims import claims
-from penstock.bench.figures import Effort, Figures, measured_roof, sustained_roof
+from penstock.bench.figures import Effort, Figures, measured_roof
 from penstock.bench.latency import settle
 from penstock.bench.memory import held_bytes
 from penstock.bench.records import Record, line, stamper
@@ -57,7 +57,7 @@ def latency_report(
     arguments: Mapping[str, Any],
 ) -> Told:  # fmt: skip
     """The classic report. Raises OptionError before any work for what cannot be drawn or compared."""
-    ways = against.parse(extras.against) if extras.against else ()
+    ways = () if extras.against is None else against.parse(extras.against)
     if extras.plot:
         plot.require()
     if extras.start and model not in MODELS:
@@ -91,6 +91,7 @@ def scaling_report(
     """Points by batch and context, an engine built for the largest of each unless one was given."""
     if picture:
         plot.require()
+    Effort(new=new, batches=tuple(wanted[0]))
     device = detect(arguments.get("device") or "auto")
     subject = find(model, weights, arguments.get("cache_dir"))
     batches, contexts = wanted[0], wanted[1] or default_contexts(subject, new)
@@ -121,6 +122,10 @@ def claims_report(
     """What fusing and graphs are worth. Two builds, and their decode rates."""
     device = detect(arguments.get("device") or "auto")
     subject = find(model, weights, arguments.get("cache_dir"))
+    if store.is_engine(Path(subject.model)):
+        raise OptionError(
+            f"{subject.model} is an engine, whose operations are chosen; name the model it was built from"
+        )
     with shown as progress:
         records = list(claims(subject, arguments, progress, repeats, new))
     stamped = [*map(stamper(device), records)]
@@ -154,12 +159,7 @@ def _positions(subject: Subject) -> int:
 def _measure(opened: Opened, device: Device, effort: Effort, extras: Extras, say: Say) -> tuple[Figures, list[Record]]:
     roof, records = measured_roof(device, opened.engine.format, opened.figure)
     figures = Figures(opened, device, roof, effort, say)
-    records += figures.latencies()
-    if extras.prefill:
-        sustained, rates = sustained_roof(opened, device, opened.figure)
-        records += [*rates, *figures.prefill(sustained)]
-    if extras.throughput:
-        records += figures.throughput()
+    records += figures.all(extras.prefill, extras.throughput)
     return figures, records
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from penstock.cli import flags, unbuilt
-from penstock.cli.console import Progress, amount, result, result_json, say, table
+from penstock.cli.console import Progress, amount, counted, result, result_json, say, table
 from penstock.errors import OptionError
 
 if TYPE_CHECKING:
@@ -78,6 +79,7 @@ def latency(
     from penstock.bench.figures import Effort
     from penstock.bench.session import Extras, latency_report
 
+    check_places(out, plot)
     effort = Effort(iterations, repeats, new_tokens, numbers("--batches", batches), numbers("--lengths", lengths))
     extras = Extras(prefill, throughput, start, against, plot)
     llm_arguments = {
@@ -116,6 +118,7 @@ def scaling(
     """Rate, first token and memory by batch and context, each against its roof. An engine keeps its own limits."""
     from penstock.bench.session import scaling_report
 
+    check_places(out, plot)
     wanted = numbers("--batches", batches), numbers("--contexts", contexts) if contexts else ()
     llm_arguments = {
         "dtype": dtype, "device": device, "max_num_tokens": max_num_tokens,
@@ -166,6 +169,7 @@ def claims(
     """What fused operations and CUDA graphs are worth: the same model without them. Builds it twice."""
     from penstock.bench.session import claims_report
 
+    check_places(out)
     llm_arguments = {"dtype": dtype, "device": device, "max_seq_len": max_seq_len, "cache_dir": cache_dir}
     told = claims_report(one_of(model, named), weights, repeats, new_tokens, Progress(), llm_arguments)
     _deliver(told.text, told.data, told.records, out, commit, as_json)
@@ -173,6 +177,16 @@ def claims(
 
 for name, about in unbuilt.BENCHES.items():
     app.command(name, help=about, context_settings=unbuilt.ANYTHING)(unbuilt.verb(f"bench {name}"))
+
+
+def check_places(*places: Path | None) -> None:
+    """Raises OptionError, before anything is measured, where a file cannot be written to its place."""
+    for place in places:
+        if place is None:
+            continue
+        folder = next((p for p in place.parents if p.exists()), place.parent)
+        if place.is_dir() or not os.access(place if place.exists() else folder, os.W_OK):
+            raise OptionError(f"{place} cannot be written; name a file in a folder that can")
 
 
 def numbers(flag: str, text: str) -> tuple[int, ...]:
@@ -195,7 +209,7 @@ def _deliver(text: str, data: Any, records: list[Record], out: Path | None, comm
 
     if out is not None:
         append(out, [record if commit is None else replace(record, commit=commit) for record in records])
-        say(f"{len(records)} records appended to {out}")
+        say(f"{counted(len(records), 'record')} appended to {out}")
     if as_json:
         result_json(data)
     else:
@@ -210,7 +224,7 @@ def _tactics(rows: list[Timed]) -> str:
         heads.setdefault(f"{row.at}  {row.site}", []).append(row)
     for head, group in heads.items():
         least = group[0].cost
-        lines.append(f"{head}\n  at least {amount(least.bytes)}, {amount(least.flops, 'flop')}")
+        lines.append(f"{head}\n  at least {amount(least.bytes)}, {amount(least.flops, 'FLOP')}")
         lines.append(table([_tactic(row) for row in group], indent="    "))
     return "\n".join([*lines, _LEGEND])
 
@@ -220,7 +234,7 @@ def _tactic(row: Timed) -> tuple[str, ...]:
     if row.median_us is None:
         return (mark, "refused", "", "", "", row.tactic, row.refused)
     share = "" if row.share is None else f"{row.share:.1%}"
-    rates = amount(row.bytes_per_s or 0.0, "B/s"), amount(row.flops_per_s or 0.0, "flop/s")
+    rates = amount(row.bytes_per_s or 0.0, "B/s"), amount(row.flops_per_s or 0.0, "FLOP/s")
     return (mark, f"{row.median_us:.2f} us", *rates, share, row.tactic)
 
 

@@ -40,6 +40,11 @@ def amount(value: float, unit: str = "B") -> str:
     raise AssertionError
 
 
+def counted(count: int, noun: str) -> str:
+    """1 text, 2 texts."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def duration(seconds: float) -> str:
     """0.00123 -> 1.23 ms."""
     for factor, unit in ((1.0, "s"), (1e3, "ms")):

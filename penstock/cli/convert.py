@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from penstock.cli import flags
-from penstock.cli.console import Progress, amount, result, say
+from penstock.cli.console import Progress, amount, counted, result, say
 
 
 def convert(
@@ -26,6 +27,7 @@ def convert(
         target = write(resolve(model_dir), output_dir, dtype, tp_size, pp_size, progress=progress)
     files = sorted(target.glob("rank*.safetensors"))
     size = amount(sum(file.stat().st_size for file in files))
-    what = f"{len(files)} file{'s' if len(files) > 1 else ''} of weights, {size} in all"
-    say(f"wrote {what}, with config and tokenizer, in TensorRT-LLM's layout; next: penstock build --checkpoint_dir")
+    what = f"{counted(len(files), 'file')} of weights, {size} in all"
+    say(f"wrote {what}, with config and tokenizer, in TensorRT-LLM's layout")
+    say(f"next: penstock build --checkpoint_dir {shlex.quote(str(target))}")
     result(str(target))

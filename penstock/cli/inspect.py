@@ -31,7 +31,7 @@ def inspect(
     if bandwidth is not None and not bandwidth > 0:
         raise OptionError(f"--bandwidth {bandwidth} must be positive; give GB/s, such as 4430 for an H200")
     data = report(engine, None if bandwidth is None else bandwidth * 1e9)
-    drawn = (engine / store.GRAPH).read_text("utf-8") if graph else None
+    drawn = store.drawing(engine) if graph else None
     if as_json:
         result_json(data if drawn is None else {**data, "graph": drawn})
         return

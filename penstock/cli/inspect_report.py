@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -28,7 +27,7 @@ def report(directory: Path, bandwidth: float | None = None) -> Data:
     Raises EngineError where the directory is no engine, EngineCorruptError where a file is not what was written.
     """
     engine = store.load(directory)
-    timing = json.loads((directory / store.TIMING).read_text("utf-8"))
+    timing = store.timing(directory)
     program = engine.programs["decode"]
     nodes = _shares([entry for name, phase in program.phases.items() for entry in _sites(engine, name, phase, timing)])
     return {

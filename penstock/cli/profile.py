@@ -40,7 +40,9 @@ def profile(
     from penstock.engine import store
     from penstock.runtime.batch import Batch
     from penstock.runtime.open import Memory
+    from penstock.runtime.requests import SamplingParams
 
+    SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p)  # refuses what a run refuses
     opened = store.load(engine)
     longest = opened.profile.max_seq_len - prompt_tokens - 1
     before = context if context is not None else 0 if prompt_tokens > 1 else max(0, min(CONTEXT, longest))
@@ -119,10 +121,11 @@ def _statement(line: Timeline) -> str:
     parts = [f"{_us(line.gap_us)} in gaps between launches", *map(_loss, worst)]
     share = f": {line.roof_us / line.step_us:.0%} of the roof" if line.step_us else ""
     looked = line.seen_us - line.step_us
+    seen = f"looked at, the step took {_us(line.seen_us)}, {_us(abs(looked))} {'more' if looked >= 0 else 'less'}"
+    noise = "" if looked >= 0 else ": the noise between two measurements"
     return (
         f"the step takes {_us(line.step_us)}; its roof, one operation after another, is {_us(line.roof_us)}{share}\n"
-        f"lost: {_us(line.step_us - line.roof_us)}; as the nodes were seen: {', '.join(parts)}\n"
-        f"looking made the step {_us(abs(looked))} {'longer' if looked >= 0 else 'shorter'}"
+        f"lost: {_us(line.step_us - line.roof_us)}; as the nodes were seen: {', '.join(parts)}\n{seen}{noise}"
     )
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from penstock.cli import flags
-from penstock.cli.console import Progress, result
+from penstock.cli.console import Progress, amount, counted, result, say
 
 
 def refit(
@@ -32,8 +32,15 @@ def refit(
     many ranks. An engine remembers how its weights are made from tensors by name.
     """
     from penstock.compiler.refit import refit as swap
+    from penstock.engine import store
     from penstock.models.hub import resolve
 
     with Progress() as progress:
         target = swap(engine, resolve(checkpoint_dir), output_dir, progress=progress)
+    opened = store.load(target)
+    where = "in place" if output_dir is None else "in a new engine"
+    say(
+        f"refitted {where}: {counted(len(opened.weights), 'weight')}, {amount(opened.weight_bytes)}, now of "
+        f"{checkpoint_dir}; tactics, kernels and limits are as they were"
+    )
     result(str(target))

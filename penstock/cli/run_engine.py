@@ -9,14 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from penstock.cli import flags
-from penstock.cli.console import Progress, result, result_json, say, table
+from penstock.cli.console import Progress, counted, result, result_json, say, table
 from penstock.cli.session import open_llm
-from penstock.errors import PromptError
+from penstock.errors import OptionError, PromptError
 from penstock.unsupported import require_default
 
 if TYPE_CHECKING:
     from penstock.runtime.requests import RequestOutput
     from penstock.runtime.values import Watch
+
+DUMP = "nodes.safetensors"  # where --debug_nodes puts values where nothing is said
 
 
 def run(
@@ -38,14 +40,16 @@ def run(
     max_gpu_bytes: flags.GpuBytes = None,
     debug_nodes: Annotated[
         str | None,
-        typer.Option("--debug_nodes", metavar="NAME[,..]", help="Dump values by name or pattern: %12, logits, *norm*."),
+        typer.Option("--debug_nodes", metavar="NAME[,..]", help="Dump values by name or pattern: %6, logits, *norm*."),
     ] = None,
     debug_output: Annotated[
-        Path, typer.Option("--debug_output", metavar="FILE", help="Where --debug_nodes puts them.")
-    ] = Path("nodes.safetensors"),
+        Path | None,
+        typer.Option("--debug_output", metavar="FILE", help="Where --debug_nodes puts them: nodes.safetensors."),
+    ] = None,
     debug_steps: Annotated[
-        int, typer.Option("--debug_steps", metavar="N", help="How many of the first steps --debug_nodes looks into.")
-    ] = 1,
+        int | None,
+        typer.Option("--debug_steps", metavar="N", help="How many of the first steps --debug_nodes looks into: 1."),
+    ] = None,
     plugin: flags.Plugin = None,
     as_json: flags.Json = False,
 ) -> None:
@@ -53,6 +57,7 @@ def run(
     require_default("tp_size", max(tp_size, _launched_ranks()), 1)
     if not input_text:
         raise PromptError("there is no text; give --input_text TEXT, once for each prompt")
+    dump = _dump_to(debug_nodes, debug_output, debug_steps)
     from penstock.engine import store
     from penstock.runtime.requests import SamplingParams
 
@@ -60,28 +65,53 @@ def run(
     flags.load_plugins(plugin)
     if not store.is_engine(engine_dir):  # not a directory to build from: this verb runs what is there
         store.load(engine_dir)  # says so
+    steps = 1 if debug_steps is None else debug_steps
+    if debug_nodes:
+        _check_watched(engine_dir, debug_nodes, steps)
     arguments: dict[str, Any] = {
         "max_batch_size": max_batch_size, "max_num_tokens": max_num_tokens, "max_seq_len": max_seq_len,
         "gpu_memory_utilization": gpu_memory_utilization, "max_gpu_bytes": max_gpu_bytes, "device": device,
     }  # fmt: skip
     with open_llm(str(engine_dir), Progress(), **arguments) as llm:
-        watch = llm.watch(debug_nodes.split(","), debug_steps) if debug_nodes is not None else None
+        watch = llm.watch(debug_nodes.split(","), steps) if debug_nodes else None
         outputs = llm.generate(input_text, params)
     if watch is not None:
-        watch.save(debug_output)
+        watch.save(dump)
         say(_seen(watch))
-        say(f"[{len(watch.seen)} values are in {debug_output}]")
+        say(f"[{counted(len(watch.seen), 'value')} written to {dump}]")
     _show(outputs, as_json)
+
+
+def _dump_to(nodes: str | None, output: Path | None, steps: int | None) -> Path:
+    """Where the values go. Raises OptionError before any work, for flags that need --debug_nodes or no directory."""
+    from penstock.runtime.values import require_folder
+
+    if not nodes:
+        for flag, value in (("--debug_nodes", nodes), ("--debug_output", output), ("--debug_steps", steps)):
+            if value is not None:
+                raise OptionError(f"{flag} {str(value)!r} dumps nothing without names; give --debug_nodes NAME,..")
+    path = output or Path(DUMP)
+    if nodes:
+        require_folder(path)
+    return path
+
+
+def _check_watched(engine_dir: Path, nodes: str, steps: int) -> None:
+    """Raises OptionError for names or steps that cannot be watched, before any weight is read."""
+    from penstock.engine import store
+    from penstock.runtime.values import Watch
+
+    Watch(store.load(engine_dir), nodes.split(","), steps)
 
 
 def _seen(watch: Watch) -> str:
     """A line for each value."""
-    rows = [("value", "op", "type", "min", "max", "mean", "")]
+    rows = [("value", "op", "type", "min", "max", "mean", "NaN", "inf")]
     for facts in (seen.facts() for seen in watch.seen):
         type = f"{facts['dtype']}[{','.join(map(str, facts['shape']))}]"
         numbers = ["-" if facts[k] is None else f"{facts[k]:.4g}" for k in ("min", "max", "mean")]
-        wrong = ", ".join(f"{facts[k]} {k}" for k in ("nan", "inf") if facts[k])
-        rows.append((facts["name"], " ".join((facts["op"], *facts["results"])), type, *numbers, wrong))
+        wrong = str(facts["nan"]), str(facts["inf"])
+        rows.append((facts["name"], " ".join((facts["op"], *facts["results"])), type, *numbers, *wrong))
     return table(rows)
 
 
@@ -97,7 +127,8 @@ def _show(outputs: list[RequestOutput], as_json: bool) -> None:
         return
     for index, output in enumerate(outputs):
         result(f'Input [Text {index}]: "{output.prompt}"\nOutput [Text {index} Beam 0]: "{output.outputs[0].text}"')
-    say(f"[{sum(len(o.outputs[0].token_ids) for o in outputs)} tokens generated for {len(outputs)} texts]")
+    tokens = sum(len(o.outputs[0].token_ids) for o in outputs)
+    say(f"[{counted(tokens, 'token')} generated for {counted(len(outputs), 'text')}]")
 
 
 def _facts(output: RequestOutput) -> dict[str, Any]:

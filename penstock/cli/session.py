@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from penstock.cli.console import Progress, result, say
+from penstock.cli.console import Progress, counted, result, say
 
 if TYPE_CHECKING:
     from penstock.llm import LLM
@@ -55,7 +55,5 @@ def say_rate(output: RequestOutput) -> None:
     first, rate = rates(output)
     done = output.outputs[0]
     decode = f", then {rate:.1f} tok/s" if rate else ""
-    say(
-        f"[{len(output.prompt_token_ids)} prompt tokens, {len(done.token_ids)} generated ({done.finish_reason}); "
-        f"first after {first * 1e3:.0f} ms{decode}]"
-    )
+    prompt = counted(len(output.prompt_token_ids), "prompt token")
+    say(f"[{prompt}, {len(done.token_ids)} generated ({done.finish_reason}); first after {first * 1e3:.0f} ms{decode}]")

@@ -11,6 +11,7 @@ from typing import Any
 
 from penstock.compiler.candidates import Pins, check_pins
 from penstock.compiler.memory import Lifetimes, Offsets, plan_memory
+from penstock.compiler.phases import check_prepared
 from penstock.compiler.progress import Progress
 from penstock.compiler.select import Compiler, NoCompiler, Selector, rows_to_json
 from penstock.compiler.timing import time_cpu
@@ -18,6 +19,7 @@ from penstock.compiler.timing_cache import TimingCache
 from penstock.compiler.workers import Workshop
 from penstock.engine.device import Device
 from penstock.engine.manifest import Engine, Weight
+from penstock.engine.match import COMPILES_ONLY
 from penstock.engine.profile import Profile
 from penstock.engine.program import KernelLaunch, Phase, Plan, Program, Site, Sizes
 from penstock.errors import BuildError
@@ -108,8 +110,9 @@ def plan_engine(
 
 
 def kernel_folder(root: Path, device: Device, versions: Mapping[str, str]) -> Path:
-    """Where compiled kernels are kept, by target and compiler: another version makes other binaries."""
-    return root / "kernels" / f"sm{device.capability}-triton-{versions.get('triton', 'absent')}"
+    """Where compiled kernels are kept, by target and compilers: another version makes other binaries."""
+    compilers = (f"{name}-{versions.get(name, 'absent')}" for name in COMPILES_ONLY)
+    return root / "kernels" / "-".join((f"sm{device.capability}", *compilers))
 
 
 def _check_compiled(program: Program, compiler: Compiler) -> None:
@@ -121,7 +124,9 @@ def _check_compiled(program: Program, compiler: Compiler) -> None:
 def _program(draft: Unplanned, selector: Selector, device: Device) -> Program:
     buckets = draft.profile.buckets() if device.kind == "cuda" else draft.profile.unpadded
     phases = {name: Phase(graph, _plans(graph, selector, buckets)) for name, graph in draft.graphs.items()}
-    return Program(phases, buckets)
+    program = Program(phases, buckets)
+    check_prepared(program, selector.kernels)
+    return program
 
 
 def _plans(graph: Graph, selector: Selector, buckets: Mapping[str, Sizes]) -> dict[str, dict[str, Plan]]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from penstock.engine.device import Device
 from penstock.engine.program import Site, Sizes
-from penstock.errors import SelectionError
+from penstock.errors import PinError
 from penstock.ir.op import vocabulary
 from penstock.kernels.reference import PARTS, REFERENCE, Reference, has_parts, plan_parts
 from penstock.kernels.registry import tactics
@@ -58,21 +58,21 @@ class Candidate:
 
 
 def check_pins(pins: Pins) -> None:
-    """Raises SelectionError for a pin of an op that no graph could hold, or of a tactic that the op does not have."""
+    """Raises PinError for a pin of an op that no graph could hold, or of a tactic that the op does not have."""
     known = [op.name for op in vocabulary() if not op.weight]
     for op, name in pins.items():
         if op not in known:
-            raise SelectionError(f"tactic {name!r} is pinned for unknown op {op!r}; known are {', '.join(known)}")
+            raise PinError(f"tactic {name!r} is pinned for unknown op {op!r}; known are {', '.join(known)}")
         if not isinstance(name, str):
-            raise SelectionError(f"the pin of op {op!r} is {name!r}, a {type(name).__name__}; give a tactic's name")
+            raise PinError(f"the pin of op {op!r} is {name!r}, a {type(name).__name__}; give a tactic's name")
         _allowed(op, pins)
 
 
 def candidates(site: Site, sizes: Sizes, device: Device, pins: Pins) -> tuple[tuple[Candidate, ...], dict[str, str]]:
     """Those that can run the site at these sizes, and why the others cannot.
 
-    The reference competes on a CPU; on a GPU it is kept for sites that nothing else can run. Raises SelectionError
-    where a pinned tactic does not exist.
+    The reference competes on a CPU; on a GPU it is kept for sites that nothing else can run. Raises PinError where
+    a pinned tactic does not exist or cannot run the site.
     """
     refused: dict[str, str] = {}
     found: list[Candidate] = []
@@ -85,6 +85,11 @@ def candidates(site: Site, sizes: Sizes, device: Device, pins: Pins) -> tuple[tu
         found.append(Candidate(None, NO_CONFIG))
     if device.kind == "cpu" or not found or pins.get(site.op) == REFERENCE:
         found.extend(_reference(site, sizes, device, pins, refused))
+    if not found and (reason := refused.get(pins.get(site.op, ""))):
+        raise PinError(
+            f"tactic {pins[site.op]!r}, pinned for op {site.op!r}, cannot run {site.key} on {device.name}: {reason}; "
+            f"pin another, or leave the choice to timing"
+        )
     return tuple(found), refused
 
 
@@ -103,5 +108,5 @@ def _allowed(op: str, pins: Pins) -> tuple[Tactic, ...]:
     known = {REFERENCE, PARTS} | {t.name for t in every}
     if op in pins and pins[op].removeprefix("!") not in known:
         named = pins[op].removeprefix("!")
-        raise SelectionError(f"no tactic {named!r} for op {op!r}; it has {', '.join(sorted(known))}")
+        raise PinError(f"no tactic {named!r} for op {op!r}; it has {', '.join(sorted(known))}")
     return tuple(t for t in every if permits(pins, op, t.name))

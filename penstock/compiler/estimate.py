@@ -29,11 +29,22 @@ T = TypeVar("T")
 
 def promising(drafted: Sequence[tuple[T, Draft]], site: Site, sizes: Sizes, device: Device) -> tuple[T, ...]:
     """Those that are not estimated to be hopelessly behind the best; what has no estimate stays."""
+    return tuple(c for c, refused in judged(drafted, site, sizes, device) if not refused)
+
+
+def judged(drafted: Sequence[tuple[T, Draft]], site: Site, sizes: Sizes, device: Device) -> tuple[tuple[T, str], ...]:
+    """Each with why it is hopeless, by both estimates, or nothing."""
     estimates = [estimate(site, sizes, device, draft) for _, draft in drafted]
     best = min((e for e in estimates if e is not None), default=0.0)
     if None in estimates:
         best = min(best, LIBRARY * least(site, sizes))
-    return tuple(c for (c, _), e in zip(drafted, estimates, strict=True) if e is None or e <= HOPELESS * best)
+    return tuple((c, _behind(e, best)) for (c, _), e in zip(drafted, estimates, strict=True))
+
+
+def _behind(own: float | None, best: float) -> str:
+    if own is None or own <= HOPELESS * best:
+        return ""
+    return f"not tried: an estimated {own:.1f} us, the best an estimated {best:.1f} us"
 
 
 def least(site: Site, sizes: Sizes) -> float:
@@ -43,15 +54,24 @@ def least(site: Site, sizes: Sizes) -> float:
 
 
 def estimate(site: Site, sizes: Sizes, device: Device, draft: Draft) -> float | None:
-    """Microseconds; None where the draft does not say how it tiles a product."""
+    """Microseconds; None where the first launch does not say how it tiles a product.
+
+    Of several products, which run one after another, each reads its share of the op's bytes: that of its weights. A
+    launch behind the first that says nothing, as one that adds up parts, counts as a launch.
+    """
     uses = [step for step in draft.steps if isinstance(step, KernelUse)]
-    tiles = _tiles(uses[0]) if uses and len(uses) == len(draft.steps) else None
-    if tiles is None:
+    products = [(use, tiles) for use in uses if (tiles := _tiles(use))]
+    if not products or products[0][0] is not uses[0] or len(uses) != len(draft.steps):
         return None
-    programs, processors = prod(uses[0].grid), max(1, device.multiprocessors)
     read = cost(site.op, site.inputs, site.outputs, site.attrs, sizes).bytes / READ
-    operations = _operations(site, sizes, tiles) * cdiv(programs, processors) * processors / programs  # whole waves
-    return max(read * max(1.0, processors / programs), operations) + LAUNCH * len(uses)
+    weights = sum(tiles["N"] * tiles["K"] for _, tiles in products)
+    total = 0.0
+    for use, tiles in products:
+        programs, processors = prod(use.grid), max(1, device.multiprocessors)
+        operations = _operations(site, sizes, tiles) * cdiv(programs, processors) * processors / programs  # whole waves
+        own = read * tiles["N"] * tiles["K"] / weights
+        total += max(own * max(1.0, processors / programs), operations)
+    return total + LAUNCH * len(uses)
 
 
 def _tiles(use: KernelUse) -> Mapping[str, int] | None:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+
 from penstock.engine.profile import Profile
+from penstock.engine.program import Call, KernelLaunch, Program
+from penstock.errors import BuildError
 from penstock.ir.graph import Graph, Value, leaf, tensor
 from penstock.ir.op import emit
 from penstock.ir.ops.state import PREPARED
+from penstock.kernels.tactic import CudaKernel, Kernel
 
 SAMPLING = ("temperature", "top_k", "top_p", "seed", "sample_position")
 
@@ -32,3 +37,27 @@ def _slots(profile: Profile) -> Value:
 
 def _upload() -> Value:
     return leaf("input", "upload", tensor("i32", "U"))
+
+
+def check_prepared(program: Program, kernels: Mapping[str, Kernel]) -> None:
+    """Raises BuildError where a launch could read what `prepare` has not written yet: see `Draft`.
+
+    The first launch behind it must let no other start before it has waited; a CUDA kernel launched dependently does.
+    """
+    for bucket in program.buckets:
+        op, launch = next(_behind_prepare(program, bucket), ("", None))
+        if not isinstance(launch, KernelLaunch) or not launch.dependent:
+            continue
+        if isinstance(kernels[launch.kernel], CudaKernel):
+            raise BuildError(
+                f"bucket {bucket} begins with {launch.kernel} for {op}, which lets others start before it has waited "
+                f"for prepare; pin another tactic of {op}"
+            )
+
+
+def _behind_prepare(program: Program, bucket: str) -> Iterator[tuple[str, KernelLaunch | Call]]:
+    """(op, launch) of a step in a bucket, in order, from the end of `prepare` on."""
+    for phase in program.phases.values():
+        for node in phase.graph.nodes:
+            if not node.is_leaf and node.op != "prepare":
+                yield from ((node.op, launch) for launch in phase.plan(node, bucket).launches)

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from penstock.compiler.candidates import Candidate, Pins, candidates
-from penstock.compiler.estimate import promising
+from penstock.compiler.estimate import judged
 from penstock.compiler.timing import METHOD, Timing
 from penstock.compiler.timing_cache import TimingCache
 from penstock.engine.device import Device
@@ -33,7 +33,7 @@ ANCHORS = (1, 16, 64, 512, 8192)  # tokens at which many configurations are time
 TRIED = 4  # configurations of each tactic that are timed at an anchor, by the tactic's own order
 KEPT, IN_ALL = 2, 4  # and between anchors, or more if that leaves the site fewer in all,
 NEAR = 1.1  # of those that came so near to the best at the anchor below or above
-HOPELESS = 1.5  # times the best: parts that take longer one by one do not win together
+FAR_APART = 1.5  # times the best: parts that take longer one by one do not win together
 
 Timer = Callable[[Site, Sizes, Plan, float], Timing]  # the number: microseconds of the best so far, or infinity
 
@@ -181,10 +181,15 @@ class Selector:
 
     def _planned(self, site: Site, point: str, sizes: Sizes, anchor: bool) -> tuple[tuple[Candidate, Plan | None], ...]:
         drafts = [(c, self._own_draft(c, site, sizes)) for c in self._wanted(site, point, sizes, anchor)]
-        if self.device.kind == "cuda":
-            kept = set(map(id, promising([(c, d or Draft(())) for c, d in drafts], site, sizes, self.device)))
-            drafts = [(c, d) for c, d in drafts if id(c) in kept]
-        return tuple((c, self._plan(c, d) if d else None) for c, d in drafts)
+        hopeless = self._hopeless(drafts, site, sizes) if self.device.kind == "cuda" else {}
+        for name, reason in hopeless.items():
+            self.result.rows.append(Row(site.key, point, name, Timing(refused=reason)))
+        return tuple((c, self._plan(c, d) if d else None) for c, d in drafts if c.name not in hopeless)
+
+    def _hopeless(self, drafts: Sequence[tuple[Candidate, Draft | None]], site: Site, sizes: Sizes) -> dict[str, str]:
+        """By name, those that the model of bytes and operations leaves out, and why."""
+        known = [(c.name, d or Draft(())) for c, d in drafts]
+        return {name: reason for name, reason in judged(known, site, sizes, self.device) if reason}
 
     def _own_draft(self, candidate: Candidate, site: Site, sizes: Sizes) -> Draft | None:
         """None for parts, whose best tactics may not be known yet."""
@@ -203,7 +208,7 @@ class Selector:
         site, sizes = trial.site, trial.sizes
         if plan is None:
             one_by_one = self._one_by_one(site, sizes)
-            if self.device.kind == "cuda" and one_by_one > HOPELESS * best:
+            if self.device.kind == "cuda" and one_by_one > FAR_APART * best:
                 return Timing(refused=f"its parts take {one_by_one:.1f} us one by one, the best takes {best:.1f} us")
             plan = self._plan(candidate, self._draft(candidate, site, sizes))
             self._submit()

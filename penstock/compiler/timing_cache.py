@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
+import secrets
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -46,7 +46,7 @@ class TimingCache:
         if self.path is None:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        part = self.path.with_suffix(f".{os.getpid()}.part")
+        part = self.path.with_suffix(f".{secrets.token_hex(8)}.part")  # threads of one process build too
         part.write_text(json.dumps({k: asdict(t) for k, t in self._known.items() if t.ok}))
         part.replace(self.path)
 

@@ -1,6 +1,7 @@
 """A worker process: compiles kernels and times plans, one JSON line in, one out. A crash here costs one tactic.
 
-Run as `python -m penstock.compiler.worker FOLDER`; FOLDER holds compiled kernels.
+Jobs are numbered, and an answer has its job's number. Run as `python -m penstock.compiler.worker FOLDER`; FOLDER holds
+compiled kernels.
 """
 
 from __future__ import annotations
@@ -95,7 +96,7 @@ def main() -> None:
             answer = JOBS[job["do"]](folder, job)
         except Exception as error:  # a process boundary: the parent re-reports it as the tactic's refusal
             answer = asdict(Timing(refused=f"{type(error).__name__}: {str(error)[:300]}"))
-        print(json.dumps(answer), file=answers, flush=True)
+        print(json.dumps({**answer, "job": job["job"]}), file=answers, flush=True)
 
 
 if __name__ == "__main__":

@@ -24,22 +24,26 @@ from penstock.kernels.tactic import Kernel
 
 PATIENCE = 120.0  # seconds for one job; a kernel that hangs is a tactic less, not a build that hangs
 SPARE = 3  # processors left to the process that times and to the one that builds
+UNANSWERED = "the worker process answered without"
 Job = dict[str, Any]
 
 
 class Worker:
-    """One process, started again after it died. `first`: its first job, which loads what the later ones work with."""
+    """One process, started again after it died. `first`: its first job, which loads what the later ones work with.
+
+    Jobs are numbered, and so are their answers: one that comes late is nobody's.
+    """
 
     def __init__(self, folder: Path, first: Job) -> None:
         self.folder, self.first = folder, first
         self._process: subprocess.Popen[str] | None = None
         self._loading = False  # the first job's answer has not been read
+        self._number = 0  # of the last job sent
 
     def start(self) -> None:
         """Start the process and its first job, and do not wait for either."""
-        command = [sys.executable, "-m", "penstock.compiler.worker", str(self.folder)]
         pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-        self._process = subprocess.Popen(command, text=True, **pipes)
+        self._process = subprocess.Popen(_command(self.folder), text=True, **pipes)
         self._loading = True
         with contextlib.suppress(BrokenPipeError):  # it died at once: the next job finds out, and says so
             self._send(self._process, self.first)
@@ -51,20 +55,13 @@ class Worker:
             self.start()
         process = self._process
         assert process is not None
-        try:
-            if self._loading:  # before the next is sent: with two answers on their way, one could hide in a buffer
-                self._loading = not _line(process)
-            self._send(process, job)
-            line = _line(process)
-        except BrokenPipeError:
-            line = ""
-        if line:
-            answer = dict(json.loads(line))
-            if "CUDA error" in str(answer.get("refused", "")):
-                self.close()  # its context is lost; the next job gets a fresh process
-            return answer
-        self.close()
-        return {"refused": f"the worker process died or hung (exit status {process.returncode})"}
+        answer = self._exchange(process, job)
+        if answer is None:
+            self.close()
+            return {"refused": f"the worker process died or hung (exit status {process.returncode})"}
+        if "CUDA error" in str(answer.get("refused", "")):
+            self.close()  # its context is lost; the next job gets a fresh process
+        return answer
 
     def close(self) -> None:
         if self._process is not None:
@@ -72,11 +69,35 @@ class Worker:
                 process.kill()
             self._process = None
 
-    @staticmethod
-    def _send(process: subprocess.Popen[str], job: Job) -> None:
+    def _exchange(self, process: subprocess.Popen[str], job: Job) -> Job | None:
+        """The job's answer; None where the process ended, hangs, or answers something else."""
+        try:
+            if self._loading:  # before the next is sent: with two answers on their way, one could hide in a buffer
+                if self._answer(process) is None:
+                    return None
+                self._loading = False
+            self._send(process, job)
+            return self._answer(process)
+        except BrokenPipeError:
+            return None
+
+    def _answer(self, process: subprocess.Popen[str]) -> Job | None:
+        """The answer to the job sent last."""
+        try:
+            answer = dict(json.loads(_line(process)))
+        except ValueError:  # nothing came, or no answer of ours
+            return None
+        return answer if answer.pop("job", None) == self._number else None
+
+    def _send(self, process: subprocess.Popen[str], job: Job) -> None:
         assert process.stdin is not None
-        process.stdin.write(json.dumps(job) + "\n")
+        self._number += 1
+        process.stdin.write(json.dumps({**job, "job": self._number}) + "\n")
         process.stdin.flush()
+
+
+def _command(folder: Path) -> list[str]:
+    return [sys.executable, "-m", "penstock.compiler.worker", str(folder)]
 
 
 def _line(process: subprocess.Popen[str]) -> str:
@@ -144,7 +165,7 @@ class Workshop:
         """Gate and time a plan on the GPU. `best_us`: of those timed before for the same site and sizes."""
         job = {"do": "time", "site": site_to_json(site), "sizes": dict(sizes), "plan": plan_to_json(plan)}
         best = {} if math.isinf(best_us) else {"best_us": best_us}  # JSON has no infinity
-        return Timing(**self._on_gpu({**job, **best}))
+        return _timing(self._on_gpu({**job, **best}))
 
     def roof(self, format: str) -> dict[str, float]:
         """The GPU's own rates, measured where tactics are timed; empty where that failed."""
@@ -164,7 +185,14 @@ class Workshop:
             answer = worker.ask({"do": "compile", "kernel": asdict(kernel), "capability": self.device.capability})
         self._free.append(worker)
         progress()
-        return str(answer.get("refused", ""))
+        return "" if "key" in answer else str(answer.get("refused") or f"{UNANSWERED} a compiled kernel")
+
+
+def _timing(answer: Job) -> Timing:
+    """What was answered; an answer without a time is a refusal, not a plan that takes none."""
+    if not answer.get("refused") and not float(answer.get("median_us", 0.0)) > 0:
+        return Timing(refused=f"{UNANSWERED} a time")
+    return Timing(**answer)
 
 
 def _done() -> Future[str]:

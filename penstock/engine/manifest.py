@@ -12,7 +12,8 @@ from typing import Any
 from penstock.engine.device import Device
 from penstock.engine.profile import Profile
 from penstock.engine.program import Program, program_from_json, program_to_json
-from penstock.errors import EngineCorruptError, EngineSchemaError
+from penstock.engine.sound import flaws
+from penstock.errors import EngineCorruptError, EngineSchemaError, ModelError
 from penstock.ir.graph import Graph, Node, Type
 from penstock.ir.text import graph_from_json, graph_to_json, parse_type
 
@@ -101,7 +102,8 @@ def to_json(engine: Engine) -> dict[str, Any]:
 
 
 def from_json(data: Mapping[str, Any]) -> Engine:
-    """Raises EngineSchemaError for another schema, EngineCorruptError where the checksum does not match."""
+    """Raises EngineSchemaError for another schema, EngineCorruptError where the checksum does not match, or where a
+    field is missing or holds what no build writes."""
     if data.get("schema") != SCHEMA:
         raise EngineSchemaError(
             f"the engine has schema {data.get('schema')!r}, this version reads {SCHEMA}; "
@@ -113,9 +115,13 @@ def from_json(data: Mapping[str, Any]) -> Engine:
             "engine.json was changed after it was written (checksum differs); build the engine again"
         )
     try:
-        return _engine(data)
-    except (KeyError, TypeError) as error:
+        engine = _engine(data)
+        flaw = next(flaws(engine), None)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError, ModelError) as error:
         raise EngineCorruptError(f"engine.json lacks or mistakes {error}; build the engine again") from None
+    if flaw is not None:
+        raise EngineCorruptError(f"engine.json is wrong about {flaw}; build the engine again")
+    return engine
 
 
 def _engine(data: Mapping[str, Any]) -> Engine:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from penstock.engine.device import Device
 from penstock.engine.manifest import Engine
 
-COMPILES_ONLY = ("triton",)
+COMPILES_ONLY = ("triton", "nvrtc")
 
 
 def mismatch(engine: Engine, device: Device, software: Mapping[str, str]) -> str | None:

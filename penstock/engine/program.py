@@ -130,6 +130,11 @@ class Phase:
         """Printing a site costs more than finding its plan, and every bucket asks for every node's."""
         return {node: Site.of(node).key for node in self.graph.nodes if not node.is_leaf}
 
+    @property
+    def sites(self) -> frozenset[str]:
+        """Keys of all that the graph computes."""
+        return frozenset(self._keys.values())
+
     def plan(self, node: Node, bucket: str) -> Plan:
         """How a node of the graph runs in a bucket."""
         return self.plans[self._keys[node]][bucket]

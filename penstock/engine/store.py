@@ -5,18 +5,21 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-import os
 import shutil
 import struct
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from penstock.engine import aside
 from penstock.engine.manifest import Engine, from_json, to_json
+from penstock.engine.timings import Timings, is_timing
 from penstock.errors import EngineCorruptError, EngineError, ResourceError
 
 MANIFEST, TIMING, GRAPH, KERNELS, FILES = "engine.json", "timing.json", "graph.txt", "kernels", "files.json"
+LENGTH = struct.Struct("<Q")  # before a header of safetensors
+ATTEMPTS = 8  # renames, where others take the same name at the same time
 
 
 def is_engine(path: Path) -> bool:
@@ -39,30 +42,32 @@ def holds(target: Path, key: str) -> bool:
 def writing(target: Path, ours: bool = False) -> Iterator[Path]:
     """A fresh directory beside `target` that takes its name when the block ends well, and vanishes otherwise.
 
-    `ours`: the name is one of the cache's, where whatever is there may be replaced. Raises ResourceError when the disk
+    `ours`: the name is one of the cache's, where whatever is there may be replaced, but for an engine of the same key,
+    which somebody else has made meanwhile. Raises ResourceError when the disk
     is full, EngineError when `target` exists and is no engine.
     """
     if not ours and target.exists() and not is_engine(target) and not _is_empty(target):
         raise EngineError(f"{target} exists and is no engine; name an empty or a new directory")
-    with replacing(target, "writing the engine") as part:
+    with replacing(target, "writing the engine", _is_there if ours else None) as part:
         yield part
         (part / FILES).write_text(json.dumps(_inventory(part), indent=1))
 
 
 @contextmanager
-def replacing(target: Path, doing: str) -> Iterator[Path]:
+def replacing(target: Path, doing: str, keep: Callable[[Path, Path], bool] | None = None) -> Iterator[Path]:
     """A fresh directory beside `target` that takes its name when the block ends well, and vanishes otherwise.
 
-    What was there stays until then, and comes back where the last rename fails. Raises ResourceError, saying what it
-    was `doing`, when the disk is full.
+    What was there stays until then, and comes back where the last rename fails; what killed processes left beside it is
+    removed. `keep`, given both at the end, says whether what is there stays for good. Raises ResourceError, saying what
+    it was `doing`, when the disk is full.
     """
-    part, old = (target.with_name(f".{target.name}.{os.getpid()}.{kind}") for kind in ("part", "old"))
+    part, old = aside.names(target)
     try:
+        aside.sweep(target)
         part.mkdir(parents=True)
         yield part
-        if target.exists():
-            target.rename(old)  # aside, so that a crash between two renames loses nothing
-        part.rename(target)
+        if keep is None or not keep(part, target):
+            _take_place(part, target, old)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise ResourceError(
@@ -74,6 +79,29 @@ def replacing(target: Path, doing: str) -> Iterator[Path]:
         if old.exists() and not target.exists():
             old.rename(target)
         shutil.rmtree(old, ignore_errors=True)
+
+
+def _is_there(part: Path, target: Path) -> bool:
+    """Whether somebody else made the same engine meanwhile, and may have opened it already."""
+    key = _json(part / MANIFEST).get("source", {}).get("key") if is_engine(part) else None
+    return key is not None and holds(target, key)
+
+
+def _take_place(part: Path, target: Path, old: Path) -> None:
+    """The fresh directory gets the name, whatever others do with that name meanwhile: the last to come has it."""
+    for attempt in range(ATTEMPTS):
+        if target.exists():
+            shutil.rmtree(old, ignore_errors=True)  # another one's, which took the name since
+            with suppress(FileNotFoundError):
+                target.rename(old)  # aside, so that a crash between two renames loses nothing
+        try:
+            part.rename(target)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) or attempt == ATTEMPTS - 1:
+                raise
+        else:
+            shutil.rmtree(old, ignore_errors=True)  # at once, or it could come back while another one takes the name
+            return
 
 
 def save(engine: Engine, directory: Path) -> None:
@@ -89,9 +117,25 @@ def load(directory: Path) -> Engine:
     return from_json(_json(directory / MANIFEST))
 
 
+def timing(directory: Path) -> Timings:
+    """What every candidate took, by site and point, or why it was refused. Raises EngineCorruptError."""
+    path = directory / TIMING
+    data = _json(path)
+    if bad := next((site for site, entry in data.items() if not is_timing(entry)), None):
+        raise EngineCorruptError(f"{path} does not say what {bad!r} took; build the engine again")
+    return data
+
+
+def drawing(directory: Path) -> str:
+    """The graphs as people read them. Raises EngineCorruptError."""
+    return _text(directory / GRAPH)
+
+
 def check(directory: Path) -> None:
     """Every file has the size that was written, and all but the weights' data the content."""
     inventory = _json(directory / FILES)
+    if MANIFEST not in inventory:
+        raise EngineCorruptError(f"{directory / FILES} does not list {MANIFEST}; build the engine again")
     for name, facts in inventory.items():
         path = directory / name
         if not isinstance(facts, dict) or not {"size", "fingerprint"} <= facts.keys():
@@ -113,11 +157,20 @@ def copy(files: Iterable[Path], source: Path, target: Path) -> None:
 
 
 def fingerprint(path: Path) -> str:
-    """A hash that is quick on files of any size: all of a small file, header and size of safetensors."""
+    """A hash that is quick on files of any size: all of the file, of safetensors the header.
+
+    Raises EngineCorruptError where safetensors are shorter than the header that they announce.
+    """
     if path.suffix != ".safetensors":
         return _sha256(path)
+    size = path.stat().st_size
     with path.open("rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
+        start = file.read(LENGTH.size)
+        (length,) = LENGTH.unpack(start) if len(start) == LENGTH.size else (size,)
+        if length > size - LENGTH.size:
+            raise EngineCorruptError(
+                f"{path} of {size} bytes cannot hold a header of {length} bytes; build the engine again"
+            )
         return hashlib.sha256(file.read(length)).hexdigest()
 
 
@@ -135,10 +188,17 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _text(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except (OSError, ValueError) as error:
+        raise EngineCorruptError(f"{path} cannot be read ({error}); build the engine again") from None
+
+
 def _json(path: Path) -> Mapping[str, Any]:
     try:
-        data = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        data = json.loads(_text(path))
+    except (ValueError, RecursionError) as error:
         raise EngineCorruptError(f"{path} cannot be read ({error}); build the engine again") from None
     if not isinstance(data, dict):
         raise EngineCorruptError(f"{path} holds no JSON object; build the engine again")

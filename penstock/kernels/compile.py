@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
+import secrets
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -83,7 +83,7 @@ def store(binary: Binary, folder: Path, key: str) -> None:
     """Write `key.cubin` and `key.json`; the binary first, so that a record never lacks its binary."""
     folder.mkdir(parents=True, exist_ok=True)
     for suffix, data in ((".cubin", binary.cubin), (".json", json.dumps(binary.facts(), indent=1).encode())):
-        part = folder / f"{key}{suffix}.{os.getpid()}.part"  # two builds may compile the same kernel at once
+        part = folder / f"{key}{suffix}.{secrets.token_hex(4)}.part"  # two builds may compile the same kernel at once
         part.write_bytes(data)
         part.replace(folder / f"{key}{suffix}")
 

@@ -1,4 +1,4 @@
-"""CUDA C++ kernels to binaries, by NVRTC, with no GPU at hand. The only module of the package that calls NVRTC."""
+"""CUDA C++ kernels to binaries, by NVRTC, with no GPU at hand. The only module of the package that compiles with it."""
 
 from __future__ import annotations
 

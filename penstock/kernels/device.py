@@ -13,6 +13,8 @@ from penstock.engine.device import CPU, Device
 from penstock.errors import OptionError
 from penstock.version import __version__
 
+ABSENT = "absent"
+
 
 def detect(kind: str = "auto") -> Device:
     """The current GPU for "cuda", the CPU for "cpu", whichever is there for "auto" (a GPU first).
@@ -45,9 +47,11 @@ def _by_driver() -> Device | None:
     """The first GPU that the driver shows, if torch is made for GPUs; None where only torch can tell."""
     try:
         from cuda.bindings import driver
-    except ImportError:
+
+        started = _torch_is_for_cuda() and not int(driver.cuInit(0)[0])
+    except (ImportError, OSError, RuntimeError):  # the bindings look for the driver itself at the first call
         return None
-    if not _torch_is_for_cuda() or int(driver.cuInit(0)[0]):
+    if not started:
         return None
     status, gpu = driver.cuDeviceGet(0)
     if int(status):
@@ -72,12 +76,27 @@ def _torch_is_for_cuda() -> bool:
 
 def software(device: Device) -> Mapping[str, str]:
     """Versions that change what a build measures or stores."""
-    names = ("torch",) if device.kind == "cpu" else ("torch", "triton")
-    return {"penstock": __version__, **{name: _version(name) for name in names}}
+    found = {"penstock": __version__, "torch": _version("torch")}
+    return found if device.kind == "cpu" else {**found, "triton": _version("triton"), "nvrtc": _nvrtc()}
+
+
+def _nvrtc() -> str:
+    """Of the library that compiles CUDA kernels: the wheel's, where the bindings look first, or what it says itself."""
+    old = _version("cuda-bindings").startswith("12.")
+    wheel = _version("nvidia-cuda-nvrtc" + ("-cu12" if old else ""))
+    if wheel != ABSENT:
+        return wheel
+    try:
+        from cuda.bindings import nvrtc
+
+        status, major, minor = nvrtc.nvrtcVersion()
+    except (ImportError, OSError, RuntimeError):
+        return ABSENT
+    return ABSENT if int(status) else f"{major}.{minor}"
 
 
 def _version(name: str) -> str:
     try:
         return version(name)
     except PackageNotFoundError:
-        return "absent"
+        return ABSENT

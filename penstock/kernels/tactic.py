@@ -125,6 +125,12 @@ class Draft:
 
     `zeroed`: bytes of a second memory, which is zero when the first of them starts and which they leave zero (counters
     that the last to arrive resets). Every plan of a step uses the same: touch it only after `gdc_wait`.
+
+    A kernel may start before the launch ahead of it has ended, or even waited: Triton kernels let the next one start
+    right after their own wait, CUDA kernels before it. So what a kernel reads before its wait is weights and what
+    `prepare` wrote, no more. The latter is there, since the first launch behind `prepare` lets nothing start before it
+    has waited (`compiler.phases` refuses another), and whatever reads early stands behind that one: it is there for
+    numbers that the step makes.
     """
 
     steps: tuple[KernelUse | Call, ...]

@@ -36,16 +36,17 @@ class Batch:
 
     def limits(self, profile: Profile) -> Limits:
         """What a backend must be opened for. Raises OptionError where the engine was not built for such a step."""
-        for name, value, least, most in (
-            ("rows", self.rows, 1, profile.max_batch_size),
-            ("tokens", self.tokens, 1, profile.max_num_tokens),
-            ("tokens of all rows", self.rows * self.tokens, 1, profile.max_num_tokens),
-            ("context", self.context, 0, profile.max_seq_len - self.tokens - 1),
+        for flag, value, least, most, limit in (
+            ("--batch", self.rows, 1, profile.max_batch_size, "max_batch_size"),
+            ("--prompt_tokens", self.tokens, 1, profile.max_num_tokens, "max_num_tokens"),
+            ("--batch times --prompt_tokens", self.rows * self.tokens, 1, profile.max_num_tokens, "max_num_tokens"),
+            ("--context", self.context, 0, profile.max_seq_len - self.tokens - 1, "max_seq_len"),
         ):
             if not least <= value <= most:
+                higher = f", or build for a higher --{limit}" if value > most else ""
                 raise OptionError(
-                    f"a step of {self.rows} rows of {self.tokens} tokens behind {self.context}: {name} {value} is "
-                    f"outside {least} to {most}, which the engine was built for"
+                    f"{flag} {value} is outside {least} to {most}, which the engine was built for "
+                    f"({limit}={getattr(profile, limit)}); give another{higher}"
                 )
         return Limits(self.rows, self.rows * self.tokens, self.context + self.tokens + 1)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from penstock.engine import store
 from penstock.engine.manifest import Engine
-from penstock.engine.match import mismatch
+from penstock.engine.match import COMPILES_ONLY, mismatch
 from penstock.engine.memory import plan_run
 from penstock.engine.profile import Profile
 from penstock.errors import EngineMismatch, OptionError
@@ -29,10 +29,18 @@ class Memory:
     max_bytes: int | None = None
 
     def __post_init__(self) -> None:
-        if not 0 < self.utilization <= 1:
-            raise OptionError(f"gpu_memory_utilization={self.utilization} is outside (0, 1]")
-        if self.max_bytes is not None and self.max_bytes <= 0:
-            raise OptionError(f"max_gpu_bytes={self.max_bytes} must be positive")
+        share, most = self.utilization, self.max_bytes
+        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:  # so NaN is out
+            raise OptionError(f"gpu_memory_utilization={share!r} is outside (0, 1]; give a share such as 0.9")
+        if most is not None and (isinstance(most, bool) or not isinstance(most, int) or most < 1):
+            raise OptionError(f"max_gpu_bytes={most!r} is no integer from 1; give bytes, such as {20 << 30} for 20 GiB")
+
+    def check_for(self, kind: str) -> None:
+        """Raises OptionError for a limit of a GPU's memory on a device that is none."""
+        if kind == "cpu" and self.max_bytes is not None:
+            raise OptionError(
+                f"max_gpu_bytes={self.max_bytes} limits a GPU's memory, and this runs on the CPU; leave it out"
+            )
 
     def budget(self) -> int:
         """Bytes of the current GPU that are free for us."""
@@ -53,10 +61,12 @@ class RunLimits:
     max_seq_len: int | None = None
 
     def within(self, profile: Profile) -> Limits:
-        """The scheduler's limits. Raises OptionError for one above the profile's."""
+        """The scheduler's limits. Raises OptionError for one that is no integer, or above the profile's."""
         chosen: dict[str, int] = {}
         for name in ("max_batch_size", "max_num_tokens", "max_seq_len"):
             value, most = getattr(self, name), getattr(profile, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+                raise OptionError(f"{name}={value!r} is a {type(value).__name__}; give an integer")
             if value is not None and value > most:
                 raise OptionError(f"{name}={value} exceeds the {most} that the engine was built for; build it for more")
             chosen[name] = most if value is None else value
@@ -74,10 +84,12 @@ def open_backend(
 ) -> Backend:
     """Weights loaded and, on a GPU, the first buckets captured; `limits` None: the profile's own.
 
-    Raises ResourceError, before anything is loaded, where memory does not suffice.
+    Raises ResourceError, before anything is loaded, where memory does not suffice; OptionError for a GPU's limit on a
+    CPU.
     """
+    memory.check_for(engine.device.kind)
     if engine.device.kind == "cpu":
-        return CpuBackend(engine, directory, memory.max_bytes or CPU_POOL_BYTES, limits)
+        return CpuBackend(engine, directory, CPU_POOL_BYTES, limits)
     from penstock.runtime.cuda import CudaBackend
 
     budget = memory.budget()
@@ -113,7 +125,7 @@ def open_loop(
 def check_match(engine: Engine) -> None:
     """Raises EngineMismatch where the engine was compiled for another device or other software."""
     here = detect(engine.device.kind if engine.device.kind == "cpu" else "auto")
-    versions = {name: v for name, v in software(here).items() if name != "triton"}  # compiles kernels, runs none
+    versions = {name: v for name, v in software(here).items() if name not in COMPILES_ONLY}
     if reason := mismatch(engine, here, versions):
         raise EngineMismatch(
             f"{reason}; run `penstock build` here, or open it with LLM(), which selects its tactics anew"

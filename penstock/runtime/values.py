@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -45,9 +45,13 @@ class Name:
 
         A state is meant only where its own number stands there.
         """
-        spelled = [text for short in self.short for text in (short, f"{self.phase}/{short}")]
         if self.state:
             return pattern in (self.number, self.full)
+        return self.is_called(pattern)
+
+    def is_called(self, pattern: str) -> bool:
+        """As `matches`, a state too."""
+        spelled = (text for short in self.short for text in (short, f"{self.phase}/{short}"))
         return any(fnmatchcase(text, pattern) for text in spelled)
 
 
@@ -75,18 +79,51 @@ def chosen(engine: Engine, patterns: Sequence[str]) -> dict[tuple[str, Value], N
     for pattern in patterns:
         matched = {key: name for key, name in names.items() if name.matches(pattern)}
         if not matched:
-            raise OptionError(_unknown(pattern, list(names.values())))
+            raise OptionError(_unknown(engine, pattern, list(names.values())))
         found |= matched
     return {key: names[key] for key in names if key in found}
 
 
-def _unknown(pattern: str, names: Sequence[Name]) -> str:
-    known = dict.fromkeys(text for name in names for text in (*name.short, name.full))
+def _unknown(engine: Engine, pattern: str, names: Sequence[Name]) -> str:
+    """Why a pattern is about nothing, and what to give instead: never the pattern itself."""
+    if told := [*_leaves(engine, pattern, names)]:
+        return "; ".join(dict.fromkeys(told))
+    if states := [name.full for name in names if name.is_called(pattern)]:
+        return f"{pattern!r} is as large as the pool or the slots, and is watched by number alone: {', '.join(states)}"
+    known = dict.fromkeys(text for n in names for text in ((n.number, n.full) if n.state else (*n.short, n.full)))
     near = difflib.get_close_matches(pattern, list(known), NEAR, cutoff=0.3) or list(known)[:NEAR]
     return (
         f"no value of the engine is called {pattern!r}; near are {', '.join(near)}. `penstock inspect ENGINE --graph` "
-        f"lists all; a pattern may hold * and ?, and a phase before it: forward/%12"
+        f"lists all; a pattern may hold * and ?, and a phase before it: {names[0].full}"
     )
+
+
+def _leaves(engine: Engine, pattern: str, names: Sequence[Name]) -> Iterator[str]:
+    """A sentence for each input, weight or state of that number: no step computes it."""
+    for phase_name, phase in engine.programs["decode"].phases.items():
+        for index, node in enumerate(phase.graph.nodes):
+            full = f"{phase_name}/%{index}"
+            if node.is_leaf and pattern in (f"%{index}", full):
+                told = f"{full} is the {node.op} {node.name!r}, which {phase_name} does not compute"
+                yield f"{told}; {_instead(node, names)}"
+
+
+def _instead(leaf: Node, names: Sequence[Name]) -> str:
+    """Where the values of a leaf can be seen."""
+    if leaf.op == "weight":
+        return "it is the same in every step, and in the engine's weights file by that name"
+    makers = [n.full if n.state else f"{n.phase}/{leaf.name}" for n in names if leaf.name in n.results]
+    if not makers:
+        return "it comes from the host; watch what is computed from it"
+    what = "what a step replaces it by is called" if leaf.op == "state" else "where it is computed, it is called"
+    return f"{what} {' and '.join(makers)}"
+
+
+def require_folder(path: Path) -> None:
+    """Raises OptionError where a file cannot be put, since its directory is not there."""
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        raise OptionError(f"{path} cannot be written: there is no directory {folder}; make it, or name another file")
 
 
 @dataclass(frozen=True)
@@ -117,9 +154,8 @@ class Watch:
     """Keeps the chosen values of the next steps of a backend, which then run node by node; afterwards as before."""
 
     def __init__(self, engine: Engine, patterns: Sequence[str], steps: int = 1) -> None:
-        """Raises OptionError for a pattern about nothing, and for steps < 1."""
-        if steps < 1:
-            raise OptionError(f"{steps} steps to look into; give at least 1")
+        """Raises OptionError for a pattern about nothing, and for steps that are no integer from 1."""
+        _check_asked(patterns, steps)
         self._chosen, self._steps, self._step = chosen(engine, patterns), steps, -1
         phases = engine.programs["decode"].phases
         order = [(name, n) for name, phase in phases.items() for n in phase.graph.nodes if not n.is_leaf]
@@ -128,7 +164,9 @@ class Watch:
         self.seen: list[Seen] = []
 
     def start(self, backend: Backend) -> None:
-        """From the next launch on; call it on the thread that launches."""
+        """From the next launch on; call it on the thread that launches. Raises OptionError while another one looks."""
+        if backend.visit is not None:
+            raise OptionError("another watch has not seen all its steps; generate until it has, then start this one")
         self._backend, backend.visit = backend, self._visit
 
     def _visit(self, phase: str, node: Node, outputs: Sequence[Any], sizes: Mapping[str, int]) -> None:
@@ -136,16 +174,26 @@ class Watch:
         for value, tensor in zip(node.outputs, outputs, strict=True):
             if name := self._chosen.get((phase, value)):
                 self.seen.append(Seen(self._step, name, _unpadded(value, tensor, sizes)))
-        if (phase, node) == self._last and self._step + 1 == self._steps and self._backend:
+        # Not `==`: a step that failed never came to its last node, and was counted.
+        if (phase, node) == self._last and self._step + 1 >= self._steps and self._backend:
             self._backend.visit = None
 
     def save(self, path: Path) -> None:
-        """All that was seen, as safetensors: `step0/forward/%12` by name."""
+        """All that was seen, as safetensors: `step0/forward/%6` by name. Raises OptionError without its directory."""
         from safetensors.torch import save_file
 
-        path.parent.mkdir(parents=True, exist_ok=True)
+        require_folder(path)
         about = {each.key: " ".join((each.name.op, *each.name.results)) for each in self.seen}
         save_file({each.key: each.tensor for each in self.seen}, path, metadata=about)
+
+
+def _check_asked(patterns: Sequence[str], steps: int) -> None:
+    if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
+        raise OptionError(f"{steps!r} steps to look into; give an integer, at least 1")
+    if isinstance(patterns, str) or not all(isinstance(each, str) for each in patterns):
+        raise OptionError(f"patterns={patterns!r} is no list of names; give one like ['logits']")
+    if not patterns:
+        raise OptionError("there is no name to watch; give at least one, like ['logits']")
 
 
 def _unpadded(value: Value, tensor: Any, sizes: Mapping[str, int]) -> Any:

@@ -144,10 +144,17 @@ def _run(topic: ModuleType, site: Site, sizes: Sizes, tactic: Tactic, config: Co
         got = poisoned(site, sizes, mine)
         interpreted.run(draft, mine, got)
         found = [getattr(topic, "agree", differences)(site, inputs, want, got)]
-        same = [a.equal(b) for a, b in zip(inputs, mine, strict=True)]
+        same = [_same_bits(a, b) for a, b in zip(inputs, mine, strict=True)]
         found += [f"input {i} changed" for i, x in enumerate(same) if not x and i not in writes]
         problems += [f"variant {number}: {x}" for x in found if x]
     return "; ".join(problems)
+
+
+def _same_bits(a: Any, b: Any) -> bool:
+    """NaN too, which equals nothing."""
+    import torch
+
+    return torch.equal(*(x.contiguous().flatten().view(torch.uint8) for x in (a, b)))
 
 
 def _work(module: str, ops: Sequence[str]) -> None:

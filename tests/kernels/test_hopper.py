@@ -15,13 +15,15 @@ import pytest
 from penstock.engine.device import H200
 from penstock.engine.program import Arg, KernelLaunch, Plan, Site, Sizes, Tile, plan_from_json, plan_to_json
 from penstock.errors import BuildError
+from penstock.ir.graph import tensor
 from penstock.kernels import compile_cuda, tactic
 from penstock.kernels.compile import compile_kernel, store, stored
 from penstock.kernels.linear.hopper import HopperProduct
+from penstock.kernels.linear_norm_linear.chain import HopperChain
 from penstock.kernels.reference import plan_parts
 from penstock.kernels.registry import tactics
 from penstock.kernels.tactic import Config, CudaKernel, Draft, KernelUse, frozen_plan, kernel_from_json
-from tests.kernels.cases.linear import CASES, linear, linear_glu
+from tests.kernels.cases.linear import CASES, linear, linear_glu, linear_norm_linear
 from tests.kernels.resources import MAX_SHARED, compiled, resources
 
 # What an 8B model asks for, and odd sizes.
@@ -139,6 +141,28 @@ def test_what_it_cannot_do_is_refused_with_the_reason(site: Site, tokens: int, w
         reason = found.supports(site, {"T": tokens}, H200)
         assert reason is not None and (why in reason or "tokens; made for" in reason)
     assert any(why in str(t.supports(site, {"T": tokens}, H200)) for t in hopper_tactics("linear"))
+
+
+@pytest.mark.parametrize(("index", "name"), [(2, "residual"), (3, "gain")])
+def test_a_chain_reads_what_goes_beside_as_it_reads_w(index: int, name: str) -> None:
+    site, able = linear_norm_linear("bf16", 264, 520, 72), 0
+    mixed = list(site.inputs)
+    mixed[index] = tensor("f32", *mixed[index].shape)
+    for found in (t for t in tactics("linear_norm_linear") if isinstance(t, HopperChain)):
+        for tokens in (64, 300):
+            if found.supports(site, {"T": tokens}, H200) is None:
+                able += 1
+                reason = found.supports(replace(site, inputs=tuple(mixed)), {"T": tokens}, H200)
+                assert reason is not None and f"{name} is f32" in reason
+    assert able
+
+
+def test_blocks_that_walk_over_tiles_do_not_split_them() -> None:
+    """A split's exchange sets its barrier up for one tile."""
+    use = next(u for _, _, _, _, u in drafts([(SITES[2], {"T": 64})]) if constants(u)["SPLIT"] > 1)
+    kernel = replace(cuda(use), constants=tuple((constants(use) | {"PERSISTENT": 1}).items()))
+    with pytest.raises(BuildError, match="exchange of a split is for one tile"):
+        compile_kernel(kernel, 90)
 
 
 @pytest.mark.parametrize("capability", [80, 89, 100, 120])

@@ -78,6 +78,16 @@ def test_a_split_compiles_with_an_exchange_in_order() -> None:
     assert ".add.f32 [" not in binary.ptx, "sums in memory come in any order"
 
 
+def test_a_split_whose_blocks_are_not_all_resident_is_refused() -> None:
+    """They wait for one another. A device of few processors has no room for all pairs and parts."""
+    small = replace(H200, multiprocessors=20)
+    p = Product.of(linear("bf16", 256, 4096), {"T": 1000})
+    fits, crowded = Cut(p, H200, 4, 4), Cut(p, small, 4, 4)
+    assert fits.is_able() and fits.grid <= H200.multiprocessors
+    assert crowded.grid > small.multiprocessors and not crowded.is_able()
+    assert Cut(p, small, 4, 1).is_able()
+
+
 def test_every_configuration_fits_and_is_one_of_few() -> None:
     ways = set()
     for site, tokens, made, use, c in every():

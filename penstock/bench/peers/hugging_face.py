@@ -16,7 +16,10 @@ from penstock.bench.peers.task import Answer, Task, decode_rate, first_tokens, s
 from penstock.ir.lazy import torch
 
 TEMPERATURE = 0.7
-MISSING = "transformers is not installed here; pip install 'penstock[bench]', or leave it out of --against"
+MISSING = (
+    "transformers is not installed here; in Penstock's checkout: pip install -e '.[bench]'; "
+    "or leave it out of --against"
+)
 Forward = Callable[[Any], Any]  # ids [1,n] -> logits of the last position [1,V]
 
 

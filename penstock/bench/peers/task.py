@@ -11,10 +11,10 @@ from statistics import mean
 from typing import Any
 
 from penstock.bench.workload import percentile, prompt
+from penstock.errors import OptionError
 
 MARK = "PEER "  # begins the line that holds the answer, whatever libraries print around it
 WARM_UP = 3
-GIB = 2**30
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,11 +67,17 @@ def first_tokens(task: Task, first: Callable[[list[int]], object]) -> tuple[floa
 
 
 def decode_rate(task: Task, generate: Callable[[list[int], int], object]) -> float:
-    """(new - 1) / (time of `new` tokens - time of 1), one prompt; `generate` returns once all tokens are there."""
+    """(new - 1) / (time of `new` tokens - time of 1), one prompt; `generate` returns once all tokens are there.
+
+    Raises OptionError where that difference is not more than what two times of 1 token differ by.
+    """
     ids = prompt(task.prompt, 0, task.vocab)
     generate(ids, min(8, task.new))
-    one = min(_milliseconds(generate, ids, 1) for _ in range(2))
-    return (task.new - 1) / (_milliseconds(generate, ids, task.new) - one) * 1e3
+    one, other = sorted(_milliseconds(generate, ids, 1) for _ in range(2))
+    longer = _milliseconds(generate, ids, task.new) - one
+    if longer <= other - one:
+        raise OptionError(f"{task.new} new tokens take hardly longer than one: no rate; give more with --new_tokens")
+    return (task.new - 1) / longer * 1e3
 
 
 def _milliseconds(work: Callable[..., object], *arguments: Any) -> float:

@@ -55,8 +55,10 @@ def sample(logits: Any, temperature: Any, top_k: Any, top_p: Any, seed: Any, pos
 
     temperature 0: the largest logit, the lowest id where two are equal. Otherwise, in Hugging Face's order: divide by
     the temperature; keep the top_k largest (0: all); of their softmax keep the smallest set of largest whose
-    probabilities reach top_p; draw by the Gumbel-max rule. Logits equal to the last one kept are kept too.
+    probabilities reach top_p; draw by the Gumbel-max rule. Logits equal to the last one kept are kept too. A logit that
+    is not a number counts as minus infinity.
     """
+    logits = torch.where(logits.isnan(), -torch.inf, logits)
     greedy = temperature <= 0
     if not _asked(~greedy):
         return logits.argmax(-1)

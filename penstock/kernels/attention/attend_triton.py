@@ -40,7 +40,7 @@ def attend(
 ):  # fmt: skip
     """Fold tile `tile` of keys and values into the running softmax (m, total, acc) of the rows of q.
 
-    `blocks` is what `_blocks` gave for the tile; `at` is each row's position; keys before `low` or from `context` on
+    `blocks` is what `blocks_of` gave for the tile; `at` is each row's position; keys before `low` or from `context` on
     are not read. MASKED is False only where every row sees every key of the tile. SCALE is positive.
     """
     LOG2E: tl.constexpr = 1.4426950408889634

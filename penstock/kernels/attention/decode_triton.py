@@ -20,8 +20,8 @@ def decode(
 ):  # fmt: skip
     """One task of one short row and one KV head. Grid: (more than programs + rows, K).
 
-    Programs beyond the last task, of which there is at least one, zero the tokens behind the last sequence. What is
-    read before the wait, `prepare` wrote, and the launch before has waited for that.
+    Programs beyond the last task, of which there is at least one, zero the tokens behind the last sequence. Before
+    the wait only what `prepare` wrote is read: see `Draft` for why that is there by then.
     """
     G: tl.constexpr = H // K
     task = tl.program_id(0)

@@ -18,7 +18,7 @@ def prefill(
 ):  # fmt: skip
     """One tile of BM // G queries of one long row, and one KV head. Grid: (tiles at most, K).
 
-    What is read before the wait, `prepare` wrote, and the launch before has waited for that.
+    Before the wait only what `prepare` wrote is read: see `Draft` for why that is there by then.
     """
     G: tl.constexpr = H // K
     QT: tl.constexpr = BM // G

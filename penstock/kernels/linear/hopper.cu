@@ -45,6 +45,7 @@ constexpr int MAIL_BYTES = (SPLIT - 1) * PAIRS * CONSUMERS * 8;
 
 static_assert(ROWS % 16 == 0 && ROWS <= 256 && ROWS == 16 * ROWS_16, "a warp group's product has 16 .. 256 rows of w");
 static_assert(SHARE <= 2 && (SHARE == 1 || SPLIT == 1), "a cluster shares one thing");
+static_assert(SPLIT == 1 || !PERSISTENT, "the exchange of a split is for one tile");
 static_assert(X_ROWS % 8 == 0 && X_ROWS + ROWS >= TILE_T, "whole patterns of the swizzle, and all within the stage");
 static_assert(!RESIDUAL || (OUT_BYTES == 2 && OUT_N % 8 == 0 && !GATED), "a residual stream of whole runs");
 static_assert(SPLIT <= RUNS, "a block of a split adds up at least a run of columns");

@@ -130,9 +130,12 @@ class Cut:
     def is_able(self) -> bool:
         if self.stages < FEWEST_STAGES:
             return False
-        alone = self.split == 1
+        if self.split == 1:
+            return True
+        # The blocks of a split wait for one another: all must be resident at once, or those that are wait for ever.
+        resident = self.grid <= self.device.multiprocessors
         # Its parts are added up once, whole runs at a time; none may begin beyond K.
-        return alone or (not self.p.act and self.passes == 1 and self.tile // 16 >= self.split <= self.steps)
+        return resident and not self.p.act and self.passes == 1 and self.tile // 16 >= self.split <= self.steps
 
     def cost(self) -> float:
         """Cycles of the busiest block."""

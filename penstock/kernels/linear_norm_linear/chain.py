@@ -128,6 +128,9 @@ class HopperChain(Chain):
         width = gpu.width(site.inputs[2])
         if width % RUN:
             return f"rows of {width} numbers; the kernel stores {RUN} at a time"
+        w, beside = site.inputs[1].format, {"residual": site.inputs[2], "gain": site.inputs[3]}
+        if other := [f"{name} is {t.format}" for name, t in beside.items() if t.format != w]:
+            return f"{' and '.join(other)}; the kernel reads them as w, which is {w}"
         return super().supports(site, sizes, device)
 
     def shares(self, p: Product, config: Config) -> int:

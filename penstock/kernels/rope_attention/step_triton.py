@@ -44,7 +44,7 @@ def step(
 ):  # fmt: skip
     """One task of one short row, or TT tokens to look through, and one KV head. Grid: (tasks_most + T / TT, K).
 
-    What is read before the wait, `prepare` wrote, and the launch before has waited for that: the wait is for qkv.
+    Before the wait, which is for qkv, only what `prepare` wrote is read: see `Draft` for why that is there by then.
     """
     task = tl.program_id(0)
     head = tl.program_id(1)

@@ -10,7 +10,8 @@
      last one drawn can still win, so each draw leaves a uniform share of the mass above it: few draws for any top_p.
      Here too only the groups that reach above the first draw are listed and read.
 
-Rows are told apart by their temperature, top_k and top_p on the device; both launches run for every row.
+Rows are told apart by their temperature, top_k and top_p on the device; both launches run for every row. A logit that
+is not a number counts as minus infinity: no search below ever meets one, and each ends whatever it is given.
 """
 
 from __future__ import annotations
@@ -18,105 +19,24 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-NOWHERE = tl.constexpr(2147483647)
-LOWEST = tl.constexpr(-2139095041)  # minus infinity, in the order of `_ordered`
-FEW = tl.constexpr(256)  # a top_k up to this is small
+from penstock.kernels.sample.row_triton import (
+    NOWHERE,
+    filters_of,
+    first_best,
+    float_of,
+    logits_at,
+    mass_of,
+    noise_key,
+    noise_of,
+    order_of,
+    quad_of,
+    scaled_by,
+)
+
+LOWEST = tl.constexpr(-2139095041)  # minus infinity, in the order of `order_of`
 FIELD = tl.constexpr(20)  # bits of a count, more than a vocabulary needs; three of them are summed at once
 TWO = tl.constexpr(40)
 MASK = tl.constexpr((1 << 20) - 1)
-
-
-@triton.jit
-def _mix(x):  # type: ignore[no-untyped-def]
-    """The finaliser of the reference, in 32 bits that wrap."""
-    x = (x ^ (x >> 16)) * 0x7FEB352D
-    x = (x ^ (x >> 15)) * 0x846CA68B
-    return x ^ (x >> 16)
-
-
-@triton.jit
-def _spread(x):  # type: ignore[no-untyped-def]
-    return x.to(tl.uint32, bitcast=True) * 0x9E3779B9
-
-
-@triton.jit
-def _log2(x, NATIVE: tl.constexpr):  # type: ignore[no-untyped-def]
-    """The hardware's logarithm: only absolutely accurate near 1, and without the branches of the library's."""
-    if NATIVE:
-        y = tl.inline_asm_elementwise("lg2.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1)
-    else:
-        y = tl.log2(x)
-    return y
-
-
-@triton.jit
-def _noise(key, token, NATIVE: tl.constexpr):  # type: ignore[no-untyped-def]
-    """-log(-log(u)) of the token's draw u. Near u = 1, where winners lie, -log(u) is the series of w = 1 - u."""
-    bits = _mix(key ^ _mix(_spread(token)))
-    # A float in [1, 2) has 23 random bits: u is that less 1, and half a bit more, which is exact and never 0 or 1.
-    u = ((bits >> 9) | 0x3F800000).to(tl.float32, bitcast=True) - 0.999999940395355224609375
-    w = 1.0 - u
-    series = w * (1.0 + w * (0.5 + w * (0.33333333 + w * (0.25 + w * (0.2 + w * 0.16666667)))))
-    return -0.6931471805599453 * _log2(tl.where(w < 0.125, series, -0.6931471805599453 * _log2(u, NATIVE)), NATIVE)
-
-
-@triton.jit
-def _key(seed, position, row):  # type: ignore[no-untyped-def]
-    return _mix(_mix(tl.load(seed + row).to(tl.uint32, bitcast=True)) ^ _spread(tl.load(position + row)))
-
-
-@triton.jit
-def _filters(temperature, top_k, top_p, row, V: tl.constexpr):  # type: ignore[no-untyped-def]
-    """(temperature, top_k or 0 where it keeps all, top_p, whether the row filters, whether by a small top_k)."""
-    hot, k, p = tl.load(temperature + row), tl.load(top_k + row), tl.load(top_p + row)
-    k = tl.where((k < 0) | (k >= V), 0, k)
-    filters = (hot > 0) & ((k > 0) | (p < 1))
-    return hot, k, p, filters, filters & (k > 0) & (k <= FEW)
-
-
-@triton.jit
-def _scaled(x, hot):  # type: ignore[no-untyped-def]
-    """As the reference scales: rounded as it rounds, zero without a sign so that ties are ties of bits. Monotonic."""
-    x = tl.div_rn(x, tl.where(hot > 0, hot, 1.0))
-    return tl.where(x == 0, 0.0, x)
-
-
-@triton.jit
-def _logits(logits, inside):  # type: ignore[no-untyped-def]
-    return tl.load(logits, mask=inside, other=-float("inf")).to(tl.float32)
-
-
-@triton.jit
-def _ordered(x):  # type: ignore[no-untyped-def]
-    """Integers in the order of the floats."""
-    bits = x.to(tl.int32, bitcast=True)
-    return tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
-
-
-@triton.jit
-def _float(ordered):  # type: ignore[no-untyped-def]
-    """The float of such an integer."""
-    return tl.where(ordered < 0, ordered ^ 0x7FFFFFFF, ordered).to(tl.float32, bitcast=True)
-
-
-@triton.jit
-def _first_best(score, token):  # type: ignore[no-untyped-def]
-    """The largest score, and the lowest token that has it."""
-    best = tl.max(score)
-    return best, tl.min(tl.where(score == best, token, NOWHERE))
-
-
-@triton.jit
-def _mass(x, top):  # type: ignore[no-untyped-def]
-    """exp(x - top), and nothing where x is minus infinity, be it the top itself."""
-    return tl.where(x > -float("inf"), tl.exp(x - top), 0.0)
-
-
-@triton.jit
-def _quad(group, part, LANES: tl.constexpr, SIZE: tl.constexpr):  # type: ignore[no-untyped-def]
-    """The first of four neighbouring tokens that are part `part` of a group. A chunk is LANES groups of SIZE tokens,
-    whose parts lie side by side: what a thread reads is a group."""
-    return group // LANES * (LANES * SIZE) + group % LANES * 4 + part * (LANES * 4)
 
 
 @triton.jit
@@ -145,22 +65,22 @@ def survey(  # type: ignore[no-untyped-def]
         tl.extra.cuda.gdc_launch_dependents()
     chunk, row = tl.program_id(0), tl.program_id(1)
     group = chunk * LANES + tl.arange(0, LANES)
-    token = _quad(group[None, :], tl.arange(0, SIZE // 4)[:, None], LANES, SIZE)[:, :, None] + tl.arange(0, 4)
-    score = _logits(logits + row.to(tl.int64) * V + token, token < V)
-    hot, k, p, filters, small = _filters(temperature, top_k, top_p, row, V)
+    token = quad_of(group[None, :], tl.arange(0, SIZE // 4)[:, None], LANES, SIZE)[:, :, None] + tl.arange(0, 4)
+    score = logits_at(logits + row.to(tl.int64) * V + token, token < V)
+    hot, k, p, filters, small = filters_of(temperature, top_k, top_p, row, V)
     at = row * tl.num_programs(0) + chunk
     if filters:
-        most = _scaled(tl.max(tl.max(score, 2), 0), hot)
+        most = scaled_by(tl.max(tl.max(score, 2), 0), hot)
         tl.store(maxima + at.to(tl.int64) * LANES + tl.arange(0, LANES), most)
     if small == 0:
         if hot > 0:
-            score = _scaled(score, hot)
+            score = scaled_by(score, hot)
             if (k == 0) & (p < 1):
                 peak = tl.max(score)
                 tl.store(peaks + at, peak)
-                tl.store(masses + at, tl.sum(_mass(score, peak)))
-            score += _noise(_key(seed, position, row), token, NATIVE)
-        value, first = _first_best(score, tl.where(token < V, token, NOWHERE))
+                tl.store(masses + at, tl.sum(mass_of(score, peak)))
+            score += noise_of(noise_key(seed, position, row), token, NATIVE)
+        value, first = first_best(score, tl.where(token < V, token, NOWHERE))
         tl.store(best + at, value)
         tl.store(where + at, first)
 
@@ -181,9 +101,9 @@ def _block(  # type: ignore[no-untyped-def]
     """(logits, numbers) [QUADS,4] of the listed tokens from part `start`; behind part `end` minus infinity, NOWHERE."""
     number = start + tl.arange(0, QUADS)
     group = tl.load(lists + number // (SIZE // 4), mask=number < end, other=0)
-    token = _quad(group, number % (SIZE // 4), LANES, SIZE)[:, None] + tl.arange(0, 4)[None, :]
+    token = quad_of(group, number % (SIZE // 4), LANES, SIZE)[:, None] + tl.arange(0, 4)[None, :]
     inside = (number < end)[:, None] & (token < V)
-    return _scaled(_logits(source + token, inside), hot), tl.where(inside, token, NOWHERE)
+    return scaled_by(logits_at(source + token, inside), hot), tl.where(inside, token, NOWHERE)
 
 
 @triton.jit
@@ -200,7 +120,10 @@ def _mean(low, high):  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _narrow(reached, k, a, b, c, low, count, high):  # type: ignore[no-untyped-def]
-    """One step of a search for the k-th largest between `low` and `high`, which three edges cut into four parts."""
+    """One step of a search for the k-th largest between `low` and `high`, which three edges cut into four parts.
+
+    Whatever is counted, less is left between them where low < b < high: such searches end after at most 32 steps.
+    """
     in_a, in_b = (reached & MASK).to(tl.int32), ((reached >> FIELD) & MASK).to(tl.int32)
     in_c = (reached >> TWO).to(tl.int32)
     high = tl.where(in_c >= k, high, tl.where(in_b >= k, c, tl.where(in_a >= k, b, a)))
@@ -244,10 +167,10 @@ def _kth(  # type: ignore[no-untyped-def]
     while (count > k) & (low + 1 < high):
         b = _mean(low, high)
         a, c = _mean(low, b), _mean(b, high)
-        reached = tl.sum(_reach(_ordered(x), a, b, c), 1)
+        reached = tl.sum(_reach(order_of(x), a, b, c), 1)
         for start in range(HELD, end, QUADS):
             y, _ = _block(lists, start, end, source, hot, V, LANES, SIZE, QUADS)
-            reached += _folded(tl.sum(_reach(_ordered(y), a, b, c), 1), HELD)
+            reached += _folded(tl.sum(_reach(order_of(y), a, b, c), 1), HELD)
         low, count, high = _narrow(tl.sum(reached, 0), k, a, b, c, low, count, high)
     return low
 
@@ -255,8 +178,8 @@ def _kth(  # type: ignore[no-untyped-def]
 @triton.jit
 def _above(x, token, edge, top):  # type: ignore[no-untyped-def]
     """How many of each four of these tokens reach `edge`, and their mass."""
-    above = (token < NOWHERE) & (_ordered(x) >= edge)
-    return tl.sum(above.to(tl.int32), 1), tl.sum(tl.where(above, _mass(x, top), 0.0), 1)
+    above = (token < NOWHERE) & (order_of(x) >= edge)
+    return tl.sum(above.to(tl.int32), 1), tl.sum(tl.where(above, mass_of(x, top), 0.0), 1)
 
 
 @triton.jit
@@ -277,9 +200,9 @@ def _tally(  # type: ignore[no-untyped-def]
 @triton.jit
 def _drawn(x, token, edge, key, NATIVE: tl.constexpr):  # type: ignore[no-untyped-def]
     """The best of these tokens that reach `edge`, perturbed: (its score, it)."""
-    reaches = _ordered(x) >= edge
-    score = tl.where(reaches, x + _noise(key, token, NATIVE), -float("inf"))
-    return _first_best(score, tl.where(reaches, token, NOWHERE))
+    reaches = order_of(x) >= edge
+    score = tl.where(reaches, x + noise_of(key, token, NATIVE), -float("inf"))
+    return first_best(score, tl.where(reaches, token, NOWHERE))
 
 
 @triton.jit
@@ -295,6 +218,67 @@ def _draw(  # type: ignore[no-untyped-def]
         better = (rival > score) | ((rival == score) & (first < best))
         score, best = tl.where(better, rival, score), tl.where(better, first, best)
     return tl.minimum(best, V - 1)
+
+
+@triton.jit
+def _again(  # type: ignore[no-untyped-def]
+    token, drawn, x, member, lists, end, source, hot, k, p, mass, edge, top, key, V: tl.constexpr,
+    LANES: tl.constexpr, SIZE: tl.constexpr, HELD: tl.constexpr, QUADS: tl.constexpr, NATIVE: tl.constexpr,
+):  # fmt: skip
+    """Draw until the token is one of those kept; the first is `token`, if it is `drawn` already."""
+    more = True
+    left = tl.full((), NOWHERE, tl.int32)
+    while more:
+        if drawn == 0:
+            token = _draw(x, member, lists, end, source, hot, edge, key, V, LANES, SIZE, HELD, QUADS, NATIVE)
+        drawn = False
+        # Should this token not be one of those kept, only those above it can be.
+        edge = tl.maximum(edge, order_of(scaled_by(logits_at(source + token, token < V), hot)) + 1)
+        above, held = _tally(x, member, lists, end, source, hot, edge, top, V, LANES, SIZE, HELD, QUADS)
+        # Each draw leaves fewer above it, so there are at most V.
+        more = (above > 0) & (above < left) & (((k > 0) & (above >= k)) | ((p < 1) & (held >= p * mass)))
+        left = above
+    return token
+
+
+@triton.jit
+def _filtered(  # type: ignore[no-untyped-def]
+    token, logits, maxima, lists, peaks, masses, row, hot, k, p, small, key,
+    V: tl.constexpr, CHUNKS: tl.constexpr, PADDED: tl.constexpr, LANES: tl.constexpr, SIZE: tl.constexpr,
+    HELD: tl.constexpr, QUADS: tl.constexpr, NATIVE: tl.constexpr,
+):  # fmt: skip
+    """The token of a row that filters. `token`: the best of all, perturbed, unless top_k is small."""
+    source = logits + row.to(tl.int64) * V
+    groups = row.to(tl.int64) * (CHUNKS * LANES)
+    group = tl.arange(0, PADDED * LANES)
+    there = group < CHUNKS * LANES
+    most = order_of(tl.load(maxima + groups + group, mask=there, other=-float("inf")))
+    most = tl.where(there, most, LOWEST - 1)  # in no list, whatever its edge
+    ceiling = tl.max(most, 0) + 1
+    top = float_of(ceiling - 1)
+    lists += groups
+    mass = tl.full((), 0.0, tl.float32)
+    if k == 0:
+        chunk = tl.arange(0, PADDED)
+        at = row * CHUNKS + chunk
+        peak = tl.load(peaks + at, mask=chunk < CHUNKS, other=-float("inf"))
+        mass = tl.sum(tl.load(masses + at, mask=chunk < CHUNKS, other=0.0) * mass_of(peak, top), 0)
+    cuts = (k > 0) & (small | (p < 1))  # the k-th largest has to be known
+    edge = tl.full((), LOWEST, tl.int32)
+    if cuts:
+        edge = _floor(most, k, ceiling, HELD // (SIZE // 4))
+    else:
+        edge = order_of(scaled_by(logits_at(source + token, token < V), hot)) + 1
+    end = _list(most, edge, lists) * (SIZE // 4)
+    # The first parts stay in registers; what lies behind them is read anew each time.
+    x, member = _block(lists, 0, end, source, hot, V, LANES, SIZE, HELD)
+    if cuts:
+        edge = _kth(x, lists, end, source, hot, k, edge, ceiling, V, LANES, SIZE, HELD, QUADS)
+        _, mass = _tally(x, member, lists, end, source, hot, edge, top, V, LANES, SIZE, HELD, QUADS)
+    return _again(
+        token, small == 0, x, member, lists, end, source, hot, k, p, mass, edge, top, key,
+        V, LANES, SIZE, HELD, QUADS, NATIVE,
+    )  # fmt: skip
 
 
 @triton.jit
@@ -330,49 +314,18 @@ def choose(  # type: ignore[no-untyped-def]
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
     row = tl.program_id(0)
-    hot, k, p, filters, small = _filters(temperature, top_k, top_p, row, V)
-    key = _key(seed, position, row)
-    chunk = tl.arange(0, PADDED)
-    at = row * CHUNKS + chunk
+    hot, k, p, filters, small = filters_of(temperature, top_k, top_p, row, V)
+    key = noise_key(seed, position, row)
     token = tl.full((), V - 1, tl.int32)
     if small == 0:
+        chunk = tl.arange(0, PADDED)
+        at = row * CHUNKS + chunk
         score = tl.load(best + at, mask=chunk < CHUNKS, other=-float("inf"))
-        _, first = _first_best(score, tl.load(where + at, mask=chunk < CHUNKS, other=NOWHERE))
-        token = tl.minimum(first, V - 1)  # never out of range, even where all is NaN
+        _, first = first_best(score, tl.load(where + at, mask=chunk < CHUNKS, other=NOWHERE))
+        token = tl.minimum(first, V - 1)
     if filters:
-        source = logits + row.to(tl.int64) * V
-        groups = row.to(tl.int64) * (CHUNKS * LANES)
-        group = tl.arange(0, PADDED * LANES)
-        there = group < CHUNKS * LANES
-        most = _ordered(tl.load(maxima + groups + group, mask=there, other=-float("inf")))
-        most = tl.where(there, most, LOWEST - 1)  # in no list, whatever its edge
-        ceiling = tl.max(most, 0) + 1
-        top = _float(ceiling - 1)
-        lists += groups
-        mass = tl.full((), 0.0, tl.float32)
-        if k == 0:
-            peak = tl.load(peaks + at, mask=chunk < CHUNKS, other=-float("inf"))
-            mass = tl.sum(tl.load(masses + at, mask=chunk < CHUNKS, other=0.0) * _mass(peak, top), 0)
-        cuts = (k > 0) & (small | (p < 1))  # the k-th largest has to be known
-        edge = tl.full((), LOWEST, tl.int32)
-        if cuts:
-            edge = _floor(most, k, ceiling, HELD // (SIZE // 4))
-        else:
-            edge = _ordered(_scaled(tl.load(source + token).to(tl.float32), hot)) + 1
-        end = _list(most, edge, lists) * (SIZE // 4)
-        # The first parts stay in registers; what lies behind them is read anew each time.
-        x, member = _block(lists, 0, end, source, hot, V, LANES, SIZE, HELD)
-        if cuts:
-            edge = _kth(x, lists, end, source, hot, k, edge, ceiling, V, LANES, SIZE, HELD, QUADS)
-            _, mass = _tally(x, member, lists, end, source, hot, edge, top, V, LANES, SIZE, HELD, QUADS)
-        more = True
-        drawn = small == 0
-        while more:
-            if drawn == 0:
-                token = _draw(x, member, lists, end, source, hot, edge, key, V, LANES, SIZE, HELD, QUADS, NATIVE)
-            drawn = False
-            # Should this token not be one of those kept, only those above it can be.
-            edge = _ordered(_scaled(tl.load(source + token).to(tl.float32), hot)) + 1
-            above, held = _tally(x, member, lists, end, source, hot, edge, top, V, LANES, SIZE, HELD, QUADS)
-            more = (above > 0) & (((k > 0) & (above >= k)) | ((p < 1) & (held >= p * mass)))
+        token = _filtered(
+            token, logits, maxima, lists, peaks, masses, row, hot, k, p, small, key,
+            V, CHUNKS, PADDED, LANES, SIZE, HELD, QUADS, NATIVE,
+        )  # fmt: skip
     tl.store(out + row, token)

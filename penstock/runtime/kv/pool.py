@@ -26,7 +26,7 @@ def choose_blocks(engine: Engine, budget: int, limits: Limits | None = None) -> 
         need = (1 + width) * engine.block_bytes
         raise ResourceError(
             f"{max(budget, 0) / 2**20:.0f} MiB are left for KV and one request of max_seq_len={bounds.max_seq_len} "
-            f"needs {need / 2**20:.0f} MiB; lower max_seq_len, or raise max_gpu_bytes"
+            f"needs {need / 2**20:.0f} MiB; lower max_seq_len"
         )
     return blocks
 

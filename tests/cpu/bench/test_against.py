@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -106,11 +107,25 @@ def test_a_peer_is_measured_by_our_definitions() -> None:
     first_tokens(TASK, lambda ids: asked.append((len(ids), 1)))
     assert asked == [(5, 1)] * 6 + [(9, 1)] * 6  # three that warm up and three that count
     asked.clear()
-    decode_rate(TASK, lambda ids, new: asked.append((len(ids), new)))
+
+    def generate(ids: list[int], new: int) -> None:
+        asked.append((len(ids), new))
+        time.sleep(0.05 * new)
+
+    assert 5 < decode_rate(TASK, generate) < 30  # 20, but for the clock and whoever else computes
     assert asked == [(7, 4), (7, 1), (7, 1), (7, 4)]
+    with pytest.raises(OptionError, match="4 new tokens take hardly longer"):
+        decode_rate(TASK, lambda ids, new: time.sleep(0.01 / new))
+
+
+def test_a_rate_that_was_not_measured_is_no_number() -> None:
+    found = [Line("penstock", Answer(5.0, 6.0, 0.0, 16.0)), Line("eager", Answer(10.0, 12.0, 10.0, 20.0, "t 5"))]
+    own = [cell.strip() for cell in against.text(found).splitlines()[1].split("|")]
+    assert own == ["penstock", "5.00", "6.00", "-", "16.00", "2.00x", "-"]
+    assert against.to_json(found)[0]["tokens_per_s"] is None
 
 
 def test_a_whole_peer_process(model: Path) -> None:
-    answer = against.ask(replace(TASK, model=str(model), samples=1, new=3))
+    answer = against.ask(replace(TASK, model=str(model), samples=1, new=32))
     assert not answer.refused and answer.version.startswith("transformers ")
     assert answer.ttft_ms > 0 and answer.tokens_per_s > 0 and answer.memory_gb > 0.01

@@ -50,6 +50,8 @@ def test_what_cannot_be_measured_is_refused_before_a_run(
         benchmark.benchmark_ttft([3, 300])
     with pytest.raises(OptionError, match="at least one token"):
         benchmark.benchmark_p99([0])
+    with pytest.raises(OptionError, match="prompt_lengths is empty"):
+        benchmark.benchmark_ttft([])
     with pytest.raises(OptionError, match="iterations=0"):
         benchmark.benchmark_ttft([3], iterations=0)
 

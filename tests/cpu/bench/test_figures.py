@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import random
+import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from penstock.bench import roofs
+from penstock.bench import records, roofs
+from penstock.bench.claims import fusion
 from penstock.bench.figures import Effort, Figures
-from penstock.bench.latency import Samples, settle
+from penstock.bench.latency import Rate, Samples, rate_of, settle
 from penstock.bench.memory import held_bytes
 from penstock.bench.records import Maker, append, line, stamper
 from penstock.bench.report import compile_ms, report, timings
@@ -24,7 +26,7 @@ from penstock.kernels.roof import Roof
 from penstock.models.directory import ModelDirectory
 
 ROOF = Roof(read_bytes_per_s=1e9, flops_per_s=1e10)
-EFFORT = Effort(samples=2, repeats=1, new=4, batches=(1, 2, 8), lengths=(5, 20, 300))
+EFFORT = Effort(samples=2, repeats=1, new=64, batches=(1, 2, 8), lengths=(5, 20, 300))
 
 
 @pytest.fixture(scope="module")
@@ -52,8 +54,8 @@ def test_each_figure_is_a_record_with_its_share_and_what_cannot_be_is_named(figu
         and "2 samples a length, prompts of 5, 20" in first.note
     )
     decode = records["decode_bs2"]
-    assert decode.share_of_roof == pytest.approx(decode.value / roofs.decode_roof(figures.opened.engine, ROOF, 2, 130))
-    assert "4 new tokens instead of 256" in decode.note and decode.model == "tiny" and decode.format == "f32"
+    assert decode.share_of_roof == pytest.approx(decode.value / roofs.decode_roof(figures.opened.engine, ROOF, 2, 160))
+    assert "64 new tokens instead of 256" in decode.note and decode.model == "tiny" and decode.format == "f32"
 
 
 def test_prefill_and_throughput_that_do_not_fit_are_left_out(figures: Figures) -> None:
@@ -185,6 +187,46 @@ def test_the_mixed_requests_are_the_workloads() -> None:
     requests = mixed_requests(512)
     assert [(len(ids), new) for ids, new in requests[:3]] == lengths and len(requests) == 512
     assert requests[1][0] == prompt(lengths[1][0], 1) and max(max(ids) for ids, _ in requests) <= 30000
+
+
+def test_the_commit_is_of_penstocks_own_tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = records.commit()
+    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
+    monkeypatch.chdir(tmp_path)
+    assert records.commit() == here
+    (tmp_path / "penstock").mkdir()
+    monkeypatch.setattr(records, "TREE", tmp_path / "penstock")  # inside another project's tree
+    assert records.commit() == ""
+
+
+def test_a_rate_is_no_difference_of_nearly_equal_times() -> None:
+    assert rate_of([(1.1, 0.1), (1.35, 0.1)], 2, 11).value == pytest.approx((20 + 16) / 2)
+    for times in ([(0.1, 0.1)], [(0.1, 0.11)], [(0.2, 0.1), (0.33, 0.25)]):
+        with pytest.raises(OptionError, match=r"--new_tokens 4: .* that is no rate; give more, like 256"):
+            rate_of(times, 1, 4)
+
+
+def test_a_rate_that_cannot_be_told_is_left_out(figures: Figures, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("penstock.bench.latency.run", lambda *_: 1.0)
+    assert list(figures.decode(1)) == [] and "that is no rate" in figures.left_out["decode_bs1"]
+
+
+def test_a_claim_carries_the_spread_of_both_rates(opened: Opened) -> None:
+    record = fusion(opened, 1, Rate(120.0, 6.0), Rate(100.0, 5.0))
+    assert record.value == pytest.approx(1.2) and record.spread == pytest.approx(1.2 * 0.1)
+    assert "no difference" not in record.note
+    assert "no difference beyond the spread" in fusion(opened, 1, Rate(105.0, 6.0), Rate(100.0, 5.0)).note
+
+
+def test_each_part_is_said_as_it_begins(figures: Figures) -> None:
+    said: list[str] = []
+    figures.say = said.append
+    for _ in figures.all(prefill=True, throughput=False):
+        pass
+    begun = [words for words in said if words.endswith("...")]
+    assert [words.split(" at ")[0].split(":")[0] for words in begun] == [
+        "warming up ...", "measuring first tokens", "measuring decode", "measuring decode", "measuring prefill ...",
+    ]  # fmt: skip
 
 
 def test_percentiles_are_by_nearest_rank() -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from penstock.bench import plot, scaling
 from penstock.bench.figures import Figures
-from penstock.bench.kernels import all_sites, roof_of, sizes_at, tactics, to_json
+from penstock.bench.kernels import program_sites, roof_of, sizes_at, tactics, to_json
 from penstock.bench.latency import Samples
 from penstock.bench.report import report
 from penstock.bench.session import default_contexts, scaling_limits
@@ -103,7 +103,7 @@ def test_tactics_are_filtered_and_unknown_names_refused(tiny_engine: Path) -> No
 
 def test_sites_within_fused_ones_are_found_and_sizes_follow_their_names(tiny_engine: Path) -> None:
     engine = store.load(tiny_engine)
-    ops = {site.op for site in all_sites(engine.programs["decode"]).values()}
+    ops = {site.op for site in program_sites(engine.programs["decode"]).values()}
     assert {"linear_glu", "packed_glu", "linear", "rope", "attention"} <= ops
     profile = Profile(64, 8192, 4096)
     assert (sizes_at(profile, "T512")["T"], sizes_at(profile, "T512")["L"]) == (512, 64)
@@ -112,7 +112,7 @@ def test_sites_within_fused_ones_are_found_and_sizes_follow_their_names(tiny_eng
 
 def test_pictures_need_an_extra_that_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
-    with pytest.raises(OptionError, match=r"pip install 'penstock\[bench\]'"):
+    with pytest.raises(OptionError, match=r"checkout: pip install -e '\.\[bench\]'"):
         plot.require()
 
 

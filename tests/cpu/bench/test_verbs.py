@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 
+from penstock.bench.__main__ import skipped
 from penstock.bench.records import Maker
 from penstock.cli import main
 from penstock.engine import store
 
-QUICK = "--device cpu --iterations 1 --repeats 1 --lengths 4,9 --batches 1,2 --new_tokens 3"
+QUICK = "--device cpu --iterations 1 --repeats 1 --lengths 4,9 --batches 1,2 --new_tokens 64"
 
 
 def run(capsys: pytest.CaptureFixture[str], words: str) -> tuple[int, str, str]:
@@ -75,16 +76,24 @@ def test_kernels_marks_what_runs(capsys: pytest.CaptureFixture[str], tiny_engine
 
 
 def test_claims_builds_without_fusing(capsys: pytest.CaptureFixture[str], tiny_model: Path, tmp_path: Path) -> None:
-    words = f"bench claims {tiny_model} --device cpu --cache_dir {tmp_path} --repeats 1 --new_tokens 3 --json"
+    words = f"bench claims {tiny_model} --device cpu --cache_dir {tmp_path} --repeats 2 --new_tokens 64 --json"
     code, text, _ = run(capsys, words)
-    assert code == 0
-    assert [r["metric"] for r in json.loads(text)["records"]] == ["claim_fusion_bs1", "claim_fusion_bs8"]
+    records = json.loads(text)["records"]
+    assert code == 0 and [r["metric"] for r in records] == ["claim_fusion_bs1", "claim_fusion_bs8"]
+    assert all(r["spread"] > 0 and "±" in r["note"] for r in records)
     engines = [store.load(path) for path in (tmp_path / "engines").iterdir()]
     pinned = next(e for e in engines if e.source["tactics"])
     plans = pinned.programs["decode"].phases["forward"].plans
     assert {p.tactic for key, each in plans.items() if key.startswith("linear_glu(") for p in each.values()} <= {
         "parts"
     }
+
+
+def test_claims_of_no_spread_are_refused_before_a_build(capsys: pytest.CaptureFixture[str], tiny_model: Path) -> None:
+    code, _, said = run(capsys, f"bench claims {tiny_model} --device cpu --repeats 1")
+    assert code == 2 and "--repeats 1" in said and "at least 2" in said
+    code, _, said = run(capsys, f"bench claims {tiny_model} --device cpu --new_tokens 1")
+    assert code == 2 and "new_tokens" in said
 
 
 def test_starts_are_of_a_workloads_shapes(
@@ -110,3 +119,34 @@ def test_the_module_form_writes_every_figure(tmp_path: Path) -> None:
         "ttft_mean_ms", "ttft_p99_ms",
     ]  # fmt: skip
     assert "decode_bs1 is left out: 384 tokens a request exceed max_seq_len=130" in done.stderr
+    begun = ("the roof", "loading", "warming up", "measuring first tokens")
+    assert all(words in done.stderr for words in begun)
+
+
+def test_on_a_cpu_the_module_leaves_throughput_out_unless_asked() -> None:
+    assert skipped(None, "cpu") == {"throughput"} and skipped("", "cpu") == set() == skipped(None, "cuda")
+    assert skipped("prefill, memory", "cpu") == {"prefill", "memory"}
+    words = [sys.executable, "-m", "penstock.bench", "--device", "cpu", "--out", "never", "--skip", "everything"]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 2 and "--skip everything: there are memory, prefill, throughput" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("latency --out /tmp", "cannot be written"),
+        ("scaling --new_tokens 1 --batches 1 --contexts 16", "new_tokens=1 is too small; give at least 2"),
+        ("latency --against ''", "names no peer"),
+        ("claims --repeats 0", "--repeats 0"),
+    ],
+)
+def test_bad_numbers_and_places_are_refused_before_any_work(
+    capsys: pytest.CaptureFixture[str], words: str, said: str
+) -> None:
+    code, text, err = run(capsys, f"bench {words} --device cpu")
+    assert code == 2 and not text and said in err and "ready" not in err
+
+
+def test_claims_want_a_model(capsys: pytest.CaptureFixture[str], tiny_engine: Path) -> None:
+    code, _, err = run(capsys, f"bench claims {tiny_engine} --device cpu")
+    assert code == 2 and "name the model it was built from" in err and "ready" not in err

@@ -253,8 +253,9 @@ def test_a_stored_format_that_is_none_of_ours_is_refused() -> None:
 
 
 def test_kernels_of_another_compiler_lie_elsewhere(tmp_path: Path) -> None:
-    folders = {backend.kernel_folder(tmp_path, H200, {"triton": v}) for v in ("3.6.0", "3.7.0")}
-    assert len(folders) == 2 and all("sm90" in f.name for f in folders)
+    versions = [{"triton": t, "nvrtc": n} for t in ("3.6.0", "3.7.0") for n in ("13.0.88", "13.1.80")]
+    folders = {backend.kernel_folder(tmp_path, H200, v) for v in versions}
+    assert len(folders) == 4 and all("sm90" in f.name for f in folders)
 
 
 def test_two_builds_may_store_one_kernel_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ import pytest
 from penstock.bench.workload import write_model
 from penstock.compiler.build import read_model
 from penstock.compiler.candidates import candidates
-from penstock.compiler.estimate import HOPELESS, LIBRARY, estimate, least, promising
+from penstock.compiler.estimate import HOPELESS, LIBRARY, estimate, judged, least, promising
 from penstock.compiler.options import BuildOptions
 from penstock.compiler.select import Selector, all_sites
 from penstock.compiler.timing import Timing
@@ -73,6 +73,31 @@ def test_only_what_is_far_behind_is_hopeless() -> None:
     assert kept == tuple(n for n in range(1, 12) if best + 1.5 * (n - 1) <= 1.5 * best) and 1 < len(kept) < 11
 
 
+def test_what_is_left_out_says_by_which_estimates() -> None:
+    drafts = [("idle", tiled(64, 256, 16)), ("good", tiled(64, 64, 256))]
+    (_, idle), (_, good) = judged(drafts, LINEAR, {"T": 64}, H200)
+    own, best = (microseconds(64, draft) for _, draft in drafts)
+    assert idle == f"not tried: an estimated {own:.1f} us, the best an estimated {best:.1f} us" and good == ""
+
+
+def test_an_op_of_several_products_takes_the_sum() -> None:
+    """Each product reads the share of its weights; a second one that leaves processors idle costs by itself."""
+    first, second, idle = (tiled(1, rows, n).steps[0] for rows, n in ((4, 1024), (4, 1024), (256, 16)))
+    one = microseconds(1, Draft((first,)))
+    assert microseconds(1, Draft((first, second))) == pytest.approx(one + 1.5), "the same bytes, one launch more"
+    assert microseconds(1, Draft((first, idle))) > 4 * one
+    whole = tiled(64, 64, 2112).steps[0]
+    bound = microseconds(4096, Draft((whole,))) - 1.5
+    assert microseconds(4096, Draft((whole, whole))) == pytest.approx(2 * bound + 3.0), "twice the operations"
+
+
+def test_a_first_launch_that_says_nothing_hides_the_rest() -> None:
+    silent = KernelUse(TritonKernel("module:kernel", (), ()), (1, 1, 1), ())
+    (said,) = tiled(64, 64, 256).steps
+    assert estimate(LINEAR, {"T": 64}, H200, Draft((silent, said))) is None
+    assert microseconds(64, Draft((said, silent))) == pytest.approx(microseconds(64, Draft((said,))) + 1.5)
+
+
 class Replayed:
     """A timer and compiler that know what was measured once, and refuse the rest."""
 
@@ -93,17 +118,17 @@ class Replayed:
         return Timing(found["median_us"]) if "median_us" in found else Timing(refused="was not measured")
 
 
-def replayed(selector: Selector, graphs: tuple[Graph, ...]) -> dict[tuple[str, str], set[str]]:
-    """Whom a build would have tried, by site and point; ranking and parts need no times here."""
+def replayed(selector: Selector, graphs: tuple[Graph, ...]) -> tuple[dict[tuple[str, str], set[str]], int]:
+    """Whom a build would have tried, by site and point, and how many rows say why not; ranking needs no times."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(selector, "_rank", lambda site, force_plain: None)
         patch.setattr(selector, "_one_by_one", lambda site, sizes: 0.0)
         patch.setattr(selector, "_draft", lambda c, site, sizes: c.draft(site, sizes, H200, lambda part: Draft(())))
         rows = selector.run(graphs).rows
     tried: dict[tuple[str, str], set[str]] = {}
-    for row in rows:
+    for row in (r for r in rows if not r.timing.refused.startswith("not tried")):
         tried.setdefault((row.site, row.point), set()).add(row.tactic)
-    return tried
+    return tried, len(rows) - sum(map(len, tried.values()))
 
 
 def test_the_measured_winner_is_always_among_those_that_are_tried(tmp_path: Path) -> None:
@@ -113,7 +138,8 @@ def test_the_measured_winner_is_always_among_those_that_are_tried(tmp_path: Path
     recorded = json.loads(RECORDED.read_text())
     shop, graphs = Replayed(recorded), tuple(draft.graphs.values())
     selector = Selector(draft.profile, H200, shop.time, shop, TimingCache(None), {})
-    tried, seen, hidden = replayed(selector, graphs), 0, {}
+    (tried, left_out), seen, hidden = replayed(selector, graphs), 0, {}
+    assert left_out > 0, "whom the estimate leaves out, the table names"
     for key, site in all_sites(graphs).items():
         for point, sizes in selector.points(site).items():
             cell = recorded.get(key, {"points": {}})["points"].get(point, {})

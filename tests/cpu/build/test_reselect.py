@@ -24,6 +24,8 @@ from penstock.engine.program import program_to_json
 from penstock.errors import SelectionError
 from penstock.kernels import layouts
 from penstock.kernels.device import software
+from penstock.runtime import open as open_module
+from penstock.runtime.open import check_match
 from tests.cpu.build.engines import contents, engine_of, options, same_weights, tiny
 
 
@@ -67,13 +69,17 @@ def test_devices_are_compared_by_what_code_depends_on(tmp_path: Path) -> None:
     assert mismatch(engine, replace(H200, memory_bytes=1), engine.software) is None
 
 
-def test_running_needs_no_triton(tmp_path: Path) -> None:
+@pytest.mark.parametrize("compiler", ["triton", "nvrtc"])
+def test_running_needs_no_compiler(compiler: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = store.load(engine_of(tiny("llama", tmp_path), tmp_path))
-    made = {**engine.software, "triton": "3.6.0"}
+    made = {**engine.software, "triton": "3.6.0", "nvrtc": "13.0.88"}
     engine = replace(engine, device=H200, software=made)
-    assert mismatch(engine, H200, {n: v for n, v in made.items() if n != "triton"}) is None
-    assert mismatch(engine, H200, {**made, "triton": "absent"}) is None
-    assert "triton 3.7.0" in str(mismatch(engine, H200, {**made, "triton": "3.7.0"}))
+    assert mismatch(engine, H200, {n: v for n, v in made.items() if n != compiler}) is None
+    assert mismatch(engine, H200, {**made, compiler: "absent"}) is None
+    assert f"{compiler} 9.9" in str(mismatch(engine, H200, {**made, compiler: "9.9"}))
+    monkeypatch.setattr(open_module, "detect", lambda _: H200)
+    monkeypatch.setattr(open_module, "software", lambda _: {**made, compiler: "9.9"})
+    check_match(engine)
 
 
 def test_a_damaged_one_in_the_cache_is_planned_again(tmp_path: Path) -> None:

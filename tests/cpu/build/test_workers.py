@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -14,8 +15,10 @@ from typing import Any
 import pytest
 
 from penstock.compiler import workers
+from penstock.compiler.timing import Timing
 from penstock.compiler.workers import Worker, Workshop
 from penstock.engine.device import CPU, H200
+from penstock.engine.program import Plan, Site
 from penstock.kernels.tactic import TritonKernel
 
 FIRST = {"do": "load_timer", "device": asdict(H200)}  # ends with a refusal where there is no GPU
@@ -42,6 +45,54 @@ def test_a_process_that_hangs_is_a_refusal(tmp_path: Path, monkeypatch: pytest.M
     with closing(Worker(tmp_path, FIRST)) as worker:
         assert "died or hung" in worker.ask({"do": "one"})["refused"]
         assert worker._process is None
+
+
+ANSWERS = """
+import json, sys, time
+for line in sys.stdin:
+    job = json.loads(line)
+    time.sleep(job.get("sleep", 0))
+    print(json.dumps({"job": job.get("as", job["job"]), "said": job.get("say")}), flush=True)
+"""
+
+
+@pytest.fixture
+def answering(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Worker]:
+    """A worker that answers what it is told to say, as late and under the number that it is told to."""
+    monkeypatch.setattr(workers, "_command", lambda _: [sys.executable, "-c", ANSWERS])
+    with closing(Worker(tmp_path, {})) as worker:
+        yield worker
+
+
+def test_an_answer_that_comes_too_late_is_nobodys(answering: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Be it to the first job or to a later one: whoever asks next gets his own."""
+    monkeypatch.setattr(workers, "PATIENCE", 1.0)
+    answering.first = {"sleep": 1.5}
+    assert "died or hung" in answering.ask({"say": "one"})["refused"]
+    answering.first = {}
+    assert answering.ask({"say": "two"}) == {"said": "two"}
+    assert "died or hung" in answering.ask({"say": "three", "sleep": 1.5})["refused"]
+    assert answering.ask({"say": "four"}) == {"said": "four"}
+
+
+def test_an_answer_to_another_job_is_a_refusal(answering: Worker) -> None:
+    assert "died or hung" in answering.ask({"say": "one", "as": 1})["refused"]
+    assert answering.ask({"say": "two"}) == {"said": "two"}
+
+
+@pytest.mark.parametrize("answer", [{}, {"median_us": 0.0, "spread_us": 0.0, "refused": ""}])
+def test_an_answer_without_a_time_is_a_refusal(answer: dict[str, Any], shop: Workshop) -> None:
+    """0 us would be the fastest of all."""
+    site, made = Site("add", (), (), (), ()), Plan("tactic", ())
+    shop._timer.ask = lambda job: answer  # type: ignore[method-assign]
+    assert "without a time" in shop.time(site, {}, made).refused
+    shop._timer.ask = lambda job: {"median_us": 2.0, "spread_us": 0.5, "refused": ""}  # type: ignore[method-assign]
+    assert shop.time(site, {}, made) == Timing(2.0, 0.5)
+
+
+def test_an_answer_without_a_kernel_is_a_refusal(shop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Slow, "ask", lambda self, job: {})
+    assert "without a compiled kernel" in shop.compile([kernel(5)])[kernel(5).key(0)]
 
 
 class Slow:

@@ -16,7 +16,8 @@ from penstock.cli import main, run_engine
 from penstock.cli.app import app, split_debug
 from penstock.cli.console import result
 from penstock.compiler.candidates import check_pins
-from penstock.errors import SelectionError, TokenizerError, UnsupportedError
+from penstock.errors import OptionError, SelectionError, TokenizerError, UnsupportedError
+from penstock.runtime import ModelRunner
 from penstock.text import ChatTemplate
 
 LIMITS = ["--max_batch_size", "4", "--max_num_tokens", "24", "--device", "cpu"]
@@ -60,8 +61,23 @@ def test_pins_that_can_pin_nothing(pins: Any, said: str) -> None:
 def test_an_unknown_op_is_refused_before_anything_is_timed(run: Run, tiny_model: Path, tmp_path: Path) -> None:
     ran = run("build", "--checkpoint_dir", tiny_model, "--tactic", "foo=bar", "--cache_dir", tmp_path, *LIMITS)
     code, line = failed(ran)
-    assert code == 1 and "'foo'" in line and "linear" in line and "select:" not in ran[1]
+    assert code == 2 and "'foo'" in line and "linear" in line and "select:" not in ran[1]
     assert not list(tmp_path.rglob("*.json"))
+
+
+def test_a_pin_that_this_device_cannot_run_says_why(run: Run, tiny_model: Path, tmp_path: Path) -> None:
+    words = ("--tactic", "linear=cublas", "--device", "cpu", "--cache_dir", tmp_path, *LIMITS)
+    code, line = failed(run("build", "--checkpoint_dir", tiny_model, *words))
+    assert code == 2 and "'cublas', pinned for op 'linear', cannot run" in line and "needs a CUDA device" in line
+    assert "{" not in line and "leave the choice" in line
+
+
+def test_a_gpus_limit_is_refused_on_a_cpu(run: Run, tiny_model: Path, tiny_engine: Path, tmp_path: Path) -> None:
+    ran = run("generate", tiny_model, "-p", "a", "--device", "cpu", "--max_gpu_bytes", 5, "--cache_dir", tmp_path)
+    code, line = failed(ran)
+    assert code == 2 and "max_gpu_bytes=5" in line and "leave it out" in line and not list(tmp_path.iterdir())
+    with pytest.raises(OptionError, match="max_gpu_bytes=5"):
+        ModelRunner.from_dir(tiny_engine, max_gpu_bytes=5)
 
 
 @pytest.mark.parametrize(

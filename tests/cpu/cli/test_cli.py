@@ -122,7 +122,7 @@ def test_the_classic_flags_mean_what_they_say(run: Run, model: Path, tmp_path: P
         ("build --checkpoint_dir {model} --quant_mode int4_awq", 2, "quant_mode='int4_awq' is not built yet"),
         ("build --checkpoint_dir {model} --tactic linear", 2, "OP=NAME"),
         ("build --checkpoint_dir {model} --tactic linear=a --tactic linear=b", 2, "contradicts linear=a"),
-        ("build --checkpoint_dir {model} --tactic linear=magic --device cpu --cache_dir {tmp}", 1, "'magic'"),
+        ("build --checkpoint_dir {model} --tactic linear=magic --device cpu --cache_dir {tmp}", 2, "'magic'"),
         ("build --checkpoint_dir {model} --plugin no_such_module", 2, "no_such_module"),
         ("build --checkpoint_dir {model} --device tpu", 2, "tpu"),
         ("build --checkpoint_dir {tmp} --device cpu", 1, "config.json does not exist"),
@@ -140,7 +140,7 @@ def test_the_classic_flags_mean_what_they_say(run: Run, model: Path, tmp_path: P
         ("bench serve --port 1", 2, "penstock bench serve is not built yet"),
         ("bench latency --lengths 1,x", 2, "no list of numbers"),
         ("bench kernels {tmp}", 1, "no engine directory"),
-        ("profile {engine} --batch 99", 2, "rows 99 is outside 1 to 4"),
+        ("profile {engine} --batch 99", 2, "--batch 99 is outside 1 to 4"),
         ("profile {tmp}", 1, "no engine directory"),
         ("run --engine_dir {engine} --input_text x --debug_nodes logitz", 2, "near are logits"),
         ("run --engine_dir {engine} --input_text x --max_seq_len 9999", 2, "max_seq_len=9999"),
@@ -247,6 +247,7 @@ def test_check_counts_the_parameters_of_the_bundled_model(run: Run) -> None:
 def test_check_reads_a_converted_checkpoint(run: Run, model: Path, tmp_path: Path) -> None:
     ran = run("convert", "--model_dir", model, "--output_dir", tmp_path / "c", "--dtype", "float32", "--tp_size", 2)
     assert ran.code == 0 and "wrote 2 files of weights" in ran.err
+    assert f"next: penstock build --checkpoint_dir {tmp_path / 'c'}\n" in ran.err
     facts = [run("check", path, *LIMITS, "--json").data for path in (tmp_path / "c", model)]
     assert facts[0]["memory"]["weights"] == facts[1]["memory"]["weights"] and facts[0]["fits"] is True
     assert [f["model"]["parameters"] for f in facts] == [facts[1]["model"]["parameters"]] * 2
@@ -347,6 +348,7 @@ def test_refit_changes_the_text_and_nothing_else(run: Run, engine: Path, tmp_pat
     target = tmp_path / "refitted"
     ran = run("refit", engine, "--checkpoint_dir", other, "--output_dir", target)
     assert (ran.code, ran.out) == (0, f"{target}\n")
+    assert "refitted in a new engine: " in ran.err and f"now of {other}" in ran.err
     args = ("-p", "In the beginning", "--max_tokens", 8, "--temperature", 0, "--json")
     assert run("generate", target, *args).data["token_ids"] != run("generate", engine, *args).data["token_ids"]
     assert (target / store.TIMING).read_text() == (engine / store.TIMING).read_text()

@@ -71,6 +71,40 @@ def test_peers_stand_beside_our_latest_and_the_roof_that_its_share_implies(tmp_p
     assert "v 1" not in filled("<!-- results:h200 -->\n<!-- end of results -->", tmp_path)
 
 
+def test_a_decode_rate_with_the_prompt_in_it_is_marked(tmp_path: Path) -> None:
+    (tmp_path / "h200").mkdir()
+    note = "over 128 tokens with the prompt's time in it"
+    others = [record(value=20.0, engine="h 2", note=note), record(value=200.0, engine="v 1")]
+    others += [record(metric="ttft_mean_ms", unit="ms", value=9.0, engine="h 2", note=note)]
+    (tmp_path / "h200" / "peers.jsonl").write_text("\n".join(others))
+    text = filled("<!-- results:h200/peers -->\n<!-- end of results -->", tmp_path)
+    assert r"| 20 tok/s \* | 200 tok/s |" in text and "| 9 ms |" in text
+    assert "\n\\* with the prompt's time in it, which ours leaves out.\n" in text
+
+
+def test_the_tables_tool_says_what_it_does() -> None:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "tools/readme_tables.py"), "--help"], capture_output=True, text=True
+    )
+    assert done.returncode == 0 and "--check" in done.stdout and "results:NAME" in done.stdout
+
+
+def test_the_looking_inside_examples_are_of_the_readmes_engine(tmp_path: Path) -> None:
+    """The bundled model, converted and built as the README does: the number that docs/inside.md names is computed."""
+    from penstock import bundled
+    from penstock.compiler.build import read_model
+    from penstock.compiler.options import BuildOptions
+    from penstock.engine.device import CPU
+    from penstock.runtime.batch import Batch
+
+    page = (ROOT / "docs" / "inside.md").read_text("utf-8")
+    front = read_model(bundled.target(), BuildOptions(device="cpu", max_batch_size=16, max_seq_len=1024), CPU)
+    phase, number = re.findall(r"(\w+)/%(\d+),", page)[0]
+    assert not front.draft.graphs[phase].nodes[int(number)].is_leaf
+    batch, context = re.findall(r"--batch (\d+) --context (\d+)", page)[0]
+    Batch(int(batch), int(context)).limits(front.draft.profile)
+
+
 def test_figures_asked_for_by_name_are_there_or_said_to_be_missing(tmp_path: Path) -> None:
     (tmp_path / "h200").mkdir()
     (tmp_path / "h200" / "a.jsonl").write_text(record(value=100.0) + "\n" + record(metric="other", value=7.0))

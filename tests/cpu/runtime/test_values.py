@@ -73,8 +73,10 @@ def test_a_value_is_what_its_node_makes_of_the_values_before_it(llm: LLM) -> Non
 def test_the_file_holds_what_was_seen(llm: LLM, tmp_path: Path) -> None:
     watch = llm.watch(["logits", "sample/*"], 2)
     said(llm)
-    watch.save(tmp_path / "deep" / "nodes.safetensors")
-    with safe_open(tmp_path / "deep" / "nodes.safetensors", "pt") as file:
+    with pytest.raises(OptionError, match=r"there is no directory .*deep"):
+        watch.save(tmp_path / "deep" / "nodes.safetensors")
+    watch.save(tmp_path / "nodes.safetensors")
+    with safe_open(tmp_path / "nodes.safetensors", "pt") as file:
         assert set(file.keys()) == {seen.key for seen in watch.seen}
         for seen in watch.seen:
             assert torch.equal(file.get_tensor(seen.key), seen.tensor)
@@ -89,6 +91,28 @@ def test_a_name_that_nothing_has_is_answered_with_near_ones(llm: LLM) -> None:
     with pytest.raises(OptionError, match="at least 1"):
         llm.watch(["logits"], 0)
     assert llm._loop.executor.backend.visit is None
+
+
+def test_what_is_not_computed_is_answered_with_where_it_is(llm: LLM) -> None:
+    """Every leaf, by both spellings of its number: what is suggested can be watched, and is not what was refused."""
+    kinds = set()
+    for phase_name, phase in llm.engine.programs["decode"].phases.items():
+        for index, node in enumerate(phase.graph.nodes):
+            if not node.is_leaf:
+                continue
+            with pytest.raises(OptionError) as caught:
+                Watch(llm.engine, [f"{phase_name}/%{index}"])
+            told = str(caught.value)
+            assert told.startswith(f"{phase_name}/%{index} is the {node.op} {node.name!r}")
+            kinds.add(node.op)
+            if "called " in told:
+                names = told.rsplit("called ", 1)[1].split(" and ")
+                assert f"{phase_name}/%{index}" not in names and len(Watch(llm.engine, names)._chosen) == len(names)
+            else:
+                assert "same in every step" in told if node.op == "weight" else node.name == "upload"
+    assert kinds == {"input", "weight", "state"}
+    with pytest.raises(OptionError, match=r"'slots' is as large .* by number alone: .*/%"):
+        Watch(llm.engine, ["slots"])
 
 
 def test_a_state_is_seen_only_by_its_own_number(llm: LLM) -> None:

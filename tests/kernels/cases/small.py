@@ -184,14 +184,39 @@ def sampling(inputs: Sequence[Any], generator: torch.Generator) -> list[list[Any
     free = [temperature * 2, top_k * 0, top_p * 0 + 1.0, -seed - 1, position]
     spread = [flat.to(logits.dtype), *mixed[1:]]
     if vocabulary == WIDE:  # in flat rows; what peaked ones keep fits, and is met with elsewhere
-        return [spread, [logits, *free], *extremes(inputs)]
+        return [spread, [logits, *free], *extremes(inputs), *broken(inputs)]
     if vocabulary >= 1000:  # so few tokens, nearly equal, that one too many would show: drawn itself, or in the mass
         few = (
             [spread[0], temperature + 1, ((row + i) % 5 + 1).int(), p, seed * (i + 1), position]
             for i, p in enumerate((free[2], free[2] * 0.45, free[2] * 0.45, free[2] * 0.7, free[2] * 0.25))
         )
         return [mixed, tied, [logits, *free], *few]
-    return [mixed, tied, [logits, *free], spread]
+    return [mixed, tied, [logits, *free], spread, *broken(inputs)]
+
+
+def broken(inputs: Sequence[Any]) -> list[list[Any]]:
+    """Rows with logits that are no numbers: some, all (each bit set but the sign's), all but one, and infinities."""
+    logits, _, _, _, seed, position = inputs
+    rows, vocabulary = logits.shape
+    token, row = (torch.arange(n, device=logits.device) for n in (vocabulary, rows))
+    bits = torch.int32 if logits.element_size() == 4 else torch.int16
+    nothing = torch.full_like(logits, torch.iinfo(bits).max, dtype=bits).view(logits.dtype)
+    kinds = [
+        torch.where(token % 3 == 1, torch.nan, logits),
+        nothing,
+        torch.where(token == vocabulary // 2, logits, nothing),
+        torch.where(token % 7 == 2, -torch.inf, torch.where(token % 2 == 0, nothing, logits)),
+    ]
+    some = torch.stack([kinds[i % 4][i] for i in range(rows)])
+    counts = torch.tensor([1, 5, 300, 0], device=logits.device, dtype=torch.int32)
+    hot = torch.full((rows,), 0.9, device=logits.device)
+    return [
+        [x, hot * t, counts[(row + i) % 4], torch.full_like(hot, p), seed, position]
+        for x, t, i, p in (
+            (nothing, 1, 0, 0.9), (nothing, 1, 3, 1.0), (nothing, 0, 0, 1.0), (some, 0, 0, 1.0), (some, 1, 0, 0.9),
+            (some, 1, 1, 1.0), (some, 1, 2, 0.5), (some, 1, 3, 0.9),
+        )
+    ]  # fmt: skip
 
 
 def extremes(inputs: Sequence[Any]) -> list[list[Any]]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from penstock.engine.device import H200, Device
+from penstock.engine.device import CPU, H200, Device
 from penstock.kernels import device
 
 FACTS = {"COMPUTE_CAPABILITY_MAJOR": 9, "COMPUTE_CAPABILITY_MINOR": 0, "MULTIPROCESSOR_COUNT": 132}
@@ -70,6 +70,44 @@ def test_a_torch_that_is_not_for_gpus_decides_itself(without_torch: pytest.Monke
     installed(without_torch, FakeDriver())
     without_torch.setattr(device, "_torch_is_for_cuda", lambda: False)
     assert device._by_driver() is None
+
+
+@pytest.mark.parametrize("error", [RuntimeError, OSError])
+def test_bindings_without_a_driver_leave_it_to_torch(without_torch: pytest.MonkeyPatch, error: type[Exception]) -> None:
+    """They find out at the first call that there is none to load, and raise."""
+
+    def missing(_: int) -> None:
+        raise error("libcuda.so.1 is not there")
+
+    driver = FakeDriver()
+    driver.cuInit = missing  # type: ignore[attr-defined]
+    installed(without_torch, driver)
+    assert device._by_driver() is None
+
+
+def test_the_compilers_of_cuda_kernels_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    wheels = {"torch": "2.13", "triton": "3.6", "cuda-bindings": "13.5", "nvidia-cuda-nvrtc": "13.0.88"}
+    monkeypatch.setattr(device, "_version", lambda name: wheels.get(name, "absent"))
+    assert device.software(H200)["nvrtc"] == "13.0.88"
+    assert "nvrtc" not in device.software(CPU)
+    wheels |= {"cuda-bindings": "12.9", "nvidia-cuda-nvrtc-cu12": "12.8.93"}
+    assert device.software(H200)["nvrtc"] == "12.8.93"
+
+
+@pytest.mark.parametrize(("answer", "expected"), [((0, 13, 1), "13.1"), ((7, 0, 0), "absent"), (None, "absent")])
+def test_an_nvrtc_that_is_no_wheel_is_asked(
+    answer: tuple[int, ...] | None, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def version() -> tuple[int, ...]:
+        if answer is None:
+            raise RuntimeError("libnvrtc.so.13 is not there")
+        return answer
+
+    bindings = ModuleType("cuda.bindings")
+    bindings.nvrtc = SimpleNamespace(nvrtcVersion=version)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "cuda.bindings", bindings)
+    monkeypatch.setattr(device, "_version", lambda _: "absent")
+    assert device.software(H200)["nvrtc"] == expected
 
 
 def test_without_the_bindings_torch_decides(without_torch: pytest.MonkeyPatch) -> None:
