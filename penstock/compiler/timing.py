@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -18,6 +17,7 @@ from penstock.ir.op import get
 from penstock.ir.ops.examples import example_blocks
 from penstock.kernels.driver import Kernel
 from penstock.kernels.launch import Eager, bind
+from penstock.kernels.roof import device_seconds, host_seconds
 
 METHOD = 3  # of measuring; times that another one took are not compared with
 REPEATS, WARM_UP = 9, 2
@@ -118,13 +118,7 @@ def time_cpu(site: Site, sizes: Sizes, plan: Plan, best_us: float = math.inf) ->
     with torch.no_grad():
         if refused := gate(site, run(fresh(site, inputs), sizes), expected(site, inputs, sizes)):
             return Timing(refused=refused)
-        return summary([_seconds(partial(run, fresh(site, inputs), sizes)) for _ in range(REPEATS)])
-
-
-def _seconds(work: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
+        return summary([host_seconds(partial(run, fresh(site, inputs), sizes)) for _ in range(REPEATS)])
 
 
 def summary(seconds: Sequence[float], runs: int = 1) -> Timing:
@@ -157,7 +151,7 @@ class CudaTimer:
         first = _Run(case, 0, plan, kernels, zeroed)
         case.restore()
         first.poison()
-        launch = _device_seconds(first)
+        launch = device_seconds(first)
         if refused := gate(site, first.outputs, case.wanted) or first.unclean():
             return Timing(refused=refused)
         passed = [y.clone() for y in first.outputs]
@@ -194,7 +188,7 @@ class CudaTimer:
         case.restore()
         # Empties the L2, and keeps the device busy until the host has launched the graph behind it.
         self._stream.sum(dtype=torch.int32)
-        return _device_seconds(graph.replay)
+        return device_seconds(graph.replay)
 
     def _overlap(self, graph: Any, case: _Case, runs: Sequence[_Run], passed: Sequence[Any]) -> str:
         """What is off after a replay into poisoned memory: a kernel that does not wait for what it reads.
@@ -303,16 +297,6 @@ def captured(runs: Sequence[Callable[[], None]]) -> Any:
 @lru_cache(maxsize=1)
 def _capture_stream() -> Any:
     return torch.cuda.Stream()
-
-
-def _device_seconds(work: Callable[[], object]) -> float:
-    """Seconds on the device, which is done with the work when this returns."""
-    marks = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
-    marks[0].record()
-    work()
-    marks[1].record()
-    marks[1].synchronize()
-    return float(marks[0].elapsed_time(marks[1])) / 1e3
 
 
 def _wait() -> None:

@@ -63,21 +63,23 @@ def _measure_cuda(format: str) -> Roof:
 
 
 def _median(work: Callable[[], object]) -> float:
-    return statistics.median([_device_seconds(work) for _ in range(WARM_UP + REPEATS)][WARM_UP:])
+    return statistics.median([device_seconds(work) for _ in range(WARM_UP + REPEATS)][WARM_UP:])
 
 
 def _best(work: Callable[[], object]) -> float:
     """The least time: what a CPU's other work takes away is not the machine's limit."""
-    return min(_host_seconds(work) for _ in range(WARM_UP + REPEATS))
+    return min(host_seconds(work) for _ in range(WARM_UP + REPEATS))
 
 
-def _host_seconds(work: Callable[[], object]) -> float:
+def host_seconds(work: Callable[[], object]) -> float:
+    """Seconds by the host's clock until the work returns."""
     start = time.perf_counter()
     work()
     return time.perf_counter() - start
 
 
-def _device_seconds(work: Callable[[], object]) -> float:
+def device_seconds(work: Callable[[], object]) -> float:
+    """Seconds on the device, which is done with the work when this returns."""
     marks = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
     marks[0].record()
     work()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from penstock.compiler.passes.patterns import out_format
-from penstock.ir import Graph, Node, Value, emit
+from penstock.ir import Graph, Node, emit
 from penstock.ir.rewrite import Match, Rule, Swap
 
 
@@ -22,11 +22,8 @@ def _normal(m: Match) -> Node | None:
     if m.node.op not in ("linear", "linear_glu") or out_format(m.node):
         return None  # a finer result would show how what lies between was rounded
     value = m.node.inputs[0]
-    return value.node if value == _norm_of(value) and m.only_user(value) else None
-
-
-def _norm_of(value: Value) -> Value | None:
-    return value.node[0] if value.node.op == "add_rms_norm" else None
+    is_norm = value.node.op == "add_rms_norm" and value == value.node[0]
+    return value.node if is_norm and m.only_user(value) else None
 
 
 def _inner(m: Match, normal: Node) -> Node | None:

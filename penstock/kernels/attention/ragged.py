@@ -11,13 +11,11 @@ from penstock.kernels.attention.shape import (
     Shape,
     Tasks,
     constants,
-    decode_configs,
-    paired,
     prefill,
-    prefill_configs,
     refusal,
     short_constants,
     triton_kernel,
+    tunables,
 )
 from penstock.kernels.tactic import Config, Draft, KernelUse, Tactic, inputs, outputs
 
@@ -37,9 +35,7 @@ class Ragged(Tactic):
         return refusal(site, sizes, device)
 
     def tunables(self, site: Site, sizes: Sizes, device: Device) -> tuple[Config, ...]:
-        shape = Shape.of(site)
-        decode, long = decode_configs(shape), prefill_configs(shape)
-        return paired(decode, long[:1] if sizes["T"] <= shape.short else long)
+        return tunables(site, sizes)
 
     def plan(self, site: Site, sizes: Sizes, device: Device, config: Config) -> Draft:
         shape = Shape.of(site)

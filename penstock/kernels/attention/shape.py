@@ -154,6 +154,13 @@ def paired(decode: tuple[dict[str, int], ...], prefill: tuple[dict[str, int], ..
     return tuple({**decode[i % len(decode)], **prefill[i % len(prefill)]} for i in range(count))
 
 
+def tunables(site: Site, sizes: Sizes) -> tuple[Config, ...]:
+    """Configurations worth timing; where no row can be long, those of `prefill` do not matter."""
+    shape = Shape.of(site)
+    long = prefill_configs(shape)
+    return paired(decode_configs(shape), long[:1] if sizes["T"] <= shape.short else long)
+
+
 def constants(site: Site, sizes: Sizes, device: Device, short: int) -> dict[str, Any]:
     shape = Shape.of(site)
     pdl, able = gpu.pdl(device)

@@ -12,13 +12,11 @@ from penstock.kernels.attention.shape import (
     Shape,
     Tasks,
     constants,
-    decode_configs,
-    paired,
     prefill,
-    prefill_configs,
     refusal,
     short_constants,
     triton_kernel,
+    tunables,
 )
 from penstock.kernels.rope_append import position
 from penstock.kernels.tactic import Config, Draft, KernelUse, Tactic, cdiv, inputs, next_power_of_2, outputs
@@ -42,9 +40,7 @@ class Step(Tactic):
         return refusal(site, sizes, device) or gpu.refusal(site, device, tuple(range(9, len(site.inputs))), 80)
 
     def tunables(self, site: Site, sizes: Sizes, device: Device) -> tuple[Config, ...]:
-        shape = Shape.of(site)
-        decode, long = decode_configs(shape), prefill_configs(shape)
-        return paired(decode, long[:1] if sizes["T"] <= shape.short else long)
+        return tunables(site, sizes)
 
     def plan(self, site: Site, sizes: Sizes, device: Device, config: Config) -> Draft:
         shape = Shape.of(site)
