@@ -27,6 +27,7 @@ from penstock.runtime.loop import Gather, Loop, fresh_id, run_all
 from penstock.runtime.open import Memory, RunLimits, open_loop
 from penstock.runtime.output import delta
 from penstock.runtime.requests import LoRARequest, RequestOutput, SamplingParams
+from penstock.runtime.stats import snapshot
 from penstock.runtime.values import Watch
 from penstock.text.tokenizer import Tokenizer
 from penstock.unsupported import refuse, require_default
@@ -44,6 +45,8 @@ class LLM:
     max_batch_size, max_num_tokens, max_seq_len: limits of a step and of a request; None: what fits model and device, or
     what the engine was built for, above which an engine directory cannot go.
     gpu_memory_utilization, max_gpu_bytes: how much of the GPU may be used.
+    enable_prefix_caching: compute the KV of equal prefixes once. max_num_queued_reqs, max_num_queued_tokens: how many
+    requests, and tokens of their prompts, may wait before QueueFullError is raised; None: any.
     tokenizer: a directory, where the model's own is elsewhere; skip_tokenizer_init: token ids in and out.
     cache_dir: where engines and timings are kept. tactics: {op: tactic}, pinned. progress(stage, done, total).
     quantization, kv_cache_dtype, tensor_parallel_size, pipeline_parallel_size, lora_paths, max_loras, max_lora_rank,
@@ -68,6 +71,9 @@ class LLM:
         max_seq_len: int | None = None,
         gpu_memory_utilization: float = 0.9,
         max_gpu_bytes: int | None = None,
+        enable_prefix_caching: bool = True,
+        max_num_queued_reqs: int | None = None,
+        max_num_queued_tokens: int | None = None,
         tokenizer: str | Path | None = None,
         skip_tokenizer_init: bool = False,
         cache_dir: str | Path | None = None,
@@ -89,11 +95,11 @@ class LLM:
         _refuse_unbuilt(1, tensor_parallel_size=tensor_parallel_size, pipeline_parallel_size=pipeline_parallel_size)
         _refuse_unbuilt("auto", kv_cache_dtype=kv_cache_dtype)
         self._memory = Memory(gpu_memory_utilization, max_gpu_bytes)
-        self._limits = RunLimits(max_batch_size, max_num_tokens, max_seq_len)
+        limits, queued = (max_batch_size, max_num_tokens, max_seq_len), (max_num_queued_reqs, max_num_queued_tokens)
+        self._limits = RunLimits(*limits, *queued, enable_prefix_caching)
         self._text_home = None if tokenizer is None else Path(tokenizer)
         self._skip_tokenizer, self._progress = skip_tokenizer_init, progress
         self._root = cache_root(cache_dir)
-        limits = max_batch_size, max_num_tokens, max_seq_len
         options = BuildOptions(dtype, weights, device, *limits, pins=tactics or {}, cache_dir=self._root)
         self._memory.check_for(detect(device).kind)
         path = _located(model, revision, token)
@@ -193,26 +199,11 @@ class LLM:
 
         host_us_per_step: CPU time of the executor's thread between a read's end and the next launch's, microseconds,
         the mean of all steps; host_seconds and host_steps, of which it is made, give the mean between two calls.
-        load_seconds: of opening the engine, by stage, some beside each other. memory: the plan in bytes, on a GPU.
+        prefix_cache_hits of prefix_cache_queries: tokens of admitted prompts whose KV was found. kv_cache_waste: share
+        of the room in held blocks without a token in it. load_seconds: of opening the engine, by stage, some beside
+        each other. memory: the plan in bytes, on a GPU.
         """
-        executor = self._loop.executor
-        counters = executor.stats
-        return {
-            "steps": counters.steps,
-            "requests": counters.requests,
-            "prompt_tokens": counters.prompt_tokens,
-            "generated_tokens": counters.generated_tokens,
-            "host_us_per_step": counters.host_us_per_step,
-            "host_seconds": counters.host_seconds,
-            "host_steps": counters.host_steps,
-            "requests_running": executor.scheduler.num_running,
-            "requests_waiting": executor.scheduler.num_waiting,
-            "kv_cache_usage": executor.kv.usage,
-            "kv_blocks": executor.kv.pool.num_usable,
-            **executor.backend.counters(),
-            "load_seconds": dict(executor.backend.load_seconds),
-            "memory": dict(executor.backend.memory),
-        }
+        return snapshot(self._loop.executor)
 
     @property
     def engine(self) -> Engine:

@@ -86,9 +86,8 @@ def refusal(limits: Mapping[str, int], batch: int, tokens: int, kv_tokens: int, 
 
 def open_subject(subject: Subject, progress: Progress = silent, **arguments: Any) -> Opened:
     """Build if needed, load and make ready. `arguments`: LLM's own; limits left out are the engine's."""
-    llm = LLM(
-        subject.model, weights=subject.weights, skip_tokenizer_init=True, progress=progress, **_given(arguments.items())
-    )
+    given = {"enable_prefix_caching": False} | _given(arguments.items())  # prompts come again, and must cost the same
+    llm = LLM(subject.model, weights=subject.weights, skip_tokenizer_init=True, progress=progress, **given)
     engine = store.load(llm.engine_dir)
     limits = {name: arguments.get(name) or getattr(engine.profile, name) for name in LIMITS}
     return Opened(subject, llm, engine, limits)

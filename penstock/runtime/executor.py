@@ -14,15 +14,20 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
+import numpy as np
+
 from penstock.engine.manifest import Engine
 from penstock.errors import ExecutorError, OptionError, PenstockError
-from penstock.runtime.kv.blocks import BlockPool, KvManager
+from penstock.ir.ops.state import FIELDS
+from penstock.runtime.kv.blocks import BlockPool
+from penstock.runtime.kv.manager import KvManager
 from penstock.runtime.output import Stream
 from penstock.runtime.prompt import prompt_numbers
 from penstock.runtime.requests import RequestOutput, Resolver, SamplingParams
 from penstock.runtime.schedule.batch import Event, StepPlan
 from penstock.runtime.schedule.request import Request
 from penstock.runtime.schedule.scheduler import Limits, Scheduler
+from penstock.runtime.stats import Stats
 from penstock.runtime.step import Backend, Ticket
 from penstock.runtime.upload import Encoder, Numbers, Source, slot_numbers
 from penstock.spec import ModelSpec, inverse_frequencies
@@ -55,38 +60,21 @@ class Job:
     streaming: bool
 
 
-@dataclass(slots=True)
-class Stats:
-    """Counters since the start.
-
-    `host_seconds`: CPU time that the executor's thread spent on `host_steps` steps outside the device's waits: from a
-    read's end (or the arrival of work) to the next launch's end, so all that could keep the device waiting. On a CPU a
-    launch is the step itself, and counts.
-    """
-
-    steps: int = 0
-    prompt_tokens: int = 0
-    generated_tokens: int = 0
-    requests: int = 0
-    host_seconds: float = 0.0
-    host_steps: int = 0
-
-    @property
-    def host_us_per_step(self) -> float:
-        """Microseconds; 0 before the first step."""
-        return 1e6 * self.host_seconds / self.host_steps if self.host_steps else 0.0
-
-
 class Executor:
     """Runs submissions to their end. Raises PromptError and the like from `submit`, before any work."""
 
     def __init__(
-        self, engine: Engine, backend: Backend, tokenizer: Tokenizer | None, limits: Limits | None = None
+        self,
+        engine: Engine,
+        backend: Backend,
+        tokenizer: Tokenizer | None,
+        limits: Limits | None = None,
+        reuse: bool = True,
     ) -> None:
-        """`limits` within the engine's profile; None: the profile's own."""
+        """`limits` within the engine's profile; None: the profile's own. `reuse`: of the KV of equal prefixes."""
         profile = engine.profile
         self.engine, self.backend, self.tokenizer = engine, backend, tokenizer
-        self.kv = KvManager(BlockPool(backend.num_blocks, profile.block_size))
+        self.kv = KvManager(BlockPool(backend.num_blocks, profile.block_size), reuse)
         limits = limits or Limits(profile.max_batch_size, profile.max_num_tokens, profile.max_seq_len)
         self.scheduler = Scheduler(replace(limits, max_steps_in_flight=backend.steps_in_flight), self.kv)
         self.stats = Stats()
@@ -113,8 +101,11 @@ class Executor:
             frozenset(params.stop_token_ids), params.ignore_eos, hears_all=new.streaming or has_text,
         )  # fmt: skip
         self.scheduler.refuse_impossible(request)
+        slot = self._slot(params, request)
+        request.salt = slot[len(FIELDS) :].tobytes()  # its rope, where that is its own
+        self.scheduler.name_blocks(request)
         stream = Stream(request, new.prompt, params, new.arrival, self.tokenizer, notes)
-        return Job(request, stream, Source(numbers, self._slot(params, request)), new.sink, new.streaming)
+        return Job(request, stream, Source(numbers, slot), new.sink, new.streaming)
 
     def submit(self, new: Submission | Job) -> None:
         """Queue a request; nothing is started or kept when it is refused."""
@@ -155,6 +146,8 @@ class Executor:
             self._failed(plan, error)
             return
         self._in_flight.append((plan, ticket))
+        for admission in plan.admitted:
+            self._live[admission.request.id].stream.admit(time.monotonic())
         stats, now = self.stats, time.thread_time()
         stats.host_seconds += now - self._counted
         stats.host_steps += 1
@@ -162,7 +155,12 @@ class Executor:
         self._counted = now
 
     def _source(self, request: Request) -> Source:
-        return self._live[request.id].source
+        """Of a request that was preempted, what it had generated is prompt as well."""
+        source = self._live[request.id].source
+        if request.goal == request.prompt_length:
+            return source
+        known = [*request.prompt, *request.output[: request.goal - request.prompt_length]]
+        return Source(np.array(known, np.int32), source.slot)
 
     def _retire(self, plan: StepPlan, ticket: Ticket) -> None:
         try:

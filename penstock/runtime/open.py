@@ -54,23 +54,39 @@ class Memory:
 
 @dataclass(frozen=True)
 class RunLimits:
-    """Limits of a run, at most those of the engine's profile; None: the profile's own."""
+    """Limits of a run: the first three at most those of the engine's profile, and None its own.
+
+    max_num_queued_reqs, max_num_queued_tokens: of the queue; None: no limit. enable_prefix_caching: whether the KV of
+    equal prefixes is computed once.
+    """
 
     max_batch_size: int | None = None
     max_num_tokens: int | None = None
     max_seq_len: int | None = None
+    max_num_queued_reqs: int | None = None
+    max_num_queued_tokens: int | None = None
+    enable_prefix_caching: bool = True
 
     def within(self, profile: Profile) -> Limits:
         """The scheduler's limits. Raises OptionError for one that is no integer, or above the profile's."""
+        queued = {name: getattr(self, name) for name in ("max_num_queued_reqs", "max_num_queued_tokens")}
+        for name, value in queued.items():
+            _check_integer(name, value)
+        if not isinstance(self.enable_prefix_caching, bool):
+            raise OptionError(f"enable_prefix_caching={self.enable_prefix_caching!r} is no flag; give True or False")
         chosen: dict[str, int] = {}
         for name in ("max_batch_size", "max_num_tokens", "max_seq_len"):
             value, most = getattr(self, name), getattr(profile, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
-                raise OptionError(f"{name}={value!r} is a {type(value).__name__}; give an integer")
+            _check_integer(name, value)
             if value is not None and value > most:
                 raise OptionError(f"{name}={value} exceeds the {most} that the engine was built for; build it for more")
             chosen[name] = most if value is None else value
-        return Limits(**chosen)
+        return Limits(**chosen, **queued)
+
+
+def _check_integer(name: str, value: object) -> None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+        raise OptionError(f"{name}={value!r} is a {type(value).__name__}; give an integer")
 
 
 Say = Callable[[str], None]  # hears the memory plan before anything is loaded
@@ -111,13 +127,13 @@ def open_loop(
     Raises EngineMismatch where the engine was compiled for another device or other software, ResourceError where memory
     does not suffice.
     """
-    opened = engine or store.load(directory)
-    chosen = (limits or RunLimits()).within(opened.profile)
+    opened, asked = engine or store.load(directory), limits or RunLimits()
+    chosen = asked.within(opened.profile)
     check_match(opened)
 
     def open_executor() -> Executor:
         backend = open_backend(opened, directory, memory or Memory(), chosen, say)
-        return Executor(opened, backend, tokenizer, chosen)
+        return Executor(opened, backend, tokenizer, chosen, asked.enable_prefix_caching)
 
     return Loop(open_executor)
 

@@ -21,6 +21,7 @@ class Stream:
     tokenizer: Tokenizer | None
     notes: tuple[str, ...] = ()  # which sampling defaults were taken
     text: str = ""
+    admitted: float | None = None
     first_token: float | None = None
     finish_reason: FinishReason | None = None
     finished: float | None = None
@@ -31,6 +32,11 @@ class Stream:
             self.tokenizer, self.request.prompt, skip_special_tokens=self.params.skip_special_tokens
         ) if self.params.detokenize and self.tokenizer else None  # fmt: skip
         self._stops = StopStrings(self.params.stop_strings, include=self.params.include_stop_str_in_output)
+
+    def admit(self, now: float) -> None:
+        """Its first tokens are in a step; again where it was preempted."""
+        if self.admitted is None:
+            self.admitted = now
 
     def add(self, token: int, now: float) -> bool:
         """Take the token that the request has just learnt; True where a stop string is now complete.
@@ -59,7 +65,8 @@ class Stream:
     def output(self) -> RequestOutput:
         """A snapshot."""
         completion = CompletionOutput(0, self.text, tuple(self.request.output), self.finish_reason, self.stop_reason)
-        metrics = RequestMetrics(self.arrival, self.first_token, self.finished)
+        times = self.arrival, self.first_token, self.finished, self.admitted
+        metrics = RequestMetrics(*times, self.request.num_reused, self.request.num_preemptions)
         done = self.finish_reason is not None
         prompt = (self.prompt, self.request.prompt)
         return RequestOutput(self.request.id, *prompt, (completion,), done, metrics, self.notes)

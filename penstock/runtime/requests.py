@@ -262,21 +262,46 @@ class LoRARequest:
 
 @dataclass(frozen=True)
 class RequestMetrics:
-    """When things happened to a request, in seconds on one monotonic clock; None: not yet. Filled by the executor."""
+    """When things happened to a request, in seconds on one monotonic clock; None: not yet. Filled by the executor.
+
+    `admitted`: when its first tokens were launched. `reused_tokens`: of its prompt, whose KV was found.
+    """
 
     arrival: float
     first_token: float | None = None
     finished: float | None = None
+    admitted: float | None = None
+    reused_tokens: int = 0
+    preemptions: int = 0
 
     @property
     def time_to_first_token(self) -> float | None:
         """Seconds."""
-        return None if self.first_token is None else self.first_token - self.arrival
+        return _between(self.arrival, self.first_token)
+
+    @property
+    def queue_time(self) -> float | None:
+        """Seconds from arrival to admission."""
+        return _between(self.arrival, self.admitted)
+
+    @property
+    def prefill_time(self) -> float | None:
+        """Seconds from admission to the first token."""
+        return _between(self.admitted, self.first_token)
+
+    @property
+    def decode_time(self) -> float | None:
+        """Seconds from the first token to the end."""
+        return _between(self.first_token, self.finished)
 
     @property
     def latency(self) -> float | None:
         """Seconds from arrival to the end."""
-        return None if self.finished is None else self.finished - self.arrival
+        return _between(self.arrival, self.finished)
+
+
+def _between(start: float | None, end: float | None) -> float | None:
+    return None if start is None or end is None else end - start
 
 
 @dataclass(frozen=True)

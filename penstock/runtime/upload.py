@@ -9,10 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from penstock.ir.ops.state import FIELDS, HEADER, ROW, SlotLayout
+from penstock.runtime.kv.manager import Grown
 from penstock.runtime.schedule.batch import Admission, Chunk, Decoders, StepPlan
 from penstock.runtime.schedule.request import Request
 
 Numbers = NDArray[np.int32]
+LENGTH = FIELDS.index("length")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +44,7 @@ class Encoder:
     """Writes each plan's upload, as `ir.ops.state.prepare` reads it, into one buffer: it is good until the next.
 
     Decode rows are the same in every step of the same decoders, so they are written once, and a step of nothing else
-    is the upload of the step before.
+    is the upload of the step before, unless a block table grows.
     """
 
     def __init__(self, layout: SlotLayout, size: int) -> None:
@@ -56,18 +58,20 @@ class Encoder:
 
     def encode(self, plan: StepPlan, source: Callable[[Request], Source]) -> Numbers:
         """The upload of a plan. `source` of each request that is admitted or in its prompt."""
-        if not plan.chunks and self._steady is not None and self._steady[0] is plan.decoders:
+        if not (plan.chunks or plan.grown) and self._steady is not None and self._steady[0] is plan.decoders:
             return self._steady[1]
         self._steady = None
         self._rows(plan)
         end = begin = HEADER + ROW * plan.num_rows
         for admission in plan.admitted:
             end = self._admission(end, admission, source(admission.request).slot)
+        if plan.grown:
+            end = self._growth(end, plan.grown)
         for chunk in plan.chunks:
             end = self._prompt(end, chunk, source(chunk.request).prompt)
         self._numbers[:HEADER] = plan.num_rows, plan.num_tokens, plan.num_logits, (end - begin) // 2
         upload = self._numbers[:end]
-        if not plan.chunks:
+        if not (plan.chunks or plan.grown):
             self._steady = (plan.decoders, upload)
         return upload
 
@@ -87,7 +91,14 @@ class Encoder:
         pairs[:, 0] = self._slot_places(admission.slot)[:size]
         pairs[:split, 1] = fields
         pairs[split:, 1] = admission.block_table
+        pairs[LENGTH, 1] = admission.num_reused
         return at + 2 * size
+
+    def _growth(self, at: int, grown: Sequence[Grown]) -> int:
+        layout = self._layout
+        at_table = [(layout.table_at + slot * layout.table + index, block) for slot, index, block in grown]
+        self._pairs(at, len(grown))[:] = at_table
+        return at + 2 * len(grown)
 
     def _slot_places(self, slot: int) -> Numbers:
         if slot not in self._places:

@@ -1,4 +1,4 @@
-"""Which block of the KV pool belongs to whom: pure bookkeeping, no tensors.
+"""Which blocks of the KV pool are in use, and which still hold what may be wanted again: pure bookkeeping, no tensors.
 
 A block holds `block_size` tokens of every layer of one state group. Block 0 is the dummy: padding rows read and write
 it, so that padding needs no branch in any kernel; it is never handed out.
@@ -15,14 +15,16 @@ DUMMY_BLOCK = 0
 
 
 class BlockRef(NamedTuple):
-    """One block while one owner holds it: once the block is released, `generation` is behind and the ref is stale."""
+    """One block while it keeps its contents: once handed out anew, `generation` is behind and the ref is stale."""
 
     block: int
     generation: int
 
 
 class BlockPool:
-    """Blocks 1 .. num_blocks - 1, each free or held by exactly one owner (a slot)."""
+    """Blocks 1 .. num_blocks - 1. Each is held by one holder or several, or free; or idle: held by nobody, with
+    contents that are known by a key. Idle blocks are handed out last, the one given back first before the others.
+    """
 
     def __init__(self, num_blocks: int, block_size: int) -> None:
         if num_blocks < 2 or block_size < 1:
@@ -32,11 +34,15 @@ class BlockPool:
             )
         self.num_blocks = num_blocks
         self.block_size = block_size
-        self._owners: list[int | None] = [None] * num_blocks
+        self.num_evicted = 0  # idle blocks that were handed out anew, since the start
+        self._holders = [0] * num_blocks
         self._generations = [0] * num_blocks
+        self._keys: list[bytes | None] = [None] * num_blocks
+        self._blocks: dict[bytes, int] = {}  # by the key of their contents
         # A stack, so that a block just released is the next one written: a reader that holds on to it too long is found
         # out at once.
         self._free = list(range(num_blocks - 1, DUMMY_BLOCK, -1))
+        self._idle: dict[int, None] = {}  # in the order in which they were given back
 
     @property
     def num_usable(self) -> int:
@@ -45,102 +51,91 @@ class BlockPool:
 
     @property
     def num_free(self) -> int:
-        return len(self._free)
+        """Blocks that can be handed out now: free and idle ones."""
+        return len(self._free) + len(self._idle)
+
+    @property
+    def num_idle(self) -> int:
+        return len(self._idle)
 
     @property
     def num_used(self) -> int:
+        """Blocks that somebody holds."""
         return self.num_usable - self.num_free
 
-    def allocate(self, count: int, owner: int) -> tuple[BlockRef, ...]:
-        """Give `count` blocks to `owner`; the caller has asked `num_free` before."""
-        assert 0 <= count <= self.num_free, f"{count} blocks asked of {self.num_free} free ones"
-        rest = self.num_free - count
-        taken = self._free[rest:]
-        del self._free[rest:]
-        taken.reverse()  # as one by one from the top
-        for block in taken:
-            assert self._owners[block] is None, f"block {block} was free and owned by {self._owners[block]}"
-            self._owners[block] = owner
-        return tuple(BlockRef(block, self._generations[block]) for block in taken)
-
-    def owner(self, ref: BlockRef) -> int:
-        """Who holds this block; a stale ref is a bug of the caller."""
+    def holders(self, ref: BlockRef) -> int:
+        """How many hold this block; a stale ref is a bug of the caller."""
         assert self._generations[ref.block] == ref.generation, f"stale {ref}: now {self._generations[ref.block]}"
-        owner = self._owners[ref.block]
-        assert owner is not None, f"{ref} was never allocated"
-        return owner
+        return self._holders[ref.block]
 
-    def release(self, refs: Iterable[BlockRef], owner: int) -> None:
-        """Take blocks back from `owner`; from now on every copy of these refs is stale."""
+    def allocate(self, count: int) -> tuple[BlockRef, ...]:
+        """Hand out `count` blocks, each to one holder; the caller has asked `num_free` before."""
+        assert 0 <= count <= self.num_free, f"{count} blocks asked of {self.num_free} free ones"
+        return tuple([self._allocate() for _ in range(count)])
+
+    def _allocate(self) -> BlockRef:
+        if self._free:
+            block = self._free.pop()
+        else:
+            block = next(iter(self._idle))
+            del self._idle[block]
+            self._forget(block)
+            self._generations[block] += 1
+            self.num_evicted += 1
+        assert not self._holders[block], f"block {block} was free and had {self._holders[block]} holders"
+        self._holders[block] = 1
+        return BlockRef(block, self._generations[block])
+
+    def find(self, key: bytes) -> BlockRef | None:
+        """The block that holds the contents of this key, held or idle."""
+        block = self._blocks.get(key)
+        return None if block is None else BlockRef(block, self._generations[block])
+
+    def hold(self, ref: BlockRef) -> None:
+        """One holder more, of a block that is held or idle."""
+        if not self.holders(ref):
+            del self._idle[ref.block]
+        self._holders[ref.block] += 1
+
+    def release(self, refs: Iterable[BlockRef]) -> None:
+        """One holder less of each. Who is left by the last is idle where its contents have a key, else free."""
         for ref in refs:
-            assert self.owner(ref) == owner, f"{ref} belongs to {self.owner(ref)}, not to {owner}"
-            self._owners[ref.block] = None
-            self._generations[ref.block] += 1
-            self._free.append(ref.block)
+            assert self.holders(ref), f"{ref} is held by nobody"
+            self._holders[ref.block] -= 1
+            if not self._holders[ref.block]:
+                self._rest(ref.block)
+
+    def _rest(self, block: int) -> None:
+        if self._keys[block] is not None:
+            self._idle[block] = None
+            return
+        self._generations[block] += 1
+        self._free.append(block)
+
+    def publish(self, ref: BlockRef, key: bytes) -> None:
+        """A held block's contents are those of `key`, and will not change. A key's first block is the one found."""
+        assert self.holders(ref), f"{ref} is held by nobody"
+        if self._keys[ref.block] is None and key not in self._blocks:
+            self._keys[ref.block] = key
+            self._blocks[key] = ref.block
+
+    def withdraw(self, ref: BlockRef) -> None:
+        """A held block's contents turned out not to be what was published."""
+        assert self.holders(ref), f"{ref} is held by nobody"
+        self._forget(ref.block)
+
+    def _forget(self, block: int) -> None:
+        key = self._keys[block]
+        if key is not None:
+            del self._blocks[key]
+            self._keys[block] = None
 
     def check(self) -> None:
-        """Prove that every block is either free once or owned once, and the dummy neither."""
-        owned = [index for index, owner in enumerate(self._owners) if owner is not None]
-        assert sorted(owned + self._free) == list(range(1, self.num_blocks)), f"owned {owned}, free {self._free}"
-
-
-class KvManager:
-    """Reservations of whole lengths out of one pool, keyed by slot, so that a running request never lacks a block."""
-
-    def __init__(self, pool: BlockPool) -> None:
-        self.pool = pool
-        self._tables: dict[int, tuple[BlockRef, ...]] = {}
-        self._tokens: dict[int, int] = {}
-
-    def blocks_for(self, num_tokens: int) -> int:
-        """Blocks that hold `num_tokens` tokens: the quotient rounded up."""
-        return -(-num_tokens // self.pool.block_size)
-
-    def fits_pool(self, num_tokens: int) -> bool:
-        """Whether the empty pool could hold them; otherwise waiting is in vain."""
-        return self.blocks_for(num_tokens) <= self.pool.num_usable
-
-    def fits_now(self, num_tokens: int) -> bool:
-        return self.blocks_for(num_tokens) <= self.pool.num_free
-
-    def reserve(self, slot: int, num_tokens: int) -> tuple[int, ...]:
-        """Reserve room for `num_tokens` tokens of `slot`; returns its block table. The caller has asked `fits_now`."""
-        assert slot not in self._tables, f"slot {slot} already holds blocks"
-        self._tables[slot] = self.pool.allocate(self.blocks_for(num_tokens), slot)
-        self._tokens[slot] = num_tokens
-        return self.table(slot)
-
-    def table(self, slot: int) -> tuple[int, ...]:
-        """The block of each `block_size` positions, in order; block indices."""
-        return tuple(ref.block for ref in self._tables[slot])
-
-    def free(self, slot: int) -> None:
-        self.pool.release(self._tables.pop(slot), slot)
-        del self._tokens[slot]
-
-    @property
-    def slots(self) -> frozenset[int]:
-        """The slots that hold blocks."""
-        return frozenset(self._tables)
-
-    @property
-    def num_reserved_tokens(self) -> int:
-        return sum(self._tokens.values())
-
-    @property
-    def usage(self) -> float:
-        """Share of the usable blocks that is reserved, 0 to 1."""
-        return self.pool.num_used / self.pool.num_usable
-
-    @property
-    def packing(self) -> float:
-        """Share of the reserved blocks' room that was asked for (the rest is rounding up); 1 if none is."""
-        return self.num_reserved_tokens / (self.pool.num_used * self.pool.block_size) if self._tables else 1.0
-
-    def check(self) -> None:
-        """Prove that tables and pool agree: a listed block is its slot's, and no block is owned outside a table."""
-        self.pool.check()
-        for slot, table in self._tables.items():
-            assert all(self.pool.owner(ref) == slot for ref in table), f"slot {slot} lists a block of another"
-        held = sum(len(table) for table in self._tables.values())
-        assert held == self.pool.num_used, f"tables list {held} blocks, the pool gave out {self.pool.num_used}"
+        """Prove that every block is held, idle or free, just one of them, and the dummy none; and that keys agree."""
+        held = [block for block, holders in enumerate(self._holders) if holders]
+        every = sorted([*held, *self._free, *self._idle])
+        assert every == list(range(1, self.num_blocks)), f"held {held}, free {self._free}, idle {[*self._idle]}"
+        keyed = {block: key for block, key in enumerate(self._keys) if key is not None}
+        assert {block: key for key, block in self._blocks.items()} == keyed, "a key without its block"
+        assert all(block in keyed for block in self._idle), "an idle block that nobody can find"
+        assert not any(block in keyed for block in self._free), "a free block that somebody can find"

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
+from penstock.runtime.kv.blocks import BlockRef
+from penstock.runtime.kv.manager import Grown
 from penstock.runtime.schedule.request import FinishReason, Request
 
 
@@ -36,7 +38,8 @@ class Decoders:
     One object stands in plan after plan, so whatever follows from its requests is worked out once, not once a step.
     """
 
-    def __init__(self, requests: Sequence[Request]) -> None:
+    def __init__(self, requests: Sequence[Request], block_size: int) -> None:
+        """Each holds as many blocks as its tokens need so far."""
         self.requests = tuple(requests)
         self.slots = tuple([request.slot for request in requests if request.slot is not None])
         self.slot_set = frozenset(self.slots)
@@ -44,6 +47,14 @@ class Decoders:
         self.steps_left = min([r.max_length - 1 - r.num_computed for r in requests], default=0)
         self._starts = [request.num_computed for request in requests]
         self._rounds = 0
+        self._block_size = block_size
+        self._growing: dict[int, list[Request]] = {}  # by the round, of a block's worth, in which they need a block
+        for request in requests:
+            self._growing.setdefault(-request.num_computed % block_size, []).append(request)
+
+    def growing(self) -> Sequence[Request]:
+        """Those whose next token is the first of a block."""
+        return self._growing.get(self._rounds % self._block_size, ())
 
     def advance(self) -> int:
         """Launch a token of each; returns how many steps went before."""
@@ -61,18 +72,21 @@ class Decoders:
 
 
 class Admission(NamedTuple):
-    """A request that enters `slot` with this step; its whole block table (block indices) is known already."""
+    """A request that enters `slot` with this step; the blocks (their indices) of all tokens known of it. The first
+    `num_reused` tokens are in them already."""
 
     slot: int
     request: Request
     block_table: tuple[int, ...]
+    num_reused: int = 0
 
 
 @dataclass(frozen=True)
 class StepPlan:
     """One ragged batch: decode rows first, then prompt chunks, each in order of admission.
 
-    `rounds`: steps that went before with the same decoders.
+    `rounds`: steps that went before with the same decoders. `grown`: blocks that their tables get with this step.
+    `published`: blocks that others may read from the next step on, since this one fills them.
     """
 
     step_id: int
@@ -80,6 +94,8 @@ class StepPlan:
     rounds: int
     chunks: tuple[Chunk, ...] = ()
     admitted: tuple[Admission, ...] = ()
+    grown: tuple[Grown, ...] = ()
+    published: tuple[BlockRef, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.chunks:
@@ -87,8 +103,11 @@ class StepPlan:
             return
         assert len(self.slots) == self.num_rows, f"a slot has two rows: {self.rows}"
         assert min(chunk.num_tokens for chunk in self.chunks) >= 1, f"an empty row: {self.rows}"
-        fresh = {chunk.slot for chunk in self.chunks if not chunk.start}
-        assert fresh == {admission.slot for admission in self.admitted}, "rows start at 0 exactly when admitted"
+        starts = {chunk.slot: chunk.start for chunk in self.chunks}
+        for admission in self.admitted:
+            assert starts.get(admission.slot) == admission.num_reused, (
+                f"{admission} does not begin with its first token"
+            )
 
     @cached_property
     def rows(self) -> tuple[Row, ...]:

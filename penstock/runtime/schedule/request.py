@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Literal
 
-FinishReason = Literal["stop", "length", "abort", "error"]
+FinishReason = Literal["stop", "length", "abort", "timeout", "error"]
 
 
 class Status(Enum):
@@ -19,10 +19,13 @@ class Status(Enum):
 class Request:
     """One prompt and the tokens it grows; positions count from 0, lengths are in tokens.
 
-    The caller gives the first block of fields; `hears_all`: whether every token is news, or only the first and the end.
-    The second block follows from the first and is kept, because every step asks for it of every request. The scheduler
-    alone changes the third; all else is derived. The host lags the device: `num_sampled` samples are launched, of which
-    `output` are known.
+    The caller gives the first block of fields. `hears_all`: whether every token is news, or only the first and the end.
+    `priority`: the lower, the sooner. `salt`: requests share KV only where it is the same. The second block follows
+    from the first and is kept, because every step asks for it of every request. The scheduler alone changes the third;
+    all else is derived. The host lags the device: `num_sampled` samples are launched, of which `output` are known.
+
+    A request that is preempted gives its slot and blocks back and waits again: `goal` tokens, its prompt and what it
+    had sampled, are computed anew before it goes on.
     """
 
     id: str
@@ -33,19 +36,26 @@ class Request:
     stop_ids: frozenset[int] = frozenset()
     ignore_eos: bool = False
     hears_all: bool = True
+    priority: int = 0
+    salt: bytes = b""
 
     prompt_length: int = field(init=False)
     output_limit: int = field(init=False)  # tokens it may sample: `max_tokens`, or less where `max_seq_len` ends it
     max_length: int = field(init=False)  # the longest that prompt and output may become
     end_ids: frozenset[int] = field(init=False)  # tokens that end it
 
+    arrival: int = -1  # the how-manieth request of its scheduler
     slot: int | None = None
+    goal: int = field(init=False)  # tokens known when it was admitted, the last of which samples
     num_computed: int = 0
+    num_reused: int = 0  # tokens whose KV was found at its first admission
+    num_preemptions: int = 0
     output: list[int] = field(default_factory=list)
     finish_reason: FinishReason | None = None
+    keys: list[bytes] = field(default_factory=list)  # of its full blocks, as far as worked out
 
     def __post_init__(self) -> None:
-        self.prompt_length = len(self.prompt)
+        self.goal = self.prompt_length = len(self.prompt)
         self.output_limit = min(self.max_tokens, self.max_seq_len - self.prompt_length)
         self.max_length = self.prompt_length + self.output_limit
         self.end_ids = self.stop_ids if self.ignore_eos else self.stop_ids | self.eos_ids
@@ -57,13 +67,13 @@ class Request:
         return Status.WAITING if self.slot is None else Status.RUNNING
 
     def in_prompt(self) -> bool:
-        """Whether a part of the prompt is in no step yet."""
-        return self.num_computed < self.prompt_length
+        """Whether a part of the prompt (and of what is computed anew) is in no step yet."""
+        return self.num_computed < self.goal
 
     @property
     def num_sampled(self) -> int:
-        """Samples launched, known or not: the last prompt token gives the first, every token after it another."""
-        return max(0, self.num_computed - self.prompt_length + 1)
+        """Samples launched, known or not: the last token of the goal gives one, every token after it another."""
+        return self.goal - self.prompt_length + max(0, self.num_computed - self.goal + 1)
 
     @property
     def num_unknown(self) -> int:
@@ -71,9 +81,20 @@ class Request:
         return self.num_sampled - len(self.output)
 
     @property
+    def num_known(self) -> int:
+        """Tokens that the host knows, prompt and output."""
+        return self.prompt_length + len(self.output)
+
+    @property
     def decodes(self) -> bool:
-        """Whether the next step may take a token of it behind the prompt: the last sample is never fed back."""
-        return self.prompt_length <= self.num_computed < self.max_length - 1
+        """Whether the next step may take a token of it behind the goal: the last sample is never fed back."""
+        return self.goal <= self.num_computed < self.max_length - 1
+
+    def rewind(self) -> None:
+        """Start anew with all that is known: it has lost its slot and blocks."""
+        assert self.finish_reason is None and self.num_known < self.max_length, f"request {self.id} is over"
+        self.goal, self.num_computed, self.slot = self.num_known, 0, None
+        self.num_preemptions += 1
 
     def launch(self, num_tokens: int) -> int:
         """Put the next `num_tokens` positions into a step; returns the first."""

@@ -1,43 +1,74 @@
-"""Which tokens run in the next step: first come, first served, over slots, KV blocks and a token budget.
+"""Which tokens run in the next step: over slots, KV blocks and a token budget.
 
 Pure: no clock, no tensors. Up to `max_steps_in_flight` steps are planned ahead of the tokens they sample. When step
 n + 1 is planned, step n's tokens are unknown, only their number is. So a request that step n turns out to have ended
 may still have a row in step n + 1: a ghost, whose token is dropped, and whose slot and blocks stay its own until no
 step in flight touches them.
+
+Running requests grow block by block. When there is none left, the one that came last (of the highest priority number)
+is preempted: it gives up its slot and blocks and waits again, to be computed anew.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 
-from penstock.errors import OptionError, PromptError
-from penstock.runtime.kv.blocks import KvManager
+import numpy as np
+
+from penstock.errors import OptionError, PromptError, QueueFullError
+from penstock.runtime.kv.blocks import BlockRef
+from penstock.runtime.kv.keys import extend_keys
+from penstock.runtime.kv.manager import Fit, Grown, KvManager
 from penstock.runtime.schedule.batch import Admission, Chunk, Decoders, Event, StepPlan
+from penstock.runtime.schedule.queue import WaitingQueue
 from penstock.runtime.schedule.request import FinishReason, Request, Status
+
+# Tokens of prompts that a step with so many decoding rows may take.
+PromptBudget = Callable[[int], int]
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Slots, tokens of one step, tokens of one sequence (prompt and output), steps planned ahead."""
+    """Slots, tokens of one step, tokens of one sequence (prompt and output), steps planned ahead.
+
+    max_num_queued_reqs, max_num_queued_tokens: requests that wait, and tokens of their prompts; None: no limit.
+    """
 
     max_batch_size: int
     max_num_tokens: int
     max_seq_len: int
     max_steps_in_flight: int = 2
+    max_num_queued_reqs: int | None = None
+    max_num_queued_tokens: int | None = None
 
     def __post_init__(self) -> None:
-        least = {"max_batch_size": 1, "max_num_tokens": 1, "max_seq_len": 2, "max_steps_in_flight": 1}
+        least = {
+            "max_batch_size": 1, "max_num_tokens": 1, "max_seq_len": 2, "max_steps_in_flight": 1,
+            "max_num_queued_reqs": 1, "max_num_queued_tokens": 1,
+        }  # fmt: skip
         for name, low in least.items():
-            if getattr(self, name) < low:
-                raise OptionError(f"{name}={getattr(self, name)} is too small; it must be at least {low}")
+            value = getattr(self, name)
+            if value is not None and value < low:
+                raise OptionError(f"{name}={value} is too small; it must be at least {low}")
         # With a token for every slot, every decoding request moves in every step and no prompt can be starved by them.
         if self.max_num_tokens < self.max_batch_size:
             raise OptionError(
                 f"max_num_tokens={self.max_num_tokens} is less than max_batch_size={self.max_batch_size}: a step must "
                 f"hold a token of every running request; raise the first or lower the second"
             )
+
+
+@dataclass(slots=True)
+class Counters:
+    """Since the start. `reused_tokens` of `asked_tokens` of admitted prompts had their KV found."""
+
+    generated_tokens: int = 0  # tokens learnt
+    preemptions: int = 0
+    asked_tokens: int = 0
+    reused_tokens: int = 0
 
 
 @dataclass(slots=True)
@@ -48,34 +79,30 @@ class _Draft:
     chunks: list[Chunk] = field(default_factory=list)
     admitted: list[Admission] = field(default_factory=list)
 
-    def give(self, request: Request) -> None:
-        """As much of the request's prompt as the budget allows."""
-        assert request.slot is not None and self.budget > 0
-        count = min(request.prompt_length - request.num_computed, self.budget)
-        start = request.launch(count)
-        self.chunks.append(Chunk(request, request.slot, start, count, not request.in_prompt()))
-        self.budget -= count
-
 
 class Scheduler:
-    """Waiting requests in order of arrival, running ones in order of admission, and the steps in flight.
+    """Waiting requests, running ones in order of admission, and the steps in flight.
 
     The caller's loop: `schedule`, launch the plan, then `retire` (or `fail`) the oldest step in flight with its tokens.
     """
 
-    def __init__(self, limits: Limits, kv: KvManager) -> None:
+    def __init__(self, limits: Limits, kv: KvManager, prompt_budget: PromptBudget | None = None) -> None:
+        """`prompt_budget`: where prompts shall not fill a step in which others decode; None: they may."""
         self.limits = limits
         self.kv = kv
+        self.counters = Counters()
+        self._prompt_budget = prompt_budget
         self._live: dict[str, Request] = {}  # not yet finished, by id
-        self._waiting: dict[str, Request] = {}  # a queue that an abort can leave from the middle
-        self._slots: dict[int, Request] = {}  # the occupied ones; finished requests too, while a step touches them
+        self._waiting = WaitingQueue()
+        self._slots: dict[int, Request] = {}  # the occupied ones; those that leave too, while a step touches them
         self._free_slots = list(range(limits.max_batch_size))  # a heap, so that slots in use stay dense at the low end
         self._prompts: dict[int, Request] = {}  # of them, those with a part of their prompt in no step yet, by slot
-        self._leaving: dict[int, Request] = {}  # of them, those that have finished
+        self._leaving: dict[int, Request] = {}  # of them, those that have finished or are preempted
+        self._spoiled: set[int] = set()  # of them, those that a failed step should have written to
         self._decoders: Decoders | None = None  # None: somebody has joined or left
         self._in_flight: dict[int, StepPlan] = {}
-        self.num_generated = 0  # tokens learnt, of all requests since the start
         self._next_step = 0
+        self._arrivals = count()
 
     @property
     def has_work(self) -> bool:
@@ -91,6 +118,11 @@ class Scheduler:
         return len(self._live) - len(self._waiting)
 
     @property
+    def num_generated(self) -> int:
+        """Tokens learnt, of all requests since the start."""
+        return self.counters.generated_tokens
+
+    @property
     def num_in_flight(self) -> int:
         return len(self._in_flight)
 
@@ -100,13 +132,20 @@ class Scheduler:
         return len(self._in_flight) < self.limits.max_steps_in_flight
 
     def add(self, request: Request) -> None:
-        """Queue a request. PromptError if it could never run, OptionError if its id is taken; nothing changes then."""
+        """Queue a request; nothing changes where it is refused.
+
+        PromptError if it could never run, OptionError if its id is taken, QueueFullError if too many wait.
+        """
         assert request.status is Status.WAITING and not request.num_computed, f"request {request.id} was used before"
         assert request.max_tokens >= 1 and request.max_seq_len <= self.limits.max_seq_len, request
         if request.id in self._live:
             raise OptionError(f"request id {request.id!r} is taken by a request that has not finished; choose another")
         self.refuse_impossible(request)
-        self._live[request.id] = self._waiting[request.id] = request
+        self._refuse_full(request)
+        self.name_blocks(request)
+        request.arrival = next(self._arrivals)
+        self._live[request.id] = request
+        self._waiting.add(request)
 
     def refuse_impossible(self, request: Request) -> None:
         """PromptError if it could never run. Reads nothing that changes, so that any thread may ask."""
@@ -127,45 +166,136 @@ class Scheduler:
                 f"gpu_memory_utilization or max_gpu_bytes"
             )
 
+    def name_blocks(self, request: Request) -> None:
+        """Work out the keys of the full blocks of all that is known of a request. A new one's on any thread."""
+        if self.kv.reuse and len(request.keys) < request.num_known // self.kv.pool.block_size:
+            tokens = np.array([*request.prompt, *request.output], np.int32)
+            extend_keys(request.keys, tokens, self.kv.pool.block_size, request.salt)
+
+    def _refuse_full(self, request: Request) -> None:
+        limits, waiting = self.limits, self._waiting
+        if limits.max_num_queued_reqs is not None and len(waiting) >= limits.max_num_queued_reqs:
+            raise QueueFullError(
+                f"request {request.id!r} is refused: {len(waiting)} requests wait, the limit is max_num_queued_reqs="
+                f"{limits.max_num_queued_reqs}; try again later"
+            )
+        tokens = waiting.num_tokens + request.prompt_length
+        if limits.max_num_queued_tokens is not None and len(waiting) and tokens > limits.max_num_queued_tokens:
+            raise QueueFullError(
+                f"request {request.id!r} is refused: with its {request.prompt_length} tokens {tokens} would wait, the "
+                f"limit is max_num_queued_tokens={limits.max_num_queued_tokens}; try again later"
+            )
+
     def schedule(self) -> StepPlan | None:
         """Plan the next step, or None when nothing can run before a step in flight retires (or at all)."""
         assert self.can_schedule, f"{self.num_in_flight} steps are in flight, retire one first"
-        decoders = self._decoders or self._gather()
-        draft = _Draft(self.limits.max_num_tokens - len(decoders.requests))
+        decoders, grown = self._grow()
+        draft = _Draft(self._budget(len(decoders.requests)))
         if self._prompts or self._waiting:
             self._fill(draft)
         if not (decoders.requests or draft.chunks):
             assert self._in_flight or not self.has_work, "work is left and nothing can run"
             return None
-        return self._plan(decoders, draft)
+        return self._plan(decoders, draft, grown)
 
-    def _gather(self) -> Decoders:
+    def _budget(self, decoding: int) -> int:
+        room = self.limits.max_num_tokens - decoding
+        if decoding and self._prompt_budget is not None and (self._prompts or self._waiting):
+            return min(room, max(1, self._prompt_budget(decoding)))
+        return room
+
+    def _gather(self, without: Sequence[Request] = ()) -> Decoders:
         """Who decodes from now on."""
-        self._decoders = Decoders([r for r in self._slots.values() if r.finish_reason is None and r.decodes])
+        leaving = self._leaving
+        decoding = [r for slot, r in self._slots.items() if slot not in leaving and r.decodes and r not in without]
+        self._decoders = Decoders(decoding, self.kv.pool.block_size)
         return self._decoders
+
+    def _grow(self) -> tuple[Decoders, tuple[Grown, ...]]:
+        """Who decodes in this step, and the blocks that they need for it; somebody else's where there are too few."""
+        decoders = self._decoders or self._gather()
+        growing = decoders.growing()
+        if not growing:
+            return decoders, ()
+        while len(growing) > self.kv.pool.num_free + self._coming() and self._preempt():
+            decoders = self._decoders or self._gather()
+            growing = decoders.growing()
+        late = growing[self.kv.pool.num_free :]
+        if late:  # their blocks are not free before a step in flight retires
+            decoders = self._gather(without=late)
+            growing, self._decoders = decoders.growing(), None
+        return decoders, tuple([self.kv.grow(request.slot) for request in growing if request.slot is not None])
+
+    def _coming(self) -> int:
+        """Blocks that are free as soon as the steps in flight have retired, or more."""
+        return sum(self.kv.num_own(slot) for slot in self._leaving)
+
+    def _preempt(self) -> bool:
+        """Send the last of the running requests back to the queue; not the only one."""
+        running = [r for slot, r in self._slots.items() if slot not in self._leaving]
+        if len(running) < 2:
+            return False
+        self._leave(max(running, key=lambda request: (request.priority, request.arrival)))
+        self.counters.preemptions += 1
+        self._release_idle()
+        return True
 
     def _fill(self, draft: _Draft) -> None:
         """Prompts under way, in order of admission, then those that wait, as far as the budget goes."""
-        under_way = iter(tuple(self._prompts.values()))
-        while draft.budget and (request := next(under_way, None)):
-            draft.give(request)
+        for request in tuple(self._prompts.values()):
+            if draft.budget:
+                self._give(draft, request)
         while draft.budget and (admission := self._admit()):
             draft.admitted.append(admission)
-            draft.give(admission.request)
+            self._give(draft, admission.request)
+
+    def _give(self, draft: _Draft, request: Request) -> None:
+        """As much of the request's prompt as the budget allows."""
+        slot = request.slot
+        assert slot is not None and draft.budget > 0
+        length = min(request.goal - request.num_computed, draft.budget)
+        start = request.launch(length)
+        draft.chunks.append(Chunk(request, slot, start, length, not request.in_prompt()))
+        draft.budget -= length
 
     def _admit(self) -> Admission | None:
-        """Give the oldest waiting request a slot and all blocks it may ever need, so that nothing is preempted."""
-        request = next(iter(self._waiting.values()), None)
-        if request is None or not self._free_slots or not self.kv.fits_now(request.max_length):
-            return None  # later arrivals do not overtake it, or a long request would starve
-        del self._waiting[request.id]
-        request.slot = heapq.heappop(self._free_slots)
-        self._slots[request.slot] = self._prompts[request.slot] = request
-        return Admission(request.slot, request, self.kv.reserve(request.slot, request.max_length))
+        """Give the next waiting request a slot and blocks for all that is known of it.
 
-    def _plan(self, decoders: Decoders, draft: _Draft) -> StepPlan:
+        Running requests are left a block each to grow by. Who waits for a prefix that another is computing is passed
+        over; nobody else is, or a long request would starve.
+        """
+        if not self._free_slots:
+            return None
+        for request in self._waiting:
+            keys = self._shareable(request)
+            fit = self.kv.fit(keys, request.goal, spare=len(self._slots))
+            if fit is Fit.YES:
+                return self._enter(request, keys)
+            if fit is Fit.NO:
+                break
+        return None
+
+    def _shareable(self, request: Request) -> list[bytes]:
+        """Keys of the blocks that it may find: the last token is always computed, for it samples."""
+        return request.keys[: (request.goal - 1) // self.kv.pool.block_size]
+
+    def _enter(self, request: Request, keys: Sequence[bytes]) -> Admission:
+        self._waiting.admit(request)
+        slot = request.slot = heapq.heappop(self._free_slots)
+        self._slots[slot] = self._prompts[slot] = request
+        reused = self.kv.admit(slot, keys, request.goal) * self.kv.pool.block_size
+        request.num_computed = reused
+        if not request.num_preemptions:
+            request.num_reused = reused
+            self.counters.asked_tokens += request.goal
+            self.counters.reused_tokens += reused
+        return Admission(slot, request, self.kv.table(slot), reused)
+
+    def _plan(self, decoders: Decoders, draft: _Draft, grown: tuple[Grown, ...]) -> StepPlan:
         rounds = decoders.advance() if decoders.requests else 0
-        plan = StepPlan(self._next_step, decoders, rounds, tuple(draft.chunks), tuple(draft.admitted))
+        published = tuple([ref for chunk in draft.chunks for ref in self._publish(chunk)])
+        parts = tuple(draft.chunks), tuple(draft.admitted), grown, published
+        plan = StepPlan(self._next_step, decoders, rounds, *parts)
         for chunk in plan.chunks:
             if chunk.samples:  # its prompt is done: it decodes from the next step on
                 del self._prompts[chunk.slot]
@@ -175,6 +305,12 @@ class Scheduler:
         self._in_flight[plan.step_id] = plan
         self._next_step += 1
         return plan
+
+    def _publish(self, chunk: Chunk) -> tuple[BlockRef, ...]:
+        """The blocks that a chunk fills can be found from the next step on."""
+        size = self.kv.pool.block_size
+        first, end = chunk.start // size, (chunk.start + chunk.num_tokens) // size
+        return self.kv.publish(chunk.slot, first, chunk.request.keys[first:end])
 
     def retire(self, step_id: int, tokens: Sequence[int]) -> tuple[Event, ...]:
         """Learn the tokens of the oldest step in flight, one for each request that samples; ghosts' are dropped.
@@ -199,16 +335,29 @@ class Scheduler:
                 events.append(self._end(request, reason, token))
             elif request.hears_all or len(request.output) == 1:
                 events.append(Event(request.id, token, None))
-        self.num_generated += len(tokens) - ghosts
+        self.counters.generated_tokens += len(tokens) - ghosts
         return events
 
     def fail(self, step_id: int, error: Exception) -> tuple[Event, ...]:
-        """A step in flight died (any: a launch fails while an older step runs); its unfinished requests end so too."""
+        """A step in flight died (any: a launch fails while an older step runs); its unfinished requests end so too.
+
+        And so do those of later steps that were to read the blocks which this one should have filled.
+        """
         plan = self._in_flight.pop(step_id)
-        unfinished = [request for request in plan.requests if not request.finish_reason]
-        events = tuple(self._end(request, "error", error=error) for request in unfinished)
+        doomed = {request.id: request for request in plan.requests}
+        bad = set(plan.published)
+        self.kv.withdraw(plan.published)
+        for later in self._in_flight.values():
+            for admission in later.admitted if later.step_id > step_id else ():
+                if bad.intersection(self.kv.refs(admission.slot)):
+                    doomed[admission.request.id] = admission.request
+                    own = [ref for ref in self.kv.refs(admission.slot) if ref in later.published]
+                    self.kv.withdraw(own)
+                    bad.update(own)
+        self._spoiled.update(r.slot for r in doomed.values() if r.slot is not None)
+        events = [self._end(r, "error", error=error) for r in doomed.values() if not r.finish_reason]
         self._release_idle()
-        return events
+        return tuple(events)
 
     def abort(self, request_id: str, reason: FinishReason = "abort") -> Event | None:
         """End a request from outside at any time; None if it has ended already. A stop string ends it with "stop"."""
@@ -225,22 +374,46 @@ class Scheduler:
         del self._live[request.id]
         request.finish_reason = reason
         if request.slot is None:
-            del self._waiting[request.id]
+            self._waiting.remove(request)
         else:
-            self._leaving[request.slot] = request
-            self._prompts.pop(request.slot, None)
-            if request.decodes:  # otherwise it is not among the decoders, or has left them with its last launch
-                self._decoders = None
+            self._leave(request)
         return Event(request.id, token, reason, error)
 
+    def _leave(self, request: Request) -> None:
+        """No step will take a token of it any more; its slot is its own until those in flight have retired."""
+        slot = request.slot
+        assert slot is not None
+        self._leaving[slot] = request
+        if self._prompts.pop(slot, None):
+            self.kv.break_promises(slot)
+        if request.decodes:  # otherwise it is not among the decoders, or has left them with its last launch
+            self._decoders = None
+
     def _release_idle(self) -> None:
-        """Free the slots of finished requests that no step in flight touches."""
+        """Free the slots of those that leave and that no step in flight touches."""
         for slot, request in tuple(self._leaving.items()):
             if not any(slot in plan.slots for plan in self._in_flight.values()):
                 del self._slots[slot], self._leaving[slot]
-                request.slot = None
+                self._publish_known(request, slot)
                 self.kv.free(slot)
                 heapq.heappush(self._free_slots, slot)
+                request.slot = None
+                if request.finish_reason is None:  # preempted
+                    request.rewind()
+                    self._waiting.add(request)
+
+    def _publish_known(self, request: Request, slot: int) -> None:
+        """What it has generated may be another's prompt, or its own again."""
+        if slot in self._spoiled:
+            self._spoiled.remove(slot)
+        else:
+            self.name_blocks(request)
+            full = min(request.num_computed, request.num_known) // self.kv.pool.block_size
+            self.kv.publish(slot, 0, request.keys[:full])
+
+    def waste(self) -> float:
+        """Share of the room in held blocks that holds no token; 0 to 1."""
+        return self.kv.waste({slot: request.num_computed for slot, request in self._slots.items()})
 
     def check(self) -> None:
         """Prove that every slot is free or occupied once, and that exactly the occupied ones hold blocks."""
@@ -248,8 +421,11 @@ class Scheduler:
         every = sorted([*self._free_slots, *self._slots])
         assert every == list(range(self.limits.max_batch_size)), f"free {self._free_slots}, occupied {[*self._slots]}"
         assert self.kv.slots == self._slots.keys(), f"blocks of {self.kv.slots}, occupied {[*self._slots]}"
-        prompts = {slot for slot, r in self._slots.items() if not r.finish_reason and r.in_prompt()}
+        staying = {slot: r for slot, r in self._slots.items() if slot not in self._leaving}
+        prompts = {slot for slot, r in staying.items() if r.in_prompt()}
         finished = {slot for slot, r in self._slots.items() if r.finish_reason}
-        assert prompts == set(self._prompts) and finished == set(self._leaving), "a slot is listed under another state"
+        assert prompts == set(self._prompts) and finished <= set(self._leaving), "a slot is listed under another state"
+        for slot, request in staying.items():
+            assert self.kv.num_blocks(slot) >= self.kv.blocks_for(request.num_computed), f"slot {slot} lacks blocks"
         for plan in self._in_flight.values():
             assert plan.slots <= self._slots.keys(), f"step {plan.step_id} touches a free slot"

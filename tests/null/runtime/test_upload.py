@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from penstock.errors import PromptError
 from penstock.ir.ops.state import FIELDS, HEADER, ROW, SlotLayout
-from penstock.runtime.kv.blocks import BlockPool, KvManager
+from penstock.runtime.kv.blocks import BlockPool
+from penstock.runtime.kv.manager import KvManager
 from penstock.runtime.prompt import prompt_numbers
 from penstock.runtime.schedule.batch import StepPlan
 from penstock.runtime.schedule.request import Request
@@ -31,11 +32,13 @@ def source(request: Request) -> Source:
 def expected(plan: StepPlan) -> tuple[list[tuple[int, int, bool]], dict[int, int]]:
     """Rows, and what is written where."""
     writes: dict[int, int] = {}
-    for slot, request, blocks in plan.admitted:
+    for slot, at, block in plan.grown:
+        writes[LAYOUT.table_at + slot * LAYOUT.table + at] = block
+    for slot, request, blocks, reused in plan.admitted:
         mark = int(request.id)
         floats = np.array([0.25 * mark, 1 / (1 + mark), *(mark + i / 8 for i in range(FREQS))], np.float32)
         bits = floats.view(np.int32).tolist()
-        values = {"length": 0, "temperature": bits[0], "top_p": bits[1], "top_k": mark, "seed": 1000 + mark}
+        values = {"length": reused, "temperature": bits[0], "top_p": bits[1], "top_k": mark, "seed": 1000 + mark}
         writes |= {LAYOUT.field(name) + slot: value for name, value in values.items()}
         writes |= {LAYOUT.freqs_at + slot * FREQS + i: bit for i, bit in enumerate(bits[2:])}
         writes |= {LAYOUT.table_at + slot * LAYOUT.table + i: block for i, block in enumerate(blocks)}

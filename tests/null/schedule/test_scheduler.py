@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from penstock.errors import OptionError, PromptError
-from penstock.runtime.kv.blocks import BlockPool, KvManager
-from penstock.runtime.schedule.batch import Chunk, Decoders, Event, Row, StepPlan
+from penstock.errors import OptionError, PromptError, QueueFullError
+from penstock.runtime.kv.blocks import BlockPool
+from penstock.runtime.kv.manager import KvManager
+from penstock.runtime.schedule.batch import Admission, Chunk, Decoders, Event, Row, StepPlan
+from penstock.runtime.schedule.queue import PATIENCE
 from penstock.runtime.schedule.request import Request, Status
 from penstock.runtime.schedule.scheduler import Limits, Scheduler
 
@@ -92,15 +94,143 @@ def test_prompts_are_chunked_and_mixed_behind_decode_rows() -> None:
     assert planned(s).rows == (Row(1, "b", 11, 1, True), Row(2, "c", 2, 1, True))
 
 
-def test_whole_length_is_reserved_and_nobody_overtakes() -> None:
-    s = scheduler(blocks=9)  # 8 usable blocks of 4
-    s.add(request("a", prompt=6, max_tokens=14))  # 5 blocks
-    s.add(request("b", prompt=6, max_tokens=14))  # 5 blocks: waits
+def test_blocks_come_as_they_are_needed_and_nobody_overtakes() -> None:
+    s = scheduler(blocks=8)  # 7 usable blocks of 4
+    s.add(request("a", prompt=6, max_tokens=14))
+    s.add(request("b", prompt=14, max_tokens=8, salt=b"b"))  # 4 blocks, and one to spare for each that runs: waits
     s.add(request("c", prompt=1, max_tokens=1))  # would fit, but came later
+    s.limits = Limits(4, 24, 64)
     plan = planned(s)
-    assert [admission.slot for admission in plan.admitted] == [0] and s.kv.pool.num_used == 5 and s.num_waiting == 2
-    retire(s, plan, a=EOS)
-    assert [admission.request.id for admission in planned(s).admitted] == ["b", "c"]
+    assert [admission.request.id for admission in plan.admitted] == ["a", "b"] and s.num_waiting == 1
+    assert (s.kv.num_blocks(0), s.kv.num_blocks(1)) == (2, 4) and plan.grown == ()
+    plans, grown = [plan], []
+    for _ in range(3):
+        plans.append(planned(s))
+        grown += plans[-1].grown
+        retire(s, plans.pop(0))
+    assert [(slot, at) for slot, at, _ in grown] == [(0, 2)], "a's position 8 is the first of a block"
+    held = sum(r.num_computed for r in s._slots.values())
+    assert s.waste() == pytest.approx(1 - held / (4 * s.kv.pool.num_used))
+
+
+def preempted(**more: int) -> tuple[Scheduler, list[StepPlan], Request, Request]:
+    """Two requests of which the pool holds one and a half, until one of them had to leave."""
+    s = scheduler(slots=2, blocks=8, **more)
+    a, b = request("a", prompt=7, max_tokens=17), request("b", prompt=6, max_tokens=17)
+    s.add(a)
+    s.add(b)
+    plans: list[StepPlan] = []
+    for _ in range(60):
+        if s.counters.preemptions:
+            return s, plans, a, b
+        if s.can_schedule and (plan := s.schedule()):
+            plans.append(plan)
+        if plans and not s.can_schedule:
+            retire(s, plans.pop(0))
+    raise AssertionError("nobody was preempted")
+
+
+@pytest.mark.parametrize("in_flight", [1, 2])
+def test_the_last_to_come_is_preempted_and_computed_anew(in_flight: int) -> None:
+    s, plans, a, b = preempted(tokens=16, in_flight=in_flight)
+    while plans:
+        retire(s, plans.pop(0))
+    assert b.slot is None and b.num_preemptions == 1 and b.goal == 6 + len(b.output) and s.num_waiting == 1
+    known = len(b.output)
+    while s.has_work:
+        if s.can_schedule and (plan := s.schedule()):
+            for admission in plan.admitted:
+                assert admission.request is b and admission.num_reused in range(4, b.goal), "its full blocks were kept"
+            plans.append(plan)
+        if plans:
+            retire(s, plans.pop(0))
+    assert len(b.output) == 17 > known and len(a.output) == 17 and a.num_preemptions == 0
+    assert s.kv.usage == 0
+    s.check()
+
+
+def test_a_lower_priority_number_goes_first_and_is_preempted_last() -> None:
+    s = scheduler(slots=1, in_flight=1)
+    for name, priority in (("a", 1), ("b", 1), ("c", 0)):
+        s.add(request(name, 2, max_tokens=1, priority=priority))
+    assert [planned_and_retired(s) for _ in range(3)] == [["c"], ["a"], ["b"]]
+
+
+def planned_and_retired(s: Scheduler) -> list[str]:
+    plan = planned(s)
+    retire(s, plan)
+    return [row.request_id for row in plan.rows]
+
+
+def test_nobody_waits_for_ever_behind_a_better_priority() -> None:
+    s = scheduler(slots=1, in_flight=1)
+    s.add(request("patient", 2, max_tokens=1, priority=1))
+    served = []
+    for i in range(PATIENCE + 1):
+        s.add(request(f"r{i}", 2, max_tokens=1))
+        served += planned_and_retired(s)
+    assert served.index("patient") == PATIENCE
+
+
+def test_queue_limits_refuse_with_the_remedy() -> None:
+    s = scheduler()
+    s.limits = Limits(4, 8, 64, max_num_queued_reqs=2, max_num_queued_tokens=9)
+    s.add(request("a", 20))  # alone it may be long
+    with pytest.raises(QueueFullError, match=r"with its 2 tokens 22 would wait.*max_num_queued_tokens=9"):
+        s.add(request("b", 2))
+    s.limits = Limits(4, 8, 64, max_num_queued_reqs=1)
+    with pytest.raises(QueueFullError, match="1 requests wait, the limit is max_num_queued_reqs=1; try again later"):
+        s.add(request("b", 2))
+    assert s.num_waiting == 1
+
+
+def test_equal_prefixes_are_computed_once_and_waited_for() -> None:
+    s = scheduler(tokens=8, in_flight=1)
+    for name in "abc":
+        s.add(request(name, prompt=11, max_tokens=1))
+    s.add(request("other", prompt=11, max_tokens=1, salt=b"tenant"))
+    first = planned(s)
+    assert [row[1:4] for row in first.rows] == [("a", 0, 8)]
+    retire(s, first)
+    second = planned(s)
+    assert [row[1:4] for row in second.rows] == [("a", 8, 3), ("b", 8, 3), ("c", 8, 2)]
+    assert [(x.request.id, x.num_reused) for x in second.admitted] == [("b", 8), ("c", 8)]
+    retire(s, second)
+    third = planned(s)
+    assert [row[1:4] for row in third.rows] == [("c", 10, 1), ("other", 0, 7)]
+    assert (s.counters.asked_tokens, s.counters.reused_tokens) == (44, 16)
+
+
+def test_who_waits_for_a_prefix_lets_others_pass() -> None:
+    s = scheduler(tokens=8, in_flight=2)
+    s.add(request("a", prompt=8, max_tokens=1))
+    s.add(request("b", prompt=9, max_tokens=1))
+    s.add(request("c", prompt=1, max_tokens=1))
+    s.limits = Limits(4, 9, 64)
+    assert [row.request_id for row in planned(s).rows] == ["a", "c"]
+    assert [row[1:3] for row in planned(s).rows] == [("b", 8)]
+
+
+def test_a_prompt_leaves_room_for_those_who_decode() -> None:
+    s = Scheduler(Limits(4, 64, 64, 1), KvManager(BlockPool(65, 4)), prompt_budget=lambda decoding: 5 * decoding)
+    s.add(request("a", 2, max_tokens=9))
+    retire(s, planned(s))
+    s.add(request("b", 30))
+    assert [row.num_tokens for row in planned(s).rows] == [1, 5]
+
+
+def test_blocks_of_a_failed_step_are_not_found() -> None:
+    s, error = scheduler(tokens=8, in_flight=2), RuntimeError("out of luck")
+    s.add(request("a", prompt=8, max_tokens=2))
+    s.add(request("b", prompt=9, max_tokens=2))
+    first, second = planned(s), planned(s)
+    assert [row[1:3] for row in second.rows] == [("a", 8), ("b", 8)]
+    assert [event.request_id for event in s.fail(first.step_id, error)] == ["a", "b"], (
+        "b was to read what a had written"
+    )
+    retire(s, second)
+    s.add(request("c", prompt=9, max_tokens=2))
+    assert [row[1:3] for row in planned(s).rows] == [("c", 0)]
 
 
 def test_max_seq_len_ends_a_request() -> None:
@@ -192,16 +322,18 @@ def test_limits_that_cannot_work_are_refused(limits: tuple[int, ...], message: s
 
 
 def test_plan_invariants() -> None:
-    nobody, chunk = Decoders(()), Chunk(request("a", 4), 0, 3, 1, True)
-    for chunks in ((), (chunk, chunk), (chunk._replace(num_tokens=0),), (chunk._replace(start=0),)):
+    nobody, chunk = Decoders((), 4), Chunk(request("a", 4), 0, 3, 1, True)
+    for chunks in ((), (chunk, chunk), (chunk._replace(num_tokens=0),)):
         with pytest.raises(AssertionError):
             StepPlan(0, nobody, 0, chunks)
+    with pytest.raises(AssertionError, match="does not begin with its first token"):
+        StepPlan(0, nobody, 0, (chunk,), (Admission(0, chunk.request, (1,), 2),))
     decoding = request("b", 2)
     decoding.slot, decoding.num_computed = 0, 2
     with pytest.raises(AssertionError, match="two rows"):
-        StepPlan(0, Decoders((decoding,)), 0, (chunk,))
+        StepPlan(0, Decoders((decoding,), 4), 0, (chunk,))
     with pytest.raises(AssertionError, match="2 requests decode in slots"):
-        Decoders((decoding, decoding))
+        Decoders((decoding, decoding), 4)
 
 
 def test_decoders_stay_until_somebody_joins_or_leaves() -> None:

@@ -1,0 +1,162 @@
+"""Block tables: which blocks hold each slot's tokens, how they grow, and what two requests may share.
+
+Full blocks of a prompt are found again by their keys (`kv.keys`), whether somebody still holds them or not. A block is
+published when the step that fills it is planned: the device runs steps in order, so whoever is admitted later reads
+what was written. Until then its key is promised, and who wants the same waits for it rather than compute it twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from enum import Enum
+from typing import NamedTuple
+
+from penstock.runtime.kv.blocks import BlockPool, BlockRef
+
+
+class Fit(Enum):
+    """Whether a request can be admitted now."""
+
+    YES = "yes"
+    NO = "too few blocks are free"
+    PROMISED = "somebody is computing its next block"
+
+
+class Grown(NamedTuple):
+    """A block that a slot's table got, as its entry `at`."""
+
+    slot: int
+    at: int
+    block: int
+
+
+class KvManager:
+    """Tables over one pool, keyed by slot."""
+
+    def __init__(self, pool: BlockPool, reuse: bool = True) -> None:
+        """`reuse`: find the blocks of equal prefixes again."""
+        self.pool = pool
+        self.reuse = reuse
+        self._tables: dict[int, list[BlockRef]] = {}
+        self._promises: dict[bytes, int] = {}  # key -> the slot that will publish it
+        self._promised: dict[int, Sequence[bytes]] = {}  # by slot, what it was to publish when it was admitted
+
+    def blocks_for(self, num_tokens: int) -> int:
+        """Blocks that hold `num_tokens` tokens: the quotient rounded up."""
+        return -(-num_tokens // self.pool.block_size)
+
+    def fits_pool(self, num_tokens: int) -> bool:
+        """Whether the empty pool could hold them; otherwise waiting is in vain."""
+        return self.blocks_for(num_tokens) <= self.pool.num_usable
+
+    def found(self, keys: Sequence[bytes]) -> list[BlockRef]:
+        """The blocks of as many keys from the first on as are there."""
+        refs: list[BlockRef] = []
+        for key in keys if self.reuse else ():
+            ref = self.pool.find(key)
+            if ref is None:
+                break
+            refs.append(ref)
+        return refs
+
+    def fit(self, keys: Sequence[bytes], num_tokens: int, spare: int = 0) -> Fit:
+        """Whether a table for `num_tokens` tokens can be made, of which full blocks have these keys (those that may be
+        shared), and `spare` blocks be left."""
+        refs = self.found(keys)
+        if len(refs) < len(keys) and self.reuse and keys[len(refs)] in self._promises:
+            return Fit.PROMISED
+        idle = sum(not self.pool.holders(ref) for ref in refs)
+        new = self.blocks_for(num_tokens) - len(refs)
+        return Fit.YES if new + idle + spare <= self.pool.num_free else Fit.NO
+
+    def admit(self, slot: int, keys: Sequence[bytes], num_tokens: int) -> int:
+        """Make the table of a slot; the caller has asked `fit`. Returns how many of its blocks hold their tokens."""
+        assert slot not in self._tables, f"slot {slot} already holds blocks"
+        refs = self.found(keys)
+        for ref in refs:
+            self.pool.hold(ref)
+        if self.reuse:
+            self._promised[slot] = keys[len(refs) :]
+            for key in self._promised[slot]:
+                self._promises.setdefault(key, slot)
+        self._tables[slot] = [*refs, *self.pool.allocate(self.blocks_for(num_tokens) - len(refs))]
+        return len(refs)
+
+    def grow(self, slot: int) -> Grown:
+        """One block more; the caller has asked the pool."""
+        table = self._tables[slot]
+        (ref,) = self.pool.allocate(1)
+        table.append(ref)
+        return Grown(slot, len(table) - 1, ref.block)
+
+    def publish(self, slot: int, first: int, keys: Sequence[bytes]) -> tuple[BlockRef, ...]:
+        """The slot's blocks from `first` on hold the tokens of these keys, once the steps planned so far have run."""
+        if not self.reuse:
+            return ()
+        refs = tuple(self._tables[slot][first : first + len(keys)])
+        for ref, key in zip(refs, keys, strict=True):
+            self.pool.publish(ref, key)
+            if self._promises.get(key) == slot:
+                del self._promises[key]
+        return refs
+
+    def withdraw(self, refs: Iterable[BlockRef]) -> None:
+        """What was published of these blocks is not there: the step that was to write it failed."""
+        for ref in refs:
+            self.pool.withdraw(ref)
+
+    def break_promises(self, slot: int) -> None:
+        """The slot's request will compute nothing more."""
+        for key in self._promised.pop(slot, ()):
+            if self._promises.get(key) == slot:
+                del self._promises[key]
+
+    def free(self, slot: int) -> None:
+        """Give the slot's blocks back, the last first: of what is found again, heads outlive tails."""
+        self.break_promises(slot)
+        self.pool.release(reversed(self._tables.pop(slot)))
+
+    def table(self, slot: int) -> tuple[int, ...]:
+        """The block of each `block_size` positions, in order; block indices."""
+        return tuple(ref.block for ref in self._tables[slot])
+
+    def refs(self, slot: int) -> tuple[BlockRef, ...]:
+        return tuple(self._tables[slot])
+
+    def num_blocks(self, slot: int) -> int:
+        return len(self._tables[slot])
+
+    def num_own(self, slot: int) -> int:
+        """Blocks that nobody else holds."""
+        return sum(self.pool.holders(ref) == 1 for ref in self._tables[slot])
+
+    @property
+    def slots(self) -> frozenset[int]:
+        """The slots that hold blocks."""
+        return frozenset(self._tables)
+
+    @property
+    def usage(self) -> float:
+        """Share of the usable blocks that is held, 0 to 1."""
+        return self.pool.num_used / self.pool.num_usable
+
+    def waste(self, lengths: dict[int, int]) -> float:
+        """Share of the held blocks' room without a token in it, given how many tokens each slot has there; 0 to 1."""
+        size = self.pool.block_size
+        empty = sum(len(table) * size - lengths[slot] for slot, table in self._tables.items())
+        return empty / (self.pool.num_used * size) if self._tables else 0.0
+
+    def check(self) -> None:
+        """Prove that tables and pool agree: each block has as many holders as tables list it, and none twice."""
+        self.pool.check()
+        listed: dict[BlockRef, int] = {}
+        for table in self._tables.values():
+            assert len(set(table)) == len(table), f"a table lists a block twice: {table}"
+            for ref in table:
+                listed[ref] = listed.get(ref, 0) + 1
+        for ref, count in listed.items():
+            assert self.pool.holders(ref) == count, (
+                f"{ref} has {self.pool.holders(ref)} holders, {count} tables list it"
+            )
+        assert len(listed) == self.pool.num_used, f"tables list {len(listed)} blocks, {self.pool.num_used} are held"
+        assert set(self._promises.values()) <= self._tables.keys(), "a promise of nobody"
