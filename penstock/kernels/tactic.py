@@ -117,6 +117,7 @@ class KernelUse:
     grid: tuple[int, int, int]
     args: tuple[Arg, ...]  # one for each entry of the kernel's signature
     dependent: bool = True  # where the device can: `frozen_plan` decides
+    cooperative: bool = False  # all blocks must be resident at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +188,9 @@ def frozen_plan(tactic: str, draft: Draft, capability: int) -> Plan:
 
     able = capability >= 90
     launches = tuple(
-        KernelLaunch(s.kernel.key(capability), s.grid, s.args, s.dependent and able) if isinstance(s, KernelUse) else s
+        KernelLaunch(s.kernel.key(capability), s.grid, s.args, s.dependent and able, s.cooperative)
+        if isinstance(s, KernelUse)
+        else s
         for s in draft.steps
     )
     return Plan(tactic, launches, draft.workspace, draft.zeroed)
