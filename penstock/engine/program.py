@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -84,6 +84,7 @@ class KernelLaunch:
     args: tuple[Arg, ...]
     dependent: bool = True  # programmatic dependent launch: the kernel waits by itself for what it reads
     cooperative: bool = False  # its blocks wait for each other: all are resident at once, or the launch fails
+    singles: bool = True  # False: where every row of a step is a single token, it has nothing to do and is left out
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,12 @@ class Plan:
     launches: tuple[Launch, ...]
     workspace: int = 0  # bytes
     zeroed: int = 0  # bytes
+
+    @property
+    def for_singles(self) -> Plan:
+        """The plan of a step in which every row is a single token; this one where nothing can be left out."""
+        launches = tuple(x for x in self.launches if isinstance(x, Call) or x.singles)
+        return self if len(launches) == len(self.launches) else replace(self, launches=launches)
 
 
 @dataclass(frozen=True)
@@ -225,7 +232,7 @@ def plan_from_json(data: Mapping[str, Any]) -> Plan:
 def _launch_to_json(launch: Launch) -> dict[str, Any]:
     if isinstance(launch, KernelLaunch):
         args = [_arg_to_json(a) for a in launch.args]
-        how = {"dependent": launch.dependent, "cooperative": launch.cooperative}
+        how = {"dependent": launch.dependent, "cooperative": launch.cooperative, "singles": launch.singles}
         return {"kernel": launch.kernel, "grid": list(launch.grid), "args": args, **how}
     return {
         "call": launch.name,
@@ -240,7 +247,7 @@ def _launch_from_json(data: Mapping[str, Any]) -> Launch:
     if "kernel" in data:
         args = tuple(_arg_from_json(*item) for item in data["args"])
         grid = data["grid"]
-        how = data["dependent"], data["cooperative"]
+        how = data["dependent"], data["cooperative"], data["singles"]
         return KernelLaunch(data["kernel"], (grid[0], grid[1], grid[2]), args, *how)
     attrs = tuple(sorted((k, freeze(v)) for k, v in data["attrs"].items()))
     return Call(data["call"], data["op"], attrs, _typed(data["inputs"]), _typed(data["outputs"]))

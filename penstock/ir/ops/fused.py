@@ -48,6 +48,10 @@ def linear_norm_linear(
     return emit("linear", normal, w2, *bias2)[0], total
 
 
+# What multiplies by matrices, itself or in its parts.
+PRODUCTS = frozenset({"linear", "linear_glu", "linear_norm_linear", "dense_block"})
+
+
 @fused(example=example)
 def dense_block(
     x: Value, w: Value, residual: Value, gain: Value, w_gated: Value, w_down: Value, gain2: Value, w2: Value,

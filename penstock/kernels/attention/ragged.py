@@ -35,7 +35,7 @@ class Ragged(Tactic):
         return refusal(site, sizes, device)
 
     def tunables(self, site: Site, sizes: Sizes, device: Device) -> tuple[Config, ...]:
-        return tunables(site, sizes)
+        return tunables(site, sizes, device)
 
     def plan(self, site: Site, sizes: Sizes, device: Device, config: Config) -> Draft:
         shape = Shape.of(site)

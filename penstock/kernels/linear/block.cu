@@ -144,6 +144,8 @@ template <int P>
 __device__ __forceinline__ void stream_x(const TensorMap* map, Turn<X_SLOTS>& turn, const u32* events, int& seen) {
   using It = Product<P>;
   if (P == 1 || P == 3) {
+    // The scalers have seen phase 0 of squares() before it moves on, also in a block without a gated tile.
+    if (P == 3) wait_parity(scaled(), 0);
     await(events, P == 1 ? SUMMED : SUMMED_AGAIN, seen);
     arrive(squares());
   }
@@ -351,6 +353,8 @@ __device__ __forceinline__ void sum_product(const Given& g, u32 (&stream)[KEPT],
       gain[i] = *reinterpret_cast<const u32*>((P ? g.gain_2 : g.gain_1) + n);
     }
     multiply<P>(d, w, x);
+    // Measured best here: blocks of the next kernel that come earlier take the places of those that work, and those
+    // that come later begin late.
     if (P == 2) launch_dependents();
     exchange<P>(d, own, P / 2);
     if (threadIdx.x == 0) {

@@ -172,7 +172,8 @@ class Cut:
             *(given[n][0] for n in beside), *(Arg(kind, 0) for kind in ("workspace", "zeroed") if parts),
             Arg("int", p.tokens),
         )  # fmt: skip
-        return KernelUse(kernel, (self.grid, 1, 1), args)
+        # The blocks of a split wait for each other.
+        return KernelUse(kernel, (self.grid, 1, 1), args, cooperative=self.split > 1)
 
 
 class HopperTall(Tactic):
