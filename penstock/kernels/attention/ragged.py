@@ -29,7 +29,7 @@ class Ragged(Tactic):
     without gaps, as `prepare` puts them. Tokens of no sequence, behind the last, become zero.
     """
 
-    op, name, version = "attention", "ragged", 2
+    op, name, version = "attention", "ragged", 3
 
     def supports(self, site: Site, sizes: Sizes, device: Device) -> str | None:
         return refusal(site, sizes, device)

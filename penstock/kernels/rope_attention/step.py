@@ -32,7 +32,7 @@ class Step(Tactic):
     Positions of short rows are taken from their contexts, which is where `prepare` has them from.
     """
 
-    op, name = "rope_attention", "step"
+    op, name, version = "rope_attention", "step", 2
 
     def supports(self, site: Site, sizes: Sizes, device: Device) -> str | None:
         if sizes["T"] > MOST_TOKENS:
