@@ -60,6 +60,6 @@ class Forced:
         ticket = backend.launch(upload, tokens, int(upload[0]), logits)  # type: ignore[attr-defined]
         backend.read(ticket)  # type: ignore[attr-defined]
         if hasattr(backend, "graphs"):
-            captured = backend.graphs.find(tokens, logits)
+            captured = backend.graphs.find(tokens, int(upload[0]), logits)
             return captured.results["logits"][:logits].float().cpu()
         return backend.last["logits"].clone()  # type: ignore[attr-defined]

@@ -80,12 +80,10 @@ def graphs(opened: Opened) -> Record:
 
 def _both_ways(engine: Engine, backend: Any, batch: Batch) -> tuple[float, float]:
     """Seconds of the step: replayed, and launched eagerly."""
-    standing, key = Standing(engine, backend, batch), engine.profile.bucket(1, 1)
+    standing = Standing(engine, backend, batch)
     standing.run()
-    if key not in backend.graphs.captured:
-        backend.graphs.capture(key)
-    bound, graph = backend.graphs.bind(key), backend.graphs.captured[key].graph
-    return _seconds(standing, graph.replay), _seconds(standing, bound.run)
+    bound, captured = backend.graphs.exact(1, 1, 1)
+    return _seconds(standing, captured.graph.replay), _seconds(standing, bound.run)
 
 
 def _seconds(standing: Standing, run: Callable[[], object]) -> float:

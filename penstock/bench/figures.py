@@ -38,7 +38,7 @@ class Effort:
                 raise OptionError(f"{name}={value + least - 1} is too small; give at least {least}")
         for name, values in (("batches", self.batches), ("lengths", self.lengths)):
             if not values or min(values) < 1 or len(set(values)) < len(values):
-                raise OptionError(f"{name}={values} must be different numbers from 1; give some like 1,8,64")
+                raise OptionError(f"{name}={values} must be distinct numbers, each at least 1; give some like 1,8,64")
 
 
 @dataclass

@@ -89,6 +89,7 @@ class Scaling:
                 self.refused[batch, context] = reason
                 say(f"batch {batch} at {context} tokens is left out: {reason}")
             else:
+                say(f"measuring batch {batch} at {context} tokens ...")
                 yield self.point(batch, context)
 
     def tokens(self, batch: int, context: int) -> int:

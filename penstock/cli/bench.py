@@ -98,7 +98,8 @@ def scaling(
         str, typer.Option("--batches", metavar="N,...", help="Requests at once.")
     ] = "1,2,4,8,16,32,64,128,256,512",
     contexts: Annotated[
-        str | None, typer.Option("--contexts", metavar="N,...", help="Prompt tokens; default: 1024 to 32768.")
+        str | None,
+        typer.Option("--contexts", metavar="N,...", help="Prompt tokens; default: 1024 to 32768, or 64 to 512"),
     ] = None,
     grid: Annotated[
         bool, typer.Option("--grid", help="Every combination, not only the two edges of the table.")

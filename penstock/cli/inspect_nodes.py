@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 from penstock.cli.console import duration, table
+from penstock.ir.ops.fused import PRODUCTS
 
 Data = dict[str, Any]
 NEAREST = 2  # runners-up shown in the short form
@@ -47,8 +48,8 @@ def where_time_goes(data: Data) -> str:
 
 
 def _called(node: Data) -> str:
-    matrix = MATRIX.search(node["site"]) if node["op"].startswith("linear") else None
-    return f"{node['op']} {matrix[0]}" if matrix else str(node["op"])
+    matrices = MATRIX.findall(node["site"]) if node["op"] in PRODUCTS else ()
+    return " ".join([str(node["op"]), *matrices])
 
 
 def choices(data: Data) -> str:

@@ -66,6 +66,7 @@ PASSES: tuple[Pass, ...] = (
     Pass("fuse_attention", fuse_attention.RULES, must=fuse_attention.must),
     Pass("align", align.RULES, must=align.must),
     Pass("fuse_block", fuse_block.RULES, must=fuse_block.must),  # behind align, which pads plain products
+    Pass("join_blocks", fuse_block.JOINS, must=fuse_block.must_join),
     Pass("fold_fused", fold.RULES),  # what fusing and padding left over in weight expressions
     Pass("share_fused", share),
 )

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from penstock.engine.manifest import Engine
 from penstock.engine.profile import Profile
-from penstock.engine.program import Call, Phase, bucket_name
+from penstock.engine.program import Call, Phase, Plan, bucket_name
 from penstock.errors import ResourceError
 from penstock.ir.graph import Node
 
@@ -106,7 +106,7 @@ def plan_run(engine: Engine, budget: int, limits: Limits | None = None) -> Memor
         aligned(engine.arena if whole else max(arena_top(engine, key) for key in keys)),
         slot_bytes(engine),
         (LIBRARY + LIBRARY_CODE) if calls_library(engine) else 0,
-        graph_bytes(len(keys), launches(engine, keys[0]), len(engine.kernels)),
+        graph_bytes(len(keys) + len(single_keys(engine, limits)), launches(engine, keys[0]), len(engine.kernels)),
         0,
         engine.block_bytes,
         profile.block_size,
@@ -159,6 +159,19 @@ def bucket_keys(profile: Profile, limits: Limits | None = None) -> list[Key]:
         most = min(tokens, bounds.max_batch_size)
         keys += [(tokens, n) for n in rows[: 1 + _reach(rows, most)]]
     return keys
+
+
+def single_keys(engine: Engine, limits: Limits | None = None) -> list[Key]:
+    """The buckets of steps in which every row is a single token that samples, where those need fewer launches."""
+    program, rows = engine.programs["decode"], (limits or engine.profile).max_batch_size
+    keys = {engine.profile.bucket(n, n) for n in range(1, rows + 1)}
+    plans = [by_bucket for phase in program.phases.values() for by_bucket in phase.plans.values()]
+    fewer = (key for key in keys for by_bucket in plans if _is_less(by_bucket[bucket_name(*key)]))
+    return sorted(set(fewer))
+
+
+def _is_less(plan: Plan) -> bool:
+    return plan.for_singles is not plan
 
 
 def _reach(sizes: tuple[int, ...], wanted: int) -> int:

@@ -15,7 +15,7 @@ from penstock.ir.ops.state import FIELDS, HEADER, ROW, SlotLayout
 MAX_NUMBERS = 2**31 - 1  # what the device's 32-bit indices reach
 MAX_BLOCK = 1024  # tokens
 _LEAST = {"max_seq_len": 2, "freqs": 0}  # a request is a token of prompt and one of output
-_TUNED = (*(1 << i for i in range(8)), *range(192, 513, 64), 2048, 8192)
+_TUNED = (1, *(1 << i for i in range(2, 8)), 192, 224, *range(256, 513, 64), 2048, 8192)
 
 
 @dataclass(frozen=True)
@@ -83,8 +83,8 @@ class Profile:
 
     @cached_property
     def tuned_buckets(self) -> tuple[int, ...]:
-        """Capture buckets at which tactics are timed: powers of two, every 64 between 128 and 512 tokens, where a step
-        turns from bytes to operations, then about powers of four, and the last."""
+        """Capture buckets at which tactics are timed: powers of two but 2, about every 64 between 128 and 512, where a
+        step turns from bytes to operations, then about powers of four, and the last."""
         wanted = (size for size in _TUNED if size < self.max_num_tokens)
         near = {next(bucket for bucket in self.token_buckets if bucket >= size) for size in wanted}
         return tuple(sorted(near | {self.token_buckets[-1]}))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -52,12 +52,15 @@ class Site:
 class Tile:
     """How the copy engine of Hopper and later (TMA) reads a row-major matrix: box by box, zeros beyond its edges.
 
-    A row of a box has 128 bytes and arrives in the 128-byte swizzle.
+    A row of a box has 128 bytes and arrives in the 128-byte swizzle. With `turns` the matrix is two halves of rows,
+    one above the other, of which a box has eight rows each in turn; the map has dimensions column, row of eight, half,
+    and eight.
     """
 
     format: str  # "bf16" | "f16"
     shape: tuple[int, int]  # of the matrix
     box: tuple[int, int]
+    turns: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +83,8 @@ class KernelLaunch:
     grid: tuple[int, int, int]
     args: tuple[Arg, ...]
     dependent: bool = True  # programmatic dependent launch: the kernel waits by itself for what it reads
+    cooperative: bool = False  # its blocks wait for each other: all are resident at once, or the launch fails
+    singles: bool = True  # False: where every row of a step is a single token, it has nothing to do and is left out
 
 
 @dataclass(frozen=True)
@@ -113,6 +118,12 @@ class Plan:
     launches: tuple[Launch, ...]
     workspace: int = 0  # bytes
     zeroed: int = 0  # bytes
+
+    @property
+    def for_singles(self) -> Plan:
+        """The plan of a step in which every row is a single token; this one where nothing can be left out."""
+        launches = tuple(x for x in self.launches if isinstance(x, Call) or x.singles)
+        return self if len(launches) == len(self.launches) else replace(self, launches=launches)
 
 
 @dataclass(frozen=True)
@@ -221,7 +232,8 @@ def plan_from_json(data: Mapping[str, Any]) -> Plan:
 def _launch_to_json(launch: Launch) -> dict[str, Any]:
     if isinstance(launch, KernelLaunch):
         args = [_arg_to_json(a) for a in launch.args]
-        return {"kernel": launch.kernel, "grid": list(launch.grid), "args": args, "dependent": launch.dependent}
+        how = {"dependent": launch.dependent, "cooperative": launch.cooperative, "singles": launch.singles}
+        return {"kernel": launch.kernel, "grid": list(launch.grid), "args": args, **how}
     return {
         "call": launch.name,
         "op": launch.op,
@@ -235,7 +247,8 @@ def _launch_from_json(data: Mapping[str, Any]) -> Launch:
     if "kernel" in data:
         args = tuple(_arg_from_json(*item) for item in data["args"])
         grid = data["grid"]
-        return KernelLaunch(data["kernel"], (grid[0], grid[1], grid[2]), args, data["dependent"])
+        how = data["dependent"], data["cooperative"], data["singles"]
+        return KernelLaunch(data["kernel"], (grid[0], grid[1], grid[2]), args, *how)
     attrs = tuple(sorted((k, freeze(v)) for k, v in data["attrs"].items()))
     return Call(data["call"], data["op"], attrs, _typed(data["inputs"]), _typed(data["outputs"]))
 
@@ -248,7 +261,7 @@ def _arg_from_json(kind: str, value: int, tile: Mapping[str, Any] | None = None)
     if tile is None:
         return Arg(kind, value)
     (rows, columns), (height, width) = tile["shape"], tile["box"]
-    return Arg(kind, value, Tile(tile["format"], (rows, columns), (height, width)))
+    return Arg(kind, value, Tile(tile["format"], (rows, columns), (height, width), tile["turns"]))
 
 
 def _typed(items: list[list[Any]]) -> tuple[tuple[Arg, Type], ...]:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from penstock.ir.graph import Attr, Type
 from penstock.ir.op import get, parts_graph
-from penstock.ir.ops.examples import context_of, example_blocks
+from penstock.ir.ops.examples import context_of, example_blocks, singles_beside
 from penstock.ir.ops.state import HEADER, ROW
 
 Sizes = Mapping[str, int]
@@ -104,10 +104,13 @@ def _attention(
     heads, window = int(str(given["heads"])), int(str(given.get("window", 0)))
     read = multiplied = 0
     base, extra = divmod(sizes["T"], sizes["S"])
-    for queries, count in ((base + 1, extra), (base, sizes["S"] - extra)):
-        keys = min(before + queries, window + queries - 1) if window else before + queries
+    rows = [(base + 1, before, extra), (base, before, sizes["S"] - extra)]
+    if context is None and (beside := singles_beside(sizes)):
+        rows = [(1, before, beside), (sizes["T"] - beside, 0, 1)]
+    for queries, ahead, count in rows:
+        keys = min(ahead + queries, window + queries - 1) if window else ahead + queries
         read += count * keys if queries else 0
-        multiplied += count * seen(queries, before, window)
+        multiplied += count * seen(queries, ahead, window)
     return Cost(2.0 * read * kv_heads * size * pool.format.bytes, 4.0 * multiplied * heads * size)
 
 

@@ -9,7 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from penstock.engine.program import Tile
+from penstock.engine.program import KernelLaunch, Tile
 from penstock.errors import EngineMismatch, ExecutorError
 
 LARGE_SHARED = 48 << 10  # bytes; above it a kernel must ask for its dynamic shared memory
@@ -68,24 +68,33 @@ def load_file(folder: Path, key: str, facts: Mapping[str, Any]) -> Kernel:
     return load((folder / f"{key}.cubin").read_bytes(), facts)
 
 
-def launch(
-    kernel: Kernel, grid: tuple[int, int, int], values: Sequence[tuple[Any, bool]], stream: int, dependent: bool
-) -> None:
+def launch(kernel: Kernel, how: KernelLaunch, values: Sequence[tuple[Any, bool]], stream: int) -> None:
     """Launch on a stream. `values`: (number or tensor map, is a pointer). The kernel's null pointers are appended."""
     cuda = _driver()
     config = cuda.CUlaunchConfig()
-    config.gridDimX, config.gridDimY, config.gridDimZ = grid
+    config.gridDimX, config.gridDimY, config.gridDimZ = how.grid
     config.blockDimX, config.blockDimY, config.blockDimZ = kernel.threads, 1, 1
     config.sharedMemBytes = kernel.shared
     config.hStream = stream
-    if dependent:
-        attribute = cuda.CUlaunchAttribute()
-        attribute.id = cuda.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
-        attribute.value.programmaticStreamSerializationAllowed = 1
-        config.attrs, config.numAttrs = [attribute], 1
+    if attributes := _attributes(how):
+        config.attrs, config.numAttrs = attributes, len(attributes)
     numbers = (*(v for v, _ in values), *(0,) * kernel.null_pointers)
     types = (*(_ctype(v, pointer) for v, pointer in values), *(ctypes.c_void_p,) * kernel.null_pointers)
     _check(cuda.cuLaunchKernelEx(config, kernel.function, (numbers, types), 0), "a kernel launch")
+
+
+def _attributes(how: KernelLaunch) -> list[Any]:
+    """How the launch stands to the one ahead of it, and whether its blocks must all run at once."""
+    cuda, found = _driver(), []
+    kinds = cuda.CUlaunchAttributeID
+    if how.dependent:
+        found.append(cuda.CUlaunchAttribute())
+        found[-1].id = kinds.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+        found[-1].value.programmaticStreamSerializationAllowed = 1
+    if how.cooperative:
+        found.append(cuda.CUlaunchAttribute())
+        found[-1].id, found[-1].value.cooperative = kinds.CU_LAUNCH_ATTRIBUTE_COOPERATIVE, 1
+    return found
 
 
 def _ctype(value: Any, pointer: bool) -> Any:
@@ -103,11 +112,19 @@ def tensor_map(address: int, tile: Tile) -> Any:
         "f16": kinds.CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
     }
     (rows, columns), (height, width) = tile.shape, tile.box
-    size, step = cuda.cuuint64_t, cuda.cuuint32_t
+    line = 2 * columns  # bytes
+    shape, strides, box = [columns, rows], [line], [width, height]
+    if tile.turns:
+        shape, strides, box = (
+            [columns, 8, 2, rows // 16],
+            [line, rows // 2 * line, 8 * line],
+            [width, 8, 2, height // 16],
+        )
+    sizes, steps = [*map(cuda.cuuint64_t, shape)], [*map(cuda.cuuint64_t, strides)]
+    boxes, ones = [*map(cuda.cuuint32_t, box)], [cuda.cuuint32_t(1)] * len(box)
     result = cuda.cuTensorMapEncodeTiled(
-        types[tile.format], 2, address, [size(columns), size(rows)], [size(2 * columns)], [step(width), step(height)],
-        [step(1), step(1)], cuda.CUtensorMapInterleave.CU_TENSOR_MAP_INTERLEAVE_NONE,
-        cuda.CUtensorMapSwizzle.CU_TENSOR_MAP_SWIZZLE_128B,
+        types[tile.format], len(box), address, sizes, steps, boxes, ones,
+        cuda.CUtensorMapInterleave.CU_TENSOR_MAP_INTERLEAVE_NONE, cuda.CUtensorMapSwizzle.CU_TENSOR_MAP_SWIZZLE_128B,
         cuda.CUtensorMapL2promotion.CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
         cuda.CUtensorMapFloatOOBfill.CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
     )  # fmt: skip

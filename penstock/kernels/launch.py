@@ -114,4 +114,4 @@ def _call(call: Call, inputs: Sequence[Any], outputs: Sequence[Any], memory: _Me
 def _launch(step: KernelLaunch, kernel: Kernel, values: Sequence[tuple[Any, bool]], memory: _Memory) -> None:
     import torch
 
-    driver.launch(kernel, step.grid, values, torch.cuda.current_stream().cuda_stream, step.dependent)
+    driver.launch(kernel, step, values, torch.cuda.current_stream().cuda_stream)

@@ -117,6 +117,8 @@ class KernelUse:
     grid: tuple[int, int, int]
     args: tuple[Arg, ...]  # one for each entry of the kernel's signature
     dependent: bool = True  # where the device can: `frozen_plan` decides
+    cooperative: bool = False  # all blocks must be resident at once
+    singles: bool = True  # False: it has nothing to do where every row of a step is a single token
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +189,9 @@ def frozen_plan(tactic: str, draft: Draft, capability: int) -> Plan:
 
     able = capability >= 90
     launches = tuple(
-        KernelLaunch(s.kernel.key(capability), s.grid, s.args, s.dependent and able) if isinstance(s, KernelUse) else s
+        KernelLaunch(s.kernel.key(capability), s.grid, s.args, s.dependent and able, s.cooperative, s.singles)
+        if isinstance(s, KernelUse)
+        else s
         for s in draft.steps
     )
     return Plan(tactic, launches, draft.workspace, draft.zeroed)

@@ -113,7 +113,7 @@ class CudaBackend:
         with self._range("upload"):
             self._send(lane, upload)
         with self._range(f"replay of {tokens} tokens, {rows} rows"):
-            results = self._replay(tokens, logits) if self.visit is None else self._look(tokens, rows, logits)
+            results = self._replay(tokens, rows, logits) if self.visit is None else self._look(tokens, rows, logits)
         with self._range("copy back"):
             if logits:  # a chunk inside a prompt samples nothing
                 driver.copy(lane.sampled.data_ptr(), results["sampled"].data_ptr(), 4 * logits, self._stream)
@@ -131,9 +131,9 @@ class CudaBackend:
         self._sent = numbers
         self.uploads += 1
 
-    def _replay(self, tokens: int, logits: int) -> Mapping[str, Any]:
+    def _replay(self, tokens: int, rows: int, logits: int) -> Mapping[str, Any]:
         """The step's named results."""
-        captured = self.graphs.find(tokens, logits)
+        captured = self.graphs.find(tokens, rows, logits)
         captured.graph.replay()
         return captured.results
 
@@ -167,7 +167,7 @@ class CudaBackend:
         of a step that no kernel runs; allocations: of device memory while serving, which should be none."""
         return {
             "buckets": self.graphs.count,
-            "buckets_captured": len(self.graphs.captured),
+            "buckets_captured": self.graphs.done,
             "steps_in_larger_buckets": self.graphs.larger,
             "uploads": self.uploads,
             "reference_nodes": self.graphs.reference_nodes,

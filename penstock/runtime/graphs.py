@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from penstock.engine.manifest import Engine
-from penstock.engine.memory import Key, Limits, bucket_keys
+from penstock.engine.memory import Key, Limits, bucket_keys, single_keys
 from penstock.engine.program import Call, Phase, Plan, Sizes, bucket_name
 from penstock.ir.graph import Node, Value
 from penstock.ir.lazy import torch
@@ -70,6 +70,9 @@ class Bound:
 class Graphs:
     """The captured buckets of an engine's decode program, as far as steps within the limits can need them.
 
+    A bucket in which launches have nothing to do where every row is a single token is captured without them as well:
+    `singles`. Either graph gives such a step the same bits.
+
     `limits`: None for the profile's own. `stream`: where captures are recorded; the library's workspace for it has to
     be there before, so that capturing allocates nothing.
     """
@@ -77,15 +80,22 @@ class Graphs:
     def __init__(self, engine: Engine, memory: Memory, stream: Any, limits: Limits | None = None) -> None:
         self.engine, self.memory = engine, memory
         self.captured: dict[Key, Captured] = {}
+        self.singles: dict[Key, Captured] = {}
         self.larger = 0  # steps that ran in a larger bucket than their own, for want of its capture
         self._all = bucket_keys(engine.profile, limits)
+        self._singles = single_keys(engine, limits)
         self.stream = stream
         self._pool = torch.cuda.graph_pool_handle()
 
     @property
     def count(self) -> int:
-        """Buckets in all."""
-        return len(self._all)
+        """Graphs in all."""
+        return len(self._all) + len(self._singles)
+
+    @property
+    def done(self) -> int:
+        """Graphs captured."""
+        return len(self.captured) + len(self.singles)
 
     @cached_property
     def reference_nodes(self) -> int:
@@ -102,53 +112,68 @@ class Graphs:
     def capture_sparse(self) -> None:
         """The tuned buckets, largest first: enough for any step, at worst padded to the next of them."""
         tuned = {*self.engine.profile.tuned_buckets, self._all[-1][0]}
-        for key in reversed(self._all):
-            if key[0] in tuned:
-                self.capture(key)
+        for keys, singles in ((self._all, False), (self._singles, True)):
+            for key in reversed(keys):
+                if key[0] in tuned:
+                    self.capture(key, singles)
 
     def capture_next(self) -> bool:
         """One more of the buckets left; False when none is."""
-        missing = next((key for key in self._all if key not in self.captured), None)
-        if missing is not None:
-            self.capture(missing)
-        return missing is not None
+        missing = [(key, False) for key in self._all if key not in self.captured]
+        missing += [(key, True) for key in self._singles if key not in self.singles]
+        if missing:
+            self.capture(*missing[0])
+        return bool(missing)
 
-    def find(self, tokens: int, logits: int) -> Captured:
+    def find(self, tokens: int, rows: int, logits: int) -> Captured:
         """The smallest captured bucket that holds the step; a larger one than its own is counted."""
         key = self.engine.profile.bucket(tokens, max(logits, 1))
-        if key not in self.captured:
-            key = min(k for k in self.captured if k[0] >= key[0] and k[1] >= key[1])
-            self.larger += 1
-        return self.captured[key]
+        kinds = (self.singles, self.captured) if rows == tokens else (self.captured,)
+        own = next((kind[key] for kind in kinds if key in kind), None)
+        if own is not None:
+            return own
+        self.larger += 1
+        fits = ((k, kind[k]) for kind in kinds for k in kind if k[0] >= key[0] and k[1] >= key[1])
+        return min(fits, key=lambda fit: fit[0])[1]
+
+    def exact(self, tokens: int, rows: int, logits: int) -> tuple[Bound, Captured]:
+        """The step in its own bucket, to be looked at, and its graph, captured now if it was not before."""
+        key = self.engine.profile.bucket(tokens, max(logits, 1))
+        singles = rows == tokens and key in self._singles
+        kind = self.singles if singles else self.captured
+        if key not in kind:
+            self.capture(key, singles)
+        return self.bind(key, singles), kind[key]
 
     def close(self) -> None:
         """Forget the graphs and the memory they point to."""
         self.captured.clear()
+        self.singles.clear()
         self.memory = None  # type: ignore[assignment]  # nothing may be captured any more
 
-    def capture(self, key: Key) -> None:
+    def capture(self, key: Key, singles: bool = False) -> None:
         """Bind every node of every phase to its memory, and capture.
 
         Nothing is waited for and nothing freed, as torch's own context manager would: weights may be on their way.
         """
-        bound, graph = self.bind(key), torch.cuda.CUDAGraph()
+        bound, graph = self.bind(key, singles), torch.cuda.CUDAGraph()
         with torch.no_grad(), torch.cuda.stream(self.stream):
             graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
             try:
                 bound.run()
             finally:
                 graph.capture_end()
-        self.captured[key] = Captured(graph, bound.named)
+        (self.singles if singles else self.captured)[key] = Captured(graph, bound.named)
 
-    def bind(self, key: Key) -> Bound:
-        """The step of a bucket on this memory."""
+    def bind(self, key: Key, singles: bool = False) -> Bound:
+        """The step of a bucket on this memory; `singles`: one in which every row is a single token."""
         program, name = self.engine.programs["decode"], bucket_name(*key)
         sizes = program.buckets[name]
         named: dict[str, Any] = {"upload": self.memory.upload}
         nodes: list[BoundNode] = []
         for phase_name, phase in program.phases.items():
             offsets = self.engine.buffers[name][phase_name]
-            nodes += _Binder(phase_name, phase, offsets, self.memory, sizes, name).bind(named)
+            nodes += _Binder(phase_name, phase, offsets, self.memory, sizes, name, singles).bind(named)
         return Bound(tuple(nodes), named)
 
 
@@ -156,9 +181,17 @@ class _Binder:
     """Binds one phase in one bucket."""
 
     def __init__(
-        self, name: str, phase: Phase, offsets: tuple[int, ...], memory: Memory, sizes: Sizes, bucket: str
+        self,
+        name: str,
+        phase: Phase,
+        offsets: tuple[int, ...],
+        memory: Memory,
+        sizes: Sizes,
+        bucket: str,
+        singles: bool,
     ) -> None:
         self.name, self.phase, self.memory, self.sizes, self.bucket = name, phase, memory, sizes, bucket
+        self._singles = singles
         self._offsets = iter(offsets)
 
     def bind(self, named: dict[str, Any]) -> list[BoundNode]:
@@ -186,6 +219,8 @@ class _Binder:
                 env[value] = view(self.memory.arena, offset, value.type, self.sizes)
         workspace = self.memory.arena[next(self._offsets) :]
         plan = self.phase.plan(node, self.bucket)
+        if self._singles:
+            plan = plan.for_singles
         ins, outs = [env[v] for v in node.inputs], [env[v] for v in node.outputs]
         steps = bind(plan, ins, outs, workspace, self.memory.zeroed, self.memory.kernels, self.sizes)
         return BoundNode(self.name, node, plan, tuple(outs), steps)

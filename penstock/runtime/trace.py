@@ -141,11 +141,8 @@ class _Clock:
 
 def _trace_cuda(standing: Standing, backend: CudaBackend) -> Trace:
     sizes = standing.batch.sizes
-    key = backend.engine.profile.bucket(sizes["T"], sizes["L"])
-    if key not in backend.graphs.captured:
-        backend.graphs.capture(key)
-    bound = backend.graphs.bind(key)
-    whole = _unwatched(standing, backend.graphs.captured[key].graph)
+    bound, captured = backend.graphs.exact(sizes["T"], sizes["S"], sizes["L"])
+    whole = _unwatched(standing, captured.graph)
     nodes = [(each.phase, each.node) for each in bound.nodes]
     try:
         counts = Counter(backend).counts(bound)

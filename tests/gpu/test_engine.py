@@ -307,3 +307,20 @@ def test_refit_gives_what_a_fresh_build_gives(
         assert torch.cuda.memory_allocated() < 1.1 * held, "the old engine's memory was given back"
         after = texts(model)
     assert after == wanted != before
+
+
+def test_single_tokens_say_the_same_with_and_without_what_they_need_not(
+    engine_dir: Path, prompts: list[list[int]]
+) -> None:
+    """Bit-equal logits, decoding in buckets whose graphs leave launches out and in the whole ones."""
+    engine, runs = store.load(engine_dir), []
+    for whole in (False, True):
+        backend = CudaBackend(engine, engine_dir, Memory().budget())
+        while backend.idle():
+            pass
+        assert backend.graphs.singles
+        if whole:
+            backend.graphs.singles.clear()
+        runs.append(Forced(engine, backend).run(prompts[:40], [5] * 40))
+        backend.close()
+    assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))

@@ -9,10 +9,12 @@ from dataclasses import replace
 from itertools import product
 
 import pytest
+import torch
 
 from penstock.engine.device import CPU, H200, Device
 from penstock.engine.program import Site
 from penstock.ir.graph import tensor
+from penstock.ir.op import get
 from penstock.kernels.attention.ragged import Ragged
 from penstock.kernels.attention.shape import Shape, Tasks, most_tiles
 from penstock.kernels.registry import tactics
@@ -80,7 +82,7 @@ def test_rows_that_may_be_long_take_a_second_launch() -> None:
     for tokens, names in ((4, ["step"]), (5, ["step", "prefill"])):
         site, at = rope_attention("bf16", 32, 8, 128), sizes(tokens, tokens, 4)
         assert _names(Step().plan(site, at, H200, Step().tunables(site, at, H200)[0])) == names
-    assert "257 tokens; at most 256" in str(Step().supports(site, sizes(257, 4, 4), H200))
+    assert "1025 tokens; at most 1024" in str(Step().supports(site, sizes(1025, 4, 4), H200))
 
 
 def _parts(contexts: list[int], aim: int, least: int, keys: int) -> list[int]:
@@ -132,3 +134,23 @@ def test_older_devices_and_other_formats_are_refused_with_a_reason(device: Devic
 
 def _of_integers(site: Site) -> Site:
     return replace(site, inputs=(replace(site.inputs[0], format=tensor("i32", 1).format), *site.inputs[1:]))
+
+
+def test_an_example_of_few_tokens_is_a_prompt_beside_single_tokens() -> None:
+    site, at = attention("bf16", 4, 1, 64), sizes(100, 8, 64)
+    example = get("attention").example
+    assert example is not None
+    _, kv, start, count, context, table = example(site.inputs, dict(site.attrs), at, torch.Generator(), "cpu")
+    assert count.tolist() == [1, 1, 98, 0, 0, 0, 0, 0] and start.tolist()[:3] == [0, 1, 2]
+    assert context[2] == 98 and min(context[:2]) > 1000
+    assert max(context) <= (table[0] > 0).sum() * kv.shape[3]
+    room = {**at, "M": 1}  # a prompt too long for its blocks is cut
+    _, _, _, count, context, _ = example(site.inputs, dict(site.attrs), room, torch.Generator(), "cpu")
+    assert count.tolist()[:3] == [1, 1, 64] and max(context) <= 64
+
+
+def test_programs_of_few_rows_are_not_made_to_share_a_multiprocessor() -> None:
+    site = rope_attention("bf16", 32, 8, 128)
+    for rows, warps_apart in ((1, [4]), (33, [4, 4]), (34, [1, 4, 1])):
+        configs = Step().tunables(site, sizes(rows, rows, 64), H200)
+        assert [c["APART"] for c in configs] == warps_apart

@@ -41,3 +41,26 @@ def must(graph: Graph) -> int:
 
 
 RULES: tuple[Rule, ...] = (fuse_block,)
+
+
+def join_blocks(m: Match) -> Swap | None:
+    """A gated linear_norm_linear and the one that alone reads what it leaves, with norms alike."""
+    second, own = m.node, dict(m.node.attrs)
+    if second.op != "linear_norm_linear" or "act" in own:
+        return None
+    first = second.inputs[0].node
+    if first.op != second.op or second.inputs[::2][:2] != first.outputs or not all(map(m.only_user, first.outputs)):
+        return None
+    options = dict(first.attrs)
+    if "act" not in options or options != own | {"act": options["act"]}:
+        return None
+    joined = emit("dense_block", *first.inputs, second.inputs[1], *second.inputs[3:], **options)
+    return {second[0]: joined[0], second[1]: joined[1]}
+
+
+def must_join(graph: Graph) -> int:
+    """Once for each pair of which the second reads the first."""
+    return sum(join_blocks(Match(node, graph)) is not None for node in graph.nodes)
+
+
+JOINS: tuple[Rule, ...] = (join_blocks,)

@@ -32,20 +32,26 @@ def integers(low: int, high: int, shape: Sequence[int], generator: Any, device: 
 
 
 def ragged(sizes: Mapping[str, int], context: int, device: str) -> tuple[Any, Any, Any, Any, Any]:
-    """A plausible step of T tokens over S sequences, each with up to `context` tokens before it.
+    """A plausible step of T tokens over S sequences, with up to `context` tokens before each row's own.
 
+    More tokens than sequences, up to FEW: a whole prompt beside some rows of single tokens. Beyond, rows are alike.
     A negative context (see `context_of`) says by how much the longest row is too long: rows are cut, and the tokens
     left over are padding, of row -1. Returns rows i32[T], positions i32[T], query_start i32[S], query_len i32[S],
     context_len i32[S].
     """
     tokens, sequences = sizes["T"], sizes["S"]
     base, extra = divmod(tokens, sequences)
-    counts = [min(base + (i < extra), most_queries(sizes) + min(0, context)) for i in range(sequences)]
+    counts = [base + (i < extra) for i in range(sequences)]
+    if beside := singles_beside(sizes):
+        counts = [1] * beside + [tokens - beside] + [0] * (sequences - beside - 1)
+    counts = [min(count, most_queries(sizes) + min(0, context)) for count in counts]
     query_len = torch.tensor(counts, dtype=torch.int32, device=device)
     query_start = (query_len.cumsum(0) - query_len).to(torch.int32)
     own = torch.repeat_interleave(torch.arange(sequences, device=device), query_len.long())
     before = torch.arange(sequences, device=device, dtype=torch.int32) % 7
     before = before.clamp_max(max(context, 0)) + max(context - 7, 0)
+    if beside:
+        before[beside] = 0
     positions = before[own] + torch.arange(len(own), device=device, dtype=torch.int32) - query_start[own]
     padding = (0, tokens - len(own))
     rows = torch.nn.functional.pad(own.to(torch.int32), padding, value=-1)
@@ -53,11 +59,19 @@ def ragged(sizes: Mapping[str, int], context: int, device: str) -> tuple[Any, An
 
 
 CONTEXT = 1024  # tokens before a step's own that an example assumes, where block tables have room
+FEW = 512  # tokens of a step that is taken for one short prompt among decoding rows
 
 
 def most_queries(sizes: Mapping[str, int]) -> int:
     """Tokens of the longest row of an example."""
-    return -(-sizes.get("T", 1) // sizes.get("S", 1))
+    tokens = sizes.get("T", 1)
+    return tokens - beside if (beside := singles_beside(sizes)) else -(-tokens // sizes.get("S", 1))
+
+
+def singles_beside(sizes: Mapping[str, int]) -> int:
+    """Rows of single tokens that an example's one prompt has beside it; 0 where all rows are alike."""
+    tokens, sequences = sizes.get("T", 1), sizes.get("S", 1)
+    return sequences // 4 if sequences < tokens <= FEW else 0
 
 
 def example_blocks(types: Sequence[Type], sizes: Mapping[str, int]) -> int:

@@ -48,6 +48,25 @@ def linear_norm_linear(
     return emit("linear", normal, w2, *bias2)[0], total
 
 
+# What multiplies by matrices, itself or in its parts.
+PRODUCTS = frozenset({"linear", "linear_glu", "linear_norm_linear", "dense_block"})
+
+
+@fused(example=example)
+def dense_block(
+    x: Value, w: Value, residual: Value, gain: Value, w_gated: Value, w_down: Value, gain2: Value, w2: Value,
+    *bias2: Value, eps: float, act: str, offset: float = 0.0,
+) -> tuple[Value, ...]:  # fmt: skip
+    """From an attention's result to the next attention's operands: two linear_norm_linear, the first one gated.
+
+    x: [T,Q]; w: [E,Q]; residual: [T,E]; gain, gain2: [E]; w_gated: [2F,E]; w_down: [E,F]; w2: [N,E]; bias2: none, or
+    [N]. Returns (y [T,N], total [T,E]).
+    """
+    norm = {"eps": eps, "offset": offset}
+    h, total = emit("linear_norm_linear", x, w, residual, gain, w_gated, act=act, **norm).outputs
+    return tuple(emit("linear_norm_linear", h, w_down, total, gain2, w2, *bias2, **norm).outputs)
+
+
 def _rope_example(
     types: Sequence[Type], attrs: Mapping[str, Any], sizes: Mapping[str, int], generator: Any, device: str
 ) -> list[Any]:

@@ -29,13 +29,13 @@ class Ragged(Tactic):
     without gaps, as `prepare` puts them. Tokens of no sequence, behind the last, become zero.
     """
 
-    op, name, version = "attention", "ragged", 2
+    op, name, version = "attention", "ragged", 3
 
     def supports(self, site: Site, sizes: Sizes, device: Device) -> str | None:
         return refusal(site, sizes, device)
 
     def tunables(self, site: Site, sizes: Sizes, device: Device) -> tuple[Config, ...]:
-        return tunables(site, sizes)
+        return tunables(site, sizes, device)
 
     def plan(self, site: Site, sizes: Sizes, device: Device, config: Config) -> Draft:
         shape = Shape.of(site)

@@ -15,6 +15,7 @@ MAX_GROUP = 128  # query heads of a KV head; they share a tile
 MAX_COMBINED = 16384  # numbers of a group of heads; more would not fit in the registers that join a row's tasks
 MAX_SHORT = 4  # queries of a row that is still split over its keys
 MAX_SEQUENCES = 4096  # every program scans them
+AT_ONCE = 2  # programs of the larger configuration on a multiprocessor
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,9 +109,10 @@ class Tasks:
         return Tasks(aim, config["LEAST"], aim + rows, partial, partial + lanes * 2 * 4, counters)
 
 
-def decode_configs(shape: Shape) -> tuple[dict[str, int], ...]:
+def decode_configs(shape: Shape, few: bool) -> tuple[dict[str, int], ...]:
     """BN: keys of a tile; TASKS: tasks aimed at for each multiprocessor; LEAST: tiles of a task; APART: warps that each
-    take a share of a tile's keys by themselves (1: all together)."""
+    take a share of a tile's keys by themselves (1: all together). `few`: AT_ONCE programs a multiprocessor hold a task
+    of every row."""
     if shape.bytes == 4:
         rows = max(16, next_power_of_2(shape.group))
         keys = 32 if shape.padded_size <= 128 and rows <= 32 else 16
@@ -119,12 +121,11 @@ def decode_configs(shape: Shape) -> tuple[dict[str, int], ...]:
         together = {"BN": 64 if shape.padded_size <= 128 else 32, "STAGES": 3, "APART": 1}
         together["WARPS"] = 8 if shape.decode_rows > 32 else 4
         return tuple({**together, "TASKS": n, "LEAST": 4} for n in (2, 4))
-    # Joining tasks costs about as much as 256 keys; the others are for many rows, of which more fit side by side.
-    return (
-        {"BN": 64, "WARPS": 4, "APART": 4, "STAGES": 3, "TASKS": 2, "LEAST": 4},
-        {"BN": 64, "WARPS": 4, "APART": 1, "STAGES": 2, "TASKS": 2, "LEAST": 4},
-        {"BN": 32, "WARPS": 2, "APART": 2, "STAGES": 4, "TASKS": 2, "LEAST": 8},
-    )
+    # Joining tasks costs about as much as 256 keys.
+    apart = {"BN": 64, "WARPS": 4, "APART": 4, "STAGES": 3, "TASKS": 2, "LEAST": 4}
+    # Small enough for four on a multiprocessor, so that those of many rows run at once. Those of few would crowd on the
+    # multiprocessors that the kernel ahead leaves first, which the timing of one op by itself does not see.
+    return (apart,) if few else ({**apart, "APART": 1, "STAGES": 2}, apart)
 
 
 def plain_warps(shape: Shape) -> int:
@@ -149,16 +150,17 @@ def prefill_configs(shape: Shape) -> tuple[dict[str, int], ...]:
 
 
 def paired(decode: tuple[dict[str, int], ...], prefill: tuple[dict[str, int], ...]) -> tuple[Config, ...]:
-    """Configurations of both families at once: the two lists side by side, the shorter one repeated."""
-    count = max(len(decode), len(prefill))
-    return tuple({**decode[i % len(decode)], **prefill[i % len(prefill)]} for i in range(count))
+    """Configurations of both families at once: the first of each, and every other beside the first of the other."""
+    first = ({**decode[0], **prefill[0]},)
+    return (*first, *({**d, **prefill[0]} for d in decode[1:]), *({**decode[0], **p} for p in prefill[1:]))
 
 
-def tunables(site: Site, sizes: Sizes) -> tuple[Config, ...]:
+def tunables(site: Site, sizes: Sizes, device: Device) -> tuple[Config, ...]:
     """Configurations worth timing; where no row can be long, those of `prefill` do not matter."""
     shape = Shape.of(site)
+    few = min(sizes["S"], sizes["T"]) * shape.kv_heads <= AT_ONCE * max(device.multiprocessors, 1)
     long = prefill_configs(shape)
-    return paired(decode_configs(shape), long[:1] if sizes["T"] <= shape.short else long)
+    return paired(decode_configs(shape, few), long[:1] if sizes["T"] <= shape.short else long)
 
 
 def constants(site: Site, sizes: Sizes, device: Device, short: int) -> dict[str, Any]:
@@ -202,10 +204,11 @@ def prefill(site: Site, sizes: Sizes, device: Device, config: Config, short: int
         ("q_ptr", shape.pointer), ("kv_ptr", shape.pointer), *ROWS, ("table_ptr", "*i32"),
         ("out_ptr", shape.pointer), ("S", "i32"), ("M", "i32"),
     )  # fmt: skip
-    named = {**constants(site, sizes, device, short), "BM": config["PM"], "BN": config["PN"]}
+    named = {**constants(site, sizes, device, short), "PM": config["PM"], "PN": config["PN"]}
     kernel = triton_kernel(f"{FOLDER}.prefill_triton:prefill", signature, named, config["PWARPS"], config["PSTAGES"])
-    grid = (most_tiles(sizes, short, config["PM"] // shape.group), shape.kv_heads, 1)
-    return KernelUse(kernel, grid, (*args, *gpu.integers(sizes["S"], sizes["M"])))
+    tiles = most_tiles(sizes, short, config["PM"] // shape.group)
+    args = (*args, *gpu.integers(sizes["S"], sizes["M"]))
+    return KernelUse(kernel, (tiles * shape.kv_heads, 1, 1), args, singles=False)
 
 
 def most_tiles(sizes: Sizes, short: int, tile: int) -> int:

@@ -100,6 +100,21 @@ __device__ __forceinline__ void copy_box_to_both(u32 to, const TensorMap* map, i
                "r"(column), "r"(row), "r"(barrier), "h"(static_cast<u16>(3)), "l"(policy) : "memory");
 }
 
+// The same for a map of two halves of rows, of which a box has eight rows each in turn: from the rows 8 `eight` on.
+#define COPY_TURNS "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes"
+
+__device__ __forceinline__ void copy_turns(u32 to, const TensorMap* map, int column, int eight, u32 barrier,
+                                           u64 policy) {
+  asm volatile(COPY_TURNS ".L2::cache_hint [%0], [%1, {%2, 0, 0, %3}], [%4], %5;" ::"r"(to), "l"(map), "r"(column),
+               "r"(eight), "r"(barrier), "l"(policy) : "memory");
+}
+
+__device__ __forceinline__ void copy_turns_to_both(u32 to, const TensorMap* map, int column, int eight, u32 barrier,
+                                                   u64 policy) {
+  asm volatile(COPY_TURNS ".multicast::cluster.L2::cache_hint [%0], [%1, {%2, 0, 0, %3}], [%4], %5, %6;" ::"r"(to),
+               "l"(map), "r"(column), "r"(eight), "r"(barrier), "h"(static_cast<u16>(3)), "l"(policy) : "memory");
+}
+
 // ---- warp groups ----
 template <int REGISTERS> __device__ __forceinline__ void give_registers() {
   asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(REGISTERS));
@@ -135,6 +150,22 @@ __device__ __forceinline__ u64 tile_of(u32 address) {
 #define REGS_14 REGS_13 ", %106, %107, %108, %109, %110, %111, %112, %113"
 #define REGS_15 REGS_14 ", %114, %115, %116, %117, %118, %119, %120, %121"
 #define REGS_16 REGS_15 ", %122, %123, %124, %125, %126, %127, %128, %129"
+// ... and of 64 x 16 by 16 x (16 k + 8).
+#define REGS_1H REGS_1 ", %10, %11, %12, %13"
+#define REGS_2H REGS_2 ", %18, %19, %20, %21"
+#define REGS_3H REGS_3 ", %26, %27, %28, %29"
+#define REGS_4H REGS_4 ", %34, %35, %36, %37"
+#define REGS_5H REGS_5 ", %42, %43, %44, %45"
+#define REGS_6H REGS_6 ", %50, %51, %52, %53"
+#define REGS_7H REGS_7 ", %58, %59, %60, %61"
+#define REGS_8H REGS_8 ", %66, %67, %68, %69"
+#define REGS_9H REGS_9 ", %74, %75, %76, %77"
+#define REGS_10H REGS_10 ", %82, %83, %84, %85"
+#define REGS_11H REGS_11 ", %90, %91, %92, %93"
+#define REGS_12H REGS_12 ", %98, %99, %100, %101"
+#define REGS_13H REGS_13 ", %106, %107, %108, %109"
+#define REGS_14H REGS_14 ", %114, %115, %116, %117"
+#define REGS_15H REGS_15 ", %122, %123, %124, %125"
 #define OUTS8(i) \
   "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), \
       "+f"(d[i + 7])
@@ -154,11 +185,28 @@ __device__ __forceinline__ u64 tile_of(u32 address) {
 #define OUTS_14 OUTS_13, OUTS8(104)
 #define OUTS_15 OUTS_14, OUTS8(112)
 #define OUTS_16 OUTS_15, OUTS8(120)
+#define OUTS4(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
+#define OUTS_1H OUTS_1, OUTS4(8)
+#define OUTS_2H OUTS_2, OUTS4(16)
+#define OUTS_3H OUTS_3, OUTS4(24)
+#define OUTS_4H OUTS_4, OUTS4(32)
+#define OUTS_5H OUTS_5, OUTS4(40)
+#define OUTS_6H OUTS_6, OUTS4(48)
+#define OUTS_7H OUTS_7, OUTS4(56)
+#define OUTS_8H OUTS_8, OUTS4(64)
+#define OUTS_9H OUTS_9, OUTS4(72)
+#define OUTS_10H OUTS_10, OUTS4(80)
+#define OUTS_11H OUTS_11, OUTS4(88)
+#define OUTS_12H OUTS_12, OUTS4(96)
+#define OUTS_13H OUTS_13, OUTS4(104)
+#define OUTS_14H OUTS_14, OUTS4(112)
+#define OUTS_15H OUTS_15, OUTS4(120)
 #define TEXT_(x) #x
 #define TEXT(x) TEXT_(x)
 #define JOIN_(a, b) a##b
 #define JOIN(a, b) JOIN_(a, b)
-// d [64, ROWS] += a [64, 16] b [ROWS, 16]^T, with ROWS = 16 ROWS_16 and FORMAT bf16 or f16; both in shared memory.
+// d [64, ROWS] += a [64, 16] b [ROWS, 16]^T, both in shared memory; FORMAT is bf16 or f16.
+// ROWS = 16 ROWS_16, or where ROWS_16 ends in H, eight more.
 #define PRODUCT(d, a, b)                                                                              \
   asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, 1, 0;\n"                                             \
                "wgmma.mma_async.sync.aligned.m64n" TEXT(ROWS) "k16.f32." TEXT(FORMAT) "." TEXT(FORMAT) \

@@ -1,7 +1,8 @@
 // y = x w^T + bias, or act(gate) * up over the two halves of w's rows, for some hundred tokens, few of them padding.
 //
 // The rows of w are the tall operand, the tokens the other: a tile has as many as divide the step evenly. A *unit* is
-// 64 rows of w (gated: 32 of gate and the 32 of up that belong to them). A cluster of two blocks walks over a stretch
+// 64 rows of w (gated: 32 of gate and the 32 of up that belong to them, eight of each in turn, so that a thread has
+// both numbers of a pair). A cluster of two blocks walks over a stretch
 // of units, in passes of up to HEIGHT a block, so that all multiprocessors get nearly the same work although 64 rows
 // times a tile's tokens are coarse. The two blocks of a cluster work on the same rows and different tokens (SHARE_W) or
 // on the same tokens and different rows; what they have in common is copied to both at once.
@@ -10,7 +11,7 @@
 // Constants, all macros:
 //   N, K; FORMAT (bf16, f16); OUT_BYTES (2: FORMAT, 4: float32); BIAS_BYTES (likewise; 0: none)
 //   ACT (0: a plain product, 1: silu, 2: gelu, 3: gelu_tanh, 4: relu)
-//   TILE_T, TILE_T_16 (TILE_T / 16): tokens of a tile
+//   TILE_T, TILE_T_16: tokens of a tile, and as hopper.cuh names them: TILE_T / 16, with an H where eight are left
 //   HEIGHT (units that the two warp groups take in a pass, in turn), STAGES
 //   SHARE_W, SPLIT, ALONG (clusters that the units are dealt to)
 //   STREAM (1: w is read about once, and had better not stay in the L2)
@@ -32,17 +33,19 @@ constexpr int PASSES = ((UNITS + ALONG - 1) / ALONG + SIDES * HEIGHT - 1) / (SID
 constexpr int DEPTH = 64;                         // columns of x and w in a stage
 constexpr int STEPS = ((K + DEPTH - 1) / DEPTH + SPLIT - 1) / SPLIT;  // of a block; what is beyond K is zero
 constexpr int LINE = 2 * DEPTH;                   // bytes
-constexpr int HALF_BYTES = 32 * LINE, UNIT_BYTES = 2 * HALF_BYTES, X_BYTES = TILE_T * LINE;
+constexpr int UNIT_BYTES = 64 * LINE, X_BYTES = TILE_T * LINE;
 constexpr int STAGE_BYTES = HEIGHT * UNIT_BYTES + X_BYTES;
 constexpr int RING_BYTES = STAGES * STAGE_BYTES;
+constexpr bool TURNS = GATED && OUT_N % 8 == 0;   // gate and up come in turn by themselves; else box by box
+constexpr int BOX = GATED && !TURNS ? 8 : 32;     // rows of w that are copied at once
+constexpr int BOX_BYTES = BOX * LINE, BOXES = 64 / BOX;
 constexpr int CONSUMERS = 256;                    // threads; the producer is one of those behind them
 constexpr int THREADS = CONSUMERS + 128;
-constexpr int COUPLES = TILE_T / 16;              // pairs of runs of eight tokens, in a tile
-constexpr int TRADED = 2;                         // couples that a warp group trades at once
-constexpr int DESK_BYTES = GATED ? 2 * TRADED * 128 * 16 : 0;  // of a warp group: half is written while half is read
-constexpr int RUN_PARTS = PER_GROUP * 2 * COUPLES;  // runs of a thread
+constexpr int RUNS = TILE_T / 8;                  // of eight tokens, in a tile
+constexpr int COUPLES = (RUNS + 1) / 2;
+constexpr int RUN_PARTS = PER_GROUP * RUNS;       // runs of a thread
 
-static_assert(TILE_T % 16 == 0 && TILE_T <= 256 && TILE_T == 16 * TILE_T_16, "a product has 16 .. 256 columns");
+static_assert(TILE_T % (SHARE_W ? 8 : 16) == 0 && TILE_T <= 256, "whole patterns of the swizzle are copied");
 static_assert(HEIGHT >= 1 && HEIGHT <= 4, "more do not fit the registers");
 static_assert(SPLIT == 1 || (PASSES == 1 && !GATED && SPLIT <= COUPLES), "parts are added up once, and run by run");
 
@@ -84,24 +87,34 @@ struct Place {
 };
 
 __device__ __forceinline__ u32 stage_at(int stage) { return shared_address(ring) + stage * STAGE_BYTES; }
-__device__ __forceinline__ u32 desk() { return shared_address(ring) + RING_BYTES + threadIdx.x / 128 * DESK_BYTES; }
-__device__ __forceinline__ u32 full(int stage) {
-  return shared_address(ring) + RING_BYTES + 2 * DESK_BYTES + 8 * stage;
-}
+__device__ __forceinline__ u32 full(int stage) { return shared_address(ring) + RING_BYTES + 8 * stage; }
 __device__ __forceinline__ u32 empty(int stage) { return full(stage) + 8 * STAGES; }
+
+// Where the rows of a box begin, after those of its unit: gate and up take turns.
+__device__ __forceinline__ int row_of(int box) {
+  if (TURNS) return box * BOX / 2;
+  return GATED ? box % 2 * OUT_N + box / 2 * BOX : box * BOX;
+}
+
+__device__ __forceinline__ void copy_w(u32 to, const TensorMap* map, int column, int row, u32 barrier) {
+  constexpr u64 policy = STREAM ? READ_ONCE : READ_AGAIN;
+  if (TURNS && SHARE_W) copy_turns_to_both(to, map, column, row / 8, barrier, policy);
+  else if (TURNS) copy_turns(to, map, column, row / 8, barrier, policy);
+  else if (SHARE_W) copy_box_to_both(to, map, column, row, barrier, policy);
+  else copy_box(to, map, column, row, barrier, policy);
+}
 
 __device__ __forceinline__ void load_w(const TensorMap* map, int stage, Tile tile, int step, int rank) {
   expect_bytes(full(stage), tile.count * UNIT_BYTES + X_BYTES);
-  constexpr u64 policy = STREAM ? READ_ONCE : READ_AGAIN;
-  for (int unit = 0; unit < tile.count; unit++) {
-    const u32 to = stage_at(stage) + unit * UNIT_BYTES;
-    const int row = (tile.first + unit) * UNIT_N;
-#pragma unroll
-    for (int half = 0; half < 2; half++) {
-      const int from = row + half * (GATED ? OUT_N : 32);
-      if (!SHARE_W) copy_box(to + half * HALF_BYTES, map, step * DEPTH, from, full(stage), policy);
-      else if (half == rank) copy_box_to_both(to + half * HALF_BYTES, map, step * DEPTH, from, full(stage), policy);
-    }
+  constexpr int own = SHARE_W ? BOXES / 2 : BOXES;  // of a unit, that this block copies
+  const int first = SHARE_W ? rank * own : 0;
+  u32 to = stage_at(stage) + first * BOX_BYTES;
+  int row = tile.first * UNIT_N + row_of(first);
+#pragma unroll 1
+  for (int unit = 0; unit < tile.count; unit++, to += UNIT_BYTES, row += UNIT_N) {
+#pragma unroll 2  // the producer has few registers
+    for (int box = 0; box < own; box++)
+      copy_w(to + box * BOX_BYTES, map, step * DEPTH, row + row_of(box), full(stage));
   }
 }
 
@@ -212,54 +225,38 @@ __device__ __forceinline__ void store_runs(void* y, const float (&v)[2][4], cons
 
 // Which block of a split adds up and stores a couple of runs.
 __device__ constexpr int owner_of(int couple) { return couple * SPLIT / COUPLES; }
-// The first couple of a block.
+// The first couple of a block, and the first run.
 __device__ constexpr int first_of(int split) { return (split * COUPLES + SPLIT - 1) / SPLIT; }
+__device__ constexpr int first_run(int split) { return split < SPLIT ? 2 * first_of(split) : RUNS; }
 
-__device__ __forceinline__ void meet_group() {
-  asm volatile("bar.sync %0, 128;" ::"r"(1 + threadIdx.x / 128) : "memory");
-}
-
-__device__ __forceinline__ void put(u32 address, float a, float b, float c, float e) {
-  asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(address), "f"(a), "f"(b), "f"(c), "f"(e) : "memory");
-}
-__device__ __forceinline__ float4 take(u32 address) {
-  float4 v;
-  asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];" : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w) : "r"(address));
-  return v;
-}
-
-// Warps 0 and 1 of a group hold rows of gate, 2 and 3 those of up. Of each couple of runs the gate's warps finish the
-// first and up's the second: each sends the other what it needs for that.
+// Of each run of eight tokens by 16 rows, the upper eight are gate and the lower eight their up: four runs of eight
+// tokens and eight columns of y at a time.
 __device__ __forceinline__ void store_gated(const float (&d)[TILE_T / 2], void* y, int unit, int token, int tokens) {
-  const int mine = threadIdx.x % 128, is_up = mine / 64;
-  const int n = unit * 32 + mine / 32 % 2 * 16;
+  const int lane = threadIdx.x % 32, n = unit * 32 + threadIdx.x % 128 / 32 * 8;
 #pragma unroll
-  for (int begin = 0; begin < COUPLES; begin += TRADED) {
-    const u32 table = desk() + (begin / TRADED % 2) * (TRADED * 128 * 16);
+  for (int begin = 0; begin < RUNS; begin += 4) {
+    float v[4][2];
 #pragma unroll
-    for (int i = 0; i < TRADED; i++) {
-      const int at = begin + i < COUPLES ? 8 * (begin + i) : 0;
-      put(table + (i * 128 + mine) * 16, is_up ? d[at] : d[at + 4], is_up ? d[at + 1] : d[at + 5],
-          is_up ? d[at + 2] : d[at + 6], is_up ? d[at + 3] : d[at + 7]);
+    for (int i = 0; i < 8; i++) {
+      const int at = begin + i / 2 < RUNS ? 4 * (begin + i / 2) + i % 2 : 0;
+      v[i / 2][i % 2] = activated<ACT>(d[at]) * d[at + 2];
     }
-    meet_group();
-    float v[2][4];
-    int t[2];
+    if constexpr (OUT_BYTES == 2 && OUT_N % 8 == 0) {
+      u32 p[4];
 #pragma unroll
-    for (int i = 0; i < TRADED; i++) {
-      const int at = begin + i < COUPLES ? 8 * (begin + i) : 0;
-      const float4 got = take(table + (i * 128 + (mine ^ 64)) * 16);
-      const float other[4] = {got.x, got.y, got.z, got.w};
+      for (int i = 0; i < 4; i++) p[i] = transposed(rounded_pair<BF16>(v[i][0], v[i][1]));
+      trade_runs(p);
+      const int run = begin + lane % 4, t = token + run * 8 + lane / 4;
+      u16* to = static_cast<u16*>(y) + static_cast<long long>(t) * OUT_N + n;
+      if (run < RUNS && t < tokens && n < OUT_N) *reinterpret_cast<uint4*>(to) = make_uint4(p[0], p[1], p[2], p[3]);
+    } else {
 #pragma unroll
-      for (int j = 0; j < 4; j++) {
-        const float own = is_up ? d[at + 4 + j] : d[at + j];
-        v[i][j] = activated<ACT>(is_up ? other[j] : own) * (is_up ? own : other[j]);
+      for (int i = 0; i < 8; i++) {
+        const int t = token + (begin + i / 2) * 8 + lane % 4 * 2 + i % 2;
+        if (begin + i / 2 < RUNS) store_one(y, t, n + lane / 4, tokens, v[i / 2][i % 2]);
       }
-      t[i] = begin + i < COUPLES ? token + (begin + i) * 16 + is_up * 8 : -1;
     }
-    store_runs(y, v, t, n, tokens);
   }
-  if ((COUPLES + TRADED - 1) / TRADED % 2) meet_group();  // the next unit begins with the same half of the table
 }
 
 __device__ __forceinline__ void put_far(float4* to, float a, float b, float c, float e) {
@@ -292,7 +289,7 @@ struct Shares {
     counter = counters + tile * (CONSUMERS / 32) + threadIdx.x / 32;
   }
   __device__ __forceinline__ float4* at(int split, int u, int run) const {
-    return runs + ((split * PER_GROUP + u) * 2 * COUPLES + run) * CONSUMERS;
+    return runs + ((split * PER_GROUP + u) * RUNS + run) * CONSUMERS;
   }
 };
 
@@ -301,7 +298,7 @@ template <int SPLIT_RANK> __device__ __forceinline__ void leave(const Sums& d, i
   for (int u = 0; u < PER_GROUP; u++) {
     if (u >= own) continue;
 #pragma unroll
-    for (int run = 0; run < 2 * COUPLES; run++) {
+    for (int run = 0; run < RUNS; run++) {
       if (owner_of(run / 2) == SPLIT_RANK) continue;
       put_far(shares.at(SPLIT_RANK, u, run), d[u][4 * run], d[u][4 * run + 1], d[u][4 * run + 2], d[u][4 * run + 3]);
     }
@@ -316,7 +313,7 @@ template <int SPLIT_RANK> __device__ __forceinline__ void leave(const Sums& d, i
 
 // The sums over the split of the runs that a block owns, always in the order of K. All loads are under way at once.
 template <int SPLIT_RANK> __device__ __forceinline__ void add_up(float (&d)[TILE_T / 2], Shares shares, int u) {
-  constexpr int FIRST = first_of(SPLIT_RANK) * 2, LAST = first_of(SPLIT_RANK + 1) * 2;
+  constexpr int FIRST = first_run(SPLIT_RANK), LAST = first_run(SPLIT_RANK + 1);
   float4 part[SPLIT][LAST - FIRST];
 #pragma unroll
   for (int from = 0; from < SPLIT; from++) {
@@ -345,10 +342,11 @@ __device__ __forceinline__ void store_plain(const float (&d)[TILE_T / 2], const 
   const float offset[2] = {bias_at(bias, row), bias_at(bias, row + 8)};
 #pragma unroll
   for (int couple = first_of(SPLIT_RANK); couple < first_of(SPLIT_RANK + 1); couple++) {
-    const int t = token + couple * 16, at[2] = {t, t + 8};
+    const bool whole = 2 * couple + 1 < RUNS;
+    const int t = token + couple * 16, at[2] = {t, whole ? t + 8 : -1};
     float v[2][4];
 #pragma unroll
-    for (int i = 0; i < 8; i++) v[i / 4][i % 4] = d[8 * couple + i] + offset[i % 4 / 2];
+    for (int i = 0; i < 8; i++) v[i / 4][i % 4] = d[8 * couple + (whole ? i : i % 4)] + offset[i % 4 / 2];
     store_runs(y, v, at, n, tokens);
   }
 }

@@ -6,6 +6,7 @@ For the hundreds of tokens of a short prompt, of which `hopper` would work on th
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import product
 
 from penstock.engine.device import Device
 from penstock.engine.program import Arg, Site, Sizes, Tile
@@ -21,19 +22,20 @@ from penstock.kernels.linear.product import Product, operands, shared_limit
 from penstock.kernels.tactic import Config, CudaKernel, Draft, KernelUse, Tactic, cdiv
 
 SOURCE = "penstock.kernels.linear.hopper_tall:hopper_tall"
-UNIT_ROWS, BOX_ROWS = 64, 32  # of w: what a warp group multiplies at once, and what is copied at once
+UNIT_ROWS = 64  # of w, that a warp group multiplies at once
+BOX_ROWS, ODD_BOX_ROWS = 32, 8  # of w, that are copied at once
 CLUSTER = 2
 WARPS, CONSUMERS = 12, 256  # a warp group that produces, and the threads of two that multiply
 RUN_TOKENS = 8
-DESK_BYTES = 16 << 10  # on which gate and up are brought together
-WIDEST, WIDEST_GATED = 208, 192  # tokens of a tile: with two units in a warp group, more do not fit the registers
+MOST_TOKENS = {1: 256, 2: 208}  # tokens of a tile, by the units of a warp group: more do not fit the registers
 MAX_STAGES, FEWEST_STAGES, EASY_STAGES = 8, 3, 4
 
 # What things cost in cycles of a multiprocessor, by timing on an H200.
-COLUMN_CYCLES = 2 * 1.15  # a token of a unit, in a step; 2 are what the tensor cores take
+COLUMN_CYCLES = 2.0  # a token of a unit, in a step
+READ_BYTES = 128  # a cycle, of shared memory
 FILL_BYTES = 50  # a cycle, from the L2
 SHORT_RING = 1.1  # with fewer than EASY_STAGES
-PASS_CYCLES, GATED_PASS_CYCLES, START_CYCLES = 2000, 5000, 3000
+PASS_CYCLES, GATED_PASS_CYCLES, START_CYCLES = 2000, 3000, 3000
 LEFT_BYTES = 6  # a cycle, through the L2 to the other blocks of a split
 
 
@@ -45,21 +47,23 @@ class Cut:
     device: Device
     height: int
     split: int
+    widest: int  # tokens that a tile may have
 
     @property
-    def _tiles(self) -> int:
-        """Tiles of tokens: one, or an even number, since two share what they read of w."""
-        widest = WIDEST_GATED if self.p.act and self.height > 2 else WIDEST
-        return 1 if self.p.tokens <= widest else CLUSTER * cdiv(self.p.tokens, CLUSTER * widest)
+    def tiles(self) -> int:
+        """Of tokens: one, or an even number, since two share what they read of w."""
+        tiles = cdiv(self.p.tokens, self.widest)
+        return 1 if tiles == 1 else CLUSTER * cdiv(tiles, CLUSTER)
 
     @property
     def tile(self) -> int:
-        """Tokens of a tile."""
-        return 16 * cdiv(cdiv(self.p.tokens, self._tiles), 16)
+        """Tokens of a tile, in whole patterns of the swizzle; where two blocks fetch halves of it, in two."""
+        pattern = RUN_TOKENS * (1 if self.shares_w else CLUSTER)
+        return pattern * cdiv(cdiv(self.p.tokens, self.tiles), pattern)
 
     @property
     def shares_w(self) -> bool:
-        return self._tiles > 1
+        return self.tiles > 1
 
     @property
     def sides(self) -> int:
@@ -101,16 +105,12 @@ class Cut:
         return (self.height * UNIT_ROWS + self.tile) * LINE + BARRIER_BYTES
 
     @property
-    def desk(self) -> int:
-        return DESK_BYTES if self.p.act else 0
-
-    @property
     def stages(self) -> int:
-        return min(MAX_STAGES, (shared_limit(self.device) - self.desk) // self.stage)
+        return min(MAX_STAGES, shared_limit(self.device) // self.stage)
 
     @property
     def shared(self) -> int:
-        return self.stages * self.stage + self.desk
+        return self.stages * self.stage
 
     @property
     def grid(self) -> int:
@@ -128,22 +128,25 @@ class Cut:
         return self.grid // self.split * CONSUMERS // 32 * 4 if self.split > 1 else 0
 
     def is_able(self) -> bool:
-        if self.stages < FEWEST_STAGES:
+        if self.stages < FEWEST_STAGES or self.tile > MOST_TOKENS[cdiv(self.height, 2)]:
             return False
         if self.split == 1:
             return True
         # The blocks of a split wait for one another: all must be resident at once, or those that are wait for ever.
         resident = self.grid <= self.device.multiprocessors
         # Its parts are added up once, whole runs at a time; none may begin beyond K.
-        return resident and not self.p.act and self.passes == 1 and self.tile // 16 >= self.split <= self.steps
+        return resident and not self.p.act and self.passes == 1 and cdiv(self.tile, 16) >= self.split <= self.steps
 
     def cost(self) -> float:
         """Cycles of the busiest block."""
         p = self.p
-        products = self.most * self.steps * self.tile * COLUMN_CYCLES
-        fill = self.steps * LINE * (self.most * UNIT_ROWS + self.passes * self.tile) / FILL_BYTES
+        products = self.most * self.tile * COLUMN_CYCLES
+        rows, columns = self.most * UNIT_ROWS, self.passes * self.tile
+        # Every unit is written once and read once; the tokens are written in each pass and read by every unit.
+        shared = LINE * (2 * rows + columns + self.most * self.tile) / READ_BYTES
+        fill = LINE * (rows + columns) / FILL_BYTES
         left = self.most * UNIT_ROWS * self.tile * 4 * (self.split - 1) / self.split / LEFT_BYTES
-        busy = max(products, fill) * (1 if self.stages >= EASY_STAGES else SHORT_RING)
+        busy = self.steps * max(products, shared, fill) * (1 if self.stages >= EASY_STAGES else SHORT_RING)
         return START_CYCLES + busy + self.passes * (GATED_PASS_CYCLES if p.act else PASS_CYCLES) + left
 
     def use(self) -> KernelUse:
@@ -151,8 +154,8 @@ class Cut:
         constants: dict[str, int | str] = {
             "N": p.n, "K": p.k, "FORMAT": p.w.name, "OUT_BYTES": p.out.bytes,
             "BIAS_BYTES": p.bias.bytes if p.bias else 0, "ACT": ACTIVATIONS.index(p.act), "TILE_T": self.tile,
-            "TILE_T_16": self.tile // 16, "HEIGHT": self.height, "STAGES": self.stages,
-            "SHARE_W": int(self.shares_w), "SPLIT": self.split, "ALONG": self.along,
+            "TILE_T_16": f"{self.tile // 16}{'H' if self.tile % 16 else ''}", "HEIGHT": self.height,
+            "STAGES": self.stages, "SHARE_W": int(self.shares_w), "SPLIT": self.split, "ALONG": self.along,
             "STREAM": int(streams(p, self.device)),
         }  # fmt: skip
         given = operands(p)
@@ -160,14 +163,17 @@ class Cut:
         parts = (("parts", "*fp32"), ("counters", "*i32")) if self.split > 1 else ()
         signature = (("x", "map"), ("w", "map"), *((n, given[n][1]) for n in beside), *parts, ("tokens", "i32"))
         kernel = CudaKernel(SOURCE, signature, tuple(constants.items()), WARPS, self.shared)
+        turns = bool(p.act) and p.n // 2 % 8 == 0
+        box = ODD_BOX_ROWS if p.act and not turns else BOX_ROWS
         x_rows = self.tile if self.shares_w else self.tile // CLUSTER
         args = (
             replace(given["x"][0], tile=Tile(p.x.name, (p.tokens, p.k), (x_rows, DEPTH))),
-            replace(given["w"][0], tile=Tile(p.w.name, (p.n, p.k), (BOX_ROWS, DEPTH))),
+            replace(given["w"][0], tile=Tile(p.w.name, (p.n, p.k), (box, DEPTH), turns)),
             *(given[n][0] for n in beside), *(Arg(kind, 0) for kind in ("workspace", "zeroed") if parts),
             Arg("int", p.tokens),
         )  # fmt: skip
-        return KernelUse(kernel, (self.grid, 1, 1), args)
+        # The blocks of a split wait for each other.
+        return KernelUse(kernel, (self.grid, 1, 1), args, cooperative=self.split > 1)
 
 
 class HopperTall(Tactic):
@@ -179,6 +185,7 @@ class HopperTall(Tactic):
     LOW, HIGH = 129, 1024
     HEIGHTS = (2, 3, 4)
     SPLITS = (1, 2, 4)
+    TILES = (1, 2, 4, 6, 8)
     TRIED = 3
 
     def supports(self, site: Site, sizes: Sizes, device: Device) -> str | None:
@@ -186,12 +193,13 @@ class HopperTall(Tactic):
 
     def tunables(self, site: Site, sizes: Sizes, device: Device) -> tuple[Config, ...]:
         p = Product.of(site, sizes)
-        cuts = [Cut(p, device, height, split) for split in self.SPLITS for height in self.HEIGHTS]
+        even = [Cut(p, device, 1, 1, cdiv(p.tokens, tiles)).tile for tiles in self.TILES]
+        cuts = [Cut(p, device, *way) for way in product(self.HEIGHTS, self.SPLITS, even)]
         # Height that saves no pass only costs stages, and the lower ones come first.
         distinct = {(cut.split, cut.tile, cut.passes): cut for cut in reversed(cuts) if cut.is_able()}.values()
         best = sorted(distinct, key=Cut.cost)[: self.TRIED]
-        return tuple({"HEIGHT": cut.height, "SPLIT": cut.split} for cut in best)
+        return tuple({"HEIGHT": cut.height, "SPLIT": cut.split, "TILE": cut.tile} for cut in best)
 
     def plan(self, site: Site, sizes: Sizes, device: Device, config: Config) -> Draft:
-        cut = Cut(Product.of(site, sizes), device, config["HEIGHT"], config["SPLIT"])
+        cut = Cut(Product.of(site, sizes), device, config["HEIGHT"], config["SPLIT"], config["TILE"])
         return Draft((cut.use(),), cut.workspace, cut.counters)

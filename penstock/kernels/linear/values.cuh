@@ -1,11 +1,12 @@
 // What a product's results go through before they are stored: activation, rounding, and lanes that trade pairs of them.
 #pragma once
 
+// Divisions are the reciprocal's: within a few last places of float32, and zero beyond 2^126, which is right here.
 // 1: silu, 2: gelu, 3: gelu_tanh, 4: relu
 template <int KIND> __device__ __forceinline__ float activated(float x) {
-  if constexpr (KIND == 1) return x / (1.0f + __expf(-x));
+  if constexpr (KIND == 1) return __fdividef(x, 1.0f + __expf(-x));
   if constexpr (KIND == 2) return 0.5f * x * (1.0f + erff(x * 0.7071067811865476f));
-  if constexpr (KIND == 3) return x / (1.0f + __expf(-1.5957691216057308f * (x + 0.044715f * x * x * x)));
+  if constexpr (KIND == 3) return __fdividef(x, 1.0f + __expf(-1.5957691216057308f * (x + 0.044715f * x * x * x)));
   return fmaxf(x, 0.0f);
 }
 

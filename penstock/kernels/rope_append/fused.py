@@ -16,7 +16,7 @@ MANY_TOKENS = 256  # from there on programs of one token fill the device, and an
 class Fused(Tactic):
     """Padding tokens get a query like any other and append nothing. Nothing is rounded between the parts."""
 
-    op, name, version = "rope_append", "fused", 2
+    op, name, version = "rope_append", "fused", 3
 
     def supports(self, site: Site, sizes: Sizes, device: Device) -> str | None:
         return position.refusal(site, (0, 1, *range(6, len(site.inputs))), _geometry(site)["D"], device)

@@ -29,6 +29,17 @@ def _cos_sin(angle):
 
 
 @triton.jit
+def partners(DP: tl.constexpr, HALF: tl.constexpr):
+    """For each number of a head the index of the one that it is rotated with."""
+    d = tl.arange(0, DP)
+    partner = tl.where(d < HALF, d + HALF, tl.where(d < 2 * HALF, d - HALF, d))
+    if HALF % 8 == 0:
+        # Partners of neighbours are neighbours; unless told, the compiler loads them one by one.
+        partner = tl.max_contiguous(tl.multiple_of(partner, 8), 8)
+    return partner
+
+
+@triton.jit
 def rotation(freqs_ptr, position, row, DP: tl.constexpr, HALF: tl.constexpr, BY_ROW: tl.constexpr, SCALE: tl.constexpr):
     """For each number i of a head: its partner's index, and what to multiply it and its partner by.
 
@@ -42,13 +53,9 @@ def rotation(freqs_ptr, position, row, DP: tl.constexpr, HALF: tl.constexpr, BY_
         freqs = freqs_ptr + tl.maximum(row, 0).to(tl.int64) * HALF
     freq = tl.load(freqs + tl.where(left, d, d - HALF), mask=turns, other=0.0)
     cos, sin = _cos_sin(position.to(tl.float32) * freq)
-    partner = tl.where(left, d + HALF, tl.where(turns, d - HALF, d))
-    if HALF % 8 == 0:
-        # Partners of neighbours are neighbours; unless told, the compiler loads them one by one.
-        partner = tl.max_contiguous(tl.multiple_of(partner, 8), 8)
     own = tl.where(turns, cos * SCALE, 1.0)
     other = tl.where(turns, tl.where(left, -sin, sin) * SCALE, 0.0)
-    return partner, own, other
+    return partners(DP, HALF), own, other
 
 
 @triton.jit
@@ -58,23 +65,28 @@ def rope_append(
     HB: tl.constexpr, TURNS: tl.constexpr, BY_ROW: tl.constexpr, SCALE: tl.constexpr, NORM: tl.constexpr,
     EPS: tl.constexpr, OFFSET: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """Heads H of q, K of k and K of v, one after another, HB at a time. Grid: (T, any number)."""
+    """Heads H of q, K of k and K of v, one after another, HB at a time. Grid: (T, any number).
+
+    Before the wait only what `prepare` wrote is read: see `Draft` for why that is there by then.
+    """
+    token = tl.program_id(0).to(tl.int64)
+    d = tl.arange(0, DP)
+    row = tl.load(rows_ptr + token, cache_modifier=".cg")
+    position = tl.load(positions_ptr + token, cache_modifier=".cg")
+    partner = partners(DP, HALF)
     if PDL:
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
-    token = tl.program_id(0).to(tl.int64)
-    d = tl.arange(0, DP)
-    row = tl.load(rows_ptr + token)
-    position = tl.load(positions_ptr + token)
-    # Asked for before the arithmetic, so that it is there when the stores need it.
-    block = tl.load(table_ptr + row.to(tl.int64) * M + position // B, mask=row >= 0, other=0).to(tl.int64)
-    partner, own, other = rotation(freqs_ptr, position, row, DP, HALF, BY_ROW, SCALE)
     for turn in tl.static_range(TURNS):
         head = (tl.program_id(1) * TURNS + turn) * HB + tl.arange(0, HB)
         keep = (head < H + 2 * K)[:, None] & (d < D)[None, :]
         source = qkv_ptr + (token * (H + 2 * K) + head)[:, None] * D
-        x = tl.load(source + d[None, :], mask=keep, other=0.0).to(tl.float32)
-        y = tl.load(source + partner[None, :], mask=keep, other=0.0).to(tl.float32)
+        x = tl.load(source + d[None, :], mask=keep, other=0.0)
+        y = tl.load(source + partner[None, :], mask=keep, other=0.0)
+        if turn == 0:
+            # Behind the first heads' loads, which need none of it and are under way meanwhile.
+            block = tl.load(table_ptr + row.to(tl.int64) * M + position // B, mask=row >= 0, other=0).to(tl.int64)
+        x, y = x.to(tl.float32), y.to(tl.float32)
         rotates = (head < H + K)[:, None]
         if NORM:
             inverse = tl.where(rotates, tl.rsqrt(tl.sum(x * x, 1) / D + EPS)[:, None], 1.0)
@@ -83,6 +95,8 @@ def rope_append(
             u = tl.where(of_q, _norm(q_norm_ptr, partner, D)[None, :], _norm(k_norm_ptr, partner, D)[None, :]) + OFFSET
             x = tl.where(rotates, x * inverse * w, x)
             y = y * inverse * u
+        if turn == 0:
+            _, own, other = rotation(freqs_ptr, position, row, DP, HALF, BY_ROW, SCALE)
         x = tl.where(rotates, x * own[None, :] + y * other[None, :], x)
         place = (token * H + head)[:, None] * D + d[None, :]
         tl.store(q_out_ptr + place, x.to(q_out_ptr.dtype.element_ty), mask=keep & (head < H)[:, None])

@@ -22,8 +22,8 @@ from penstock.kernels.rope_append import position
 from penstock.kernels.tactic import Config, Draft, KernelUse, Tactic, cdiv, inputs, next_power_of_2, outputs
 
 SOURCE = "penstock.kernels.rope_attention.step_triton:step"
-MOST_TOKENS = 256  # of a step; beyond it one launch more or less was within the noise
-LOOKED_AT = 16  # tokens that one program looks through for padding and long rows
+MOST_TOKENS = 1024  # of a step; beyond it one launch more or less was within the noise
+LOOKED_AT = 8  # tokens that one program looks through for padding and long rows
 
 
 class Step(Tactic):
@@ -32,7 +32,7 @@ class Step(Tactic):
     Positions of short rows are taken from their contexts, which is where `prepare` has them from.
     """
 
-    op, name = "rope_attention", "step"
+    op, name, version = "rope_attention", "step", 2
 
     def supports(self, site: Site, sizes: Sizes, device: Device) -> str | None:
         if sizes["T"] > MOST_TOKENS:
@@ -40,7 +40,7 @@ class Step(Tactic):
         return refusal(site, sizes, device) or gpu.refusal(site, device, tuple(range(9, len(site.inputs))), 80)
 
     def tunables(self, site: Site, sizes: Sizes, device: Device) -> tuple[Config, ...]:
-        return tunables(site, sizes)
+        return tunables(site, sizes, device)
 
     def plan(self, site: Site, sizes: Sizes, device: Device, config: Config) -> Draft:
         shape = Shape.of(site)
@@ -80,7 +80,6 @@ def _short(site: Site, sizes: Sizes, device: Device, config: Config, tasks: Task
         **{name: sizes[name] for name in "TSM"},
         "programs": tasks.aim,
         "least": tasks.least,
-        "tasks_most": tasks.most,
     }
     signature = (*((name, kind) for name, kind, _ in arrays), *((name, "i32") for name in numbers))
     args = (*(arg for _, _, arg in arrays), *gpu.integers(*numbers.values()))

@@ -35,14 +35,14 @@ def _turned(
 @triton.jit
 def step(
     qkv_ptr, kv_ptr, positions_ptr, freqs_ptr, rows_ptr, table_ptr, query_start_ptr, query_len_ptr, context_len_ptr,
-    q_norm_ptr, k_norm_ptr, out_ptr, q_out_ptr, acc_ptr, ml_ptr, count_ptr, T, S, M, programs, least, tasks_most,
+    q_norm_ptr, k_norm_ptr, out_ptr, q_out_ptr, acc_ptr, ml_ptr, count_ptr, T, S, M, programs, least,
     H: tl.constexpr, K: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, B: tl.constexpr, SP: tl.constexpr,
     SHORT: tl.constexpr, QP: tl.constexpr, BM: tl.constexpr, W: tl.constexpr, BN: tl.constexpr, TT: tl.constexpr,
     HALF: tl.constexpr, BY_ROW: tl.constexpr, FACTOR: tl.constexpr, NORM: tl.constexpr, EPS: tl.constexpr,
     OFFSET: tl.constexpr, SCALE: tl.constexpr, SOFTCAP: tl.constexpr, WINDOW: tl.constexpr,
     PDL: tl.constexpr,
 ):  # fmt: skip
-    """One task of one short row, or TT tokens to look through, and one KV head. Grid: (tasks_most + T / TT, K).
+    """One task of one short row, or TT tokens to look through, and one KV head. Grid: (tasks at most + T / TT, K).
 
     Before the wait, which is for qkv, only what `prepare` wrote is read: see `Draft` for why that is there by then.
     """
@@ -50,23 +50,20 @@ def step(
     head = tl.program_id(1)
     G: tl.constexpr = H // K
     GP: tl.constexpr = BM // QP
-    if task >= tasks_most:
-        if PDL:
-            tl.extra.cuda.gdc_wait()
-            tl.extra.cuda.gdc_launch_dependents()
-        _look_through(
-            qkv_ptr, kv_ptr, positions_ptr, freqs_ptr, rows_ptr, table_ptr, query_len_ptr, q_norm_ptr, k_norm_ptr,
-            out_ptr, q_out_ptr, (task - tasks_most) * TT, head, T, M,
-            H, K, D, DP, B, SHORT, TT, HALF, BY_ROW, FACTOR, NORM, EPS, OFFSET,
-        )  # fmt: skip
-        return
     row, count, context, part, parts, begin, end = find_task(
         task, query_len_ptr, context_len_ptr, S, programs, least, SP, SHORT, BN, WINDOW
     )
-    if row >= S:
+    if row >= S and part * TT >= T:
         if PDL:
             tl.extra.cuda.gdc_wait()
             tl.extra.cuda.gdc_launch_dependents()
+        return
+    if row >= S:
+        _look_through(
+            qkv_ptr, kv_ptr, positions_ptr, freqs_ptr, rows_ptr, table_ptr, query_len_ptr, q_norm_ptr, k_norm_ptr,
+            out_ptr, q_out_ptr, part * TT, head, T, M,
+            H, K, D, DP, B, SHORT, TT, HALF, BY_ROW, FACTOR, NORM, EPS, OFFSET, PDL,
+        )  # fmt: skip
         return
     token = tl.load(query_start_ptr + row, cache_modifier=".cg").to(tl.int64)
     table = table_ptr + row.to(tl.int64) * M
@@ -121,17 +118,23 @@ def _look_through(
     out_ptr, q_out_ptr, first, head, T, M,
     H: tl.constexpr, K: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, B: tl.constexpr, SHORT: tl.constexpr,
     TT: tl.constexpr, HALF: tl.constexpr, BY_ROW: tl.constexpr, FACTOR: tl.constexpr, NORM: tl.constexpr,
-    EPS: tl.constexpr, OFFSET: tl.constexpr,
+    EPS: tl.constexpr, OFFSET: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Of TT tokens from `first` on, one KV head's share: zero padding; rotate and append those of long rows."""
     G: tl.constexpr = H // K
     t = first + tl.arange(0, TT)
     d = tl.arange(0, DP)
     inside = (d < D)[None, :]
-    row = tl.load(rows_ptr + t, mask=t < T, other=0)
+    row = tl.load(rows_ptr + t, mask=t < T, other=0, cache_modifier=".cg")
     padding = (t < T) & (row < 0)
-    queries = tl.load(query_len_ptr + row, mask=(t < T) & (row >= 0), other=0)
+    queries = tl.load(query_len_ptr + row, mask=(t < T) & (row >= 0), other=0, cache_modifier=".cg")
     long = queries > SHORT
+    position = tl.load(positions_ptr + t, mask=long, other=0, cache_modifier=".cg")
+    block = tl.load(table_ptr + row.to(tl.int64) * M + position // B, mask=long, other=0, cache_modifier=".cg")
+    partner, own, other = rotation(freqs_ptr, position[:, None], row[:, None], DP, HALF, BY_ROW, FACTOR)
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
     token = t.to(tl.int64)
     if tl.max(padding.to(tl.int32), 0) > 0:
         for g in range(0, G):
@@ -139,9 +142,6 @@ def _look_through(
             zero = tl.zeros((TT, DP), out_ptr.dtype.element_ty)
             tl.store(out_ptr + place, zero, mask=padding[:, None] & inside)
     if tl.max(long.to(tl.int32), 0) > 0:
-        position = tl.load(positions_ptr + t, mask=long, other=0)
-        block = tl.load(table_ptr + row.to(tl.int64) * M + position // B, mask=long, other=0).to(tl.int64)
-        partner, own, other = rotation(freqs_ptr, position[:, None], row[:, None], DP, HALF, BY_ROW, FACTOR)
         keep = long[:, None] & inside
         qkv = qkv_ptr + (token * ((H + 2 * K) * D))[:, None]
         for g in range(0, G):
@@ -151,6 +151,6 @@ def _look_through(
             tl.store(q_out_ptr + place, q.to(q_out_ptr.dtype.element_ty), mask=keep)
         k = _turned(qkv + (H + head) * D, partner, own, other, keep, k_norm_ptr, D, DP, NORM, EPS, OFFSET)
         v = tl.load(qkv + (H + K + head) * D + d[None, :], mask=keep, other=0.0)
-        place = ((block * (2 * K) + head) * B + position % B)[:, None] * D + d[None, :]
+        place = ((block.to(tl.int64) * (2 * K) + head) * B + position % B)[:, None] * D + d[None, :]
         tl.store(kv_ptr + place, k.to(kv_ptr.dtype.element_ty), mask=keep)
         tl.store(kv_ptr + K * B * D + place, v.to(kv_ptr.dtype.element_ty), mask=keep)

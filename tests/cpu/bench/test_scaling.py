@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from penstock.bench import plot, scaling
+from penstock.bench import plot, roofs, scaling
 from penstock.bench.figures import Figures
 from penstock.bench.kernels import program_sites, roof_of, sizes_at, tactics, to_json
 from penstock.bench.latency import Samples
@@ -38,7 +38,8 @@ def test_points_are_measured_where_they_fit_and_refused_with_a_reason(opened: Op
     assert measured.refused == {
         (8, 16): "8 requests exceed max_batch_size=4", (1, 300): "304 tokens a request exceed max_seq_len=256",
     }  # fmt: skip
-    assert len(said) == 2
+    assert [text.split(" tokens ")[0] for text in said[:2]] == ["measuring batch 1 at 16", "measuring batch 4 at 16"]
+    assert len(said) == 4
     for point in points:
         rate, first, memory = point.shares
         assert point.tokens_per_s > 0 and rate == point.tokens_per_s / point.roof_tokens_per_s
@@ -47,6 +48,15 @@ def test_points_are_measured_where_they_fit_and_refused_with_a_reason(opened: Op
         assert next(r.metric for r in point.records(opened.figure)) == f"decode_bs{point.batch}_ctx16"
     blocks = -(-20 // opened.engine.profile.block_size)
     assert points[1].memory_gb == (1_000_000 + 4 * blocks * opened.engine.block_bytes) / 1e9
+
+
+def test_the_sustained_rate_is_that_of_every_product(opened: Opened) -> None:
+    spec = opened.engine.spec["layers"][0]["layer"]
+    assert len(roofs._products(opened.engine)) >= 3, spec
+    graph = opened.engine.programs["decode"].phases["forward"].graph
+    weights = {v.type.shape for n in graph.nodes for v in n.inputs if v.node.op == "weight" and len(v.type.shape) == 2}
+    beside = {n.inputs[i].type.shape for n in graph.nodes for i in range(len(n.inputs)) if n.op == "embedding"}
+    assert {shape for shape in weights if shape not in beside} >= roofs._products(opened.engine).keys()
 
 
 def test_no_request_ends_before_the_last_has_decoded(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:

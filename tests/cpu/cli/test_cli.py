@@ -177,9 +177,9 @@ def test_inspect_tells_every_section(run: Run, engine: Path) -> None:
     for said in (
         *wanted,
         "block_table 20",
-        "linear_norm_linear(",
+        "dense_block(",
         "where the time of a step of",
-        "linear_norm_linear f32[",
+        "linear f32[",
     ):
         assert said in ran.out
     assert "# as built" not in ran.out and max(map(len, ran.out.splitlines())) < 200
@@ -216,7 +216,7 @@ def test_inspect_json_adds_up(run: Run, engine: Path) -> None:
     graph = manifest.programs["decode"].phases["forward"].graph
     forward = [n for n in data["nodes"] if n["phase"] == "forward"]
     assert sum(n["count"] for n in forward) == sum(not n.is_leaf for n in graph.nodes)
-    block = next(n for n in forward if n["op"] == "linear_norm_linear")["choices"][0]
+    block = next(n for n in forward if n["op"] == "dense_block")["choices"][0]
     rivals = {block["tactic"]: block["median_us"], **{r["tactic"]: r["median_us"] for r in block["runners_up"]}}
     assert set(rivals) == {"parts", "reference"} and block["median_us"] == min(rivals.values())
 

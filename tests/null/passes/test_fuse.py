@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import pytest
 
@@ -10,17 +11,18 @@ from penstock.compiler import pipeline
 from penstock.compiler.lower import lower
 from penstock.compiler.passes import fuse_block, fuse_glu, fuse_norm, fuse_qkv, fuse_rope, sink_rows
 from penstock.ir import Graph, Node, Value, emit, leaf, tensor
+from penstock.ir.op import parts_graph
 from penstock.ir.rewrite import rewrite
 from tests.golden.specs import FAMILIES, ODD, decoder, forward, mixer
 from tests.null.passes.graphs import counts, graph, value, weight
 
-LAYER = ["rope_attention", "linear_norm_linear", "linear_norm_linear"]
+LAYER = ["rope_attention", "dense_block"]
 BEFORE = {"embedding", "scale"}
 LAST = ["rope_attention", "take_rows", "take_rows", "linear_norm_linear", "linear", "add_rms_norm", "linear"]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_three_nodes_a_layer(family: str) -> None:
+def test_two_nodes_a_layer(family: str) -> None:
     lowered = lower(pipeline.run(forward(FAMILIES[family]))[0])
     ops = [n.op for n in lowered.graph.nodes if not n.is_leaf]
     body = [op for op in ops if op not in BEFORE]
@@ -33,7 +35,8 @@ def test_fired_counts(family: str) -> None:
     _, results = pipeline.run(forward(FAMILIES[family]))
     fired = {r.name: sum(r.fired.values()) for r in results}
     want = {"share": 0, "fold": 0, "sink_rows": 8, "fuse_qkv": 2, "fuse_glu": 4, "fuse_norm": 4}
-    want |= {"fuse_rope": 2, "fuse_attention": 2, "align": 0, "fuse_block": 3, "fold_fused": 0, "share_fused": 0}
+    want |= {"fuse_rope": 2, "fuse_attention": 2, "align": 0, "fuse_block": 3, "join_blocks": 1}
+    want |= {"fold_fused": 0, "share_fused": 0}
     assert fired == want
 
 
@@ -58,6 +61,33 @@ def test_products_across_the_residual_stream_are_fused_only_where_nothing_else_r
     for read in (inner, normal):
         kept = graph(y, total, read)
         assert fuse_block.must(kept) == 0 and rewrite(kept, fuse_block.RULES).graph is kept
+
+
+def block(act: str = "silu", eps: float = 1e-5) -> tuple[Value, Value, Value, Value]:
+    """h and total of a gated linear_norm_linear, y and total of one that reads them, with a bias."""
+    stream, gain = value("r", 16), weight("g", 16)
+    gate = {"act": act} if act else {}
+    w = weight("w2", 64 if act else 32, 16)
+    h, total = emit("linear_norm_linear", value("x", 8), weight("w1", 16, 8), stream, gain, w, eps=1e-5, **gate).outputs
+    rest = weight("w3", 16, 32), total, weight("g2", 16), weight("w4", 24, 16), weight("b", 24)
+    return h, total, *emit("linear_norm_linear", h, *rest, eps=eps).outputs
+
+
+def test_both_halves_of_a_layer_become_one_and_keep_their_order() -> None:
+    _, _, y, total = block()
+    joined = rewrite(graph(y, total), fuse_block.JOINS).graph
+    assert counts(joined) == {"dense_block": 1}
+    (node,) = {v.node for v in joined.outputs}
+    assert [v.node.name for v in node.inputs] == ["x", "w1", "r", "g", "w2", "w3", "g2", "w4", "b"]
+    parts = parts_graph("dense_block", tuple(v.type for v in node.inputs), node.attrs)
+    assert [n.op for n in parts.nodes if not n.is_leaf] == ["linear_norm_linear"] * 2
+
+
+@pytest.mark.parametrize(("options", "read"), [({}, 0), ({}, 1), ({"act": ""}, None), ({"eps": 1e-6}, None)])
+def test_halves_stay_apart_where_others_read_between_or_they_differ(options: Any, read: int | None) -> None:
+    values = block(**options)
+    kept = graph(*values[2:], *([] if read is None else [values[read]]))
+    assert fuse_block.must_join(kept) == 0 and rewrite(kept, fuse_block.JOINS).graph is kept
 
 
 def test_biases_are_stacked_and_gates_with_biases_stay_packed() -> None:
