@@ -12,7 +12,7 @@ from penstock.engine.profile import Profile
 from penstock.errors import OptionError
 from penstock.ir.lazy import torch
 from penstock.ir.ops.state import FIELDS
-from penstock.runtime.schedule.scheduler import Limits
+from penstock.runtime.schedule.limits import Limits
 from penstock.runtime.step import Backend, Ticket
 from penstock.runtime.upload import Numbers, slot_numbers
 from penstock.spec import ModelSpec, inverse_frequencies

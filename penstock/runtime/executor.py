@@ -25,8 +25,9 @@ from penstock.runtime.output import Stream
 from penstock.runtime.prompt import prompt_numbers
 from penstock.runtime.requests import RequestOutput, Resolver, SamplingParams
 from penstock.runtime.schedule.batch import Event, StepPlan
+from penstock.runtime.schedule.limits import Limits
 from penstock.runtime.schedule.request import Request
-from penstock.runtime.schedule.scheduler import Limits, Scheduler
+from penstock.runtime.schedule.scheduler import Scheduler
 from penstock.runtime.stats import Stats
 from penstock.runtime.step import Backend, Ticket
 from penstock.runtime.upload import Encoder, Numbers, Source, slot_numbers

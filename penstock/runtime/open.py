@@ -16,7 +16,7 @@ from penstock.kernels.device import detect, software
 from penstock.runtime.executor import Executor
 from penstock.runtime.kv.pool import CPU_POOL_BYTES
 from penstock.runtime.loop import Loop
-from penstock.runtime.schedule.scheduler import Limits
+from penstock.runtime.schedule.limits import Limits
 from penstock.runtime.step import Backend, CpuBackend
 from penstock.text.tokenizer import Tokenizer
 

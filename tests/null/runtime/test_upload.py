@@ -13,8 +13,9 @@ from penstock.runtime.kv.blocks import BlockPool
 from penstock.runtime.kv.manager import KvManager
 from penstock.runtime.prompt import prompt_numbers
 from penstock.runtime.schedule.batch import StepPlan
+from penstock.runtime.schedule.limits import Limits
 from penstock.runtime.schedule.request import Request
-from penstock.runtime.schedule.scheduler import Limits, Scheduler
+from penstock.runtime.schedule.scheduler import Scheduler
 from penstock.runtime.upload import Encoder, Numbers, Source, slot_numbers
 
 SLOTS, TOKENS, LENGTH, BLOCK, FREQS = 4, 16, 64, 16, 3

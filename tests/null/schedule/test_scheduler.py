@@ -8,9 +8,10 @@ from penstock.errors import OptionError, PromptError, QueueFullError
 from penstock.runtime.kv.blocks import BlockPool
 from penstock.runtime.kv.manager import KvManager
 from penstock.runtime.schedule.batch import Admission, Chunk, Decoders, Event, Row, StepPlan
+from penstock.runtime.schedule.limits import Limits
 from penstock.runtime.schedule.queue import PATIENCE
 from penstock.runtime.schedule.request import Request, Status
-from penstock.runtime.schedule.scheduler import Limits, Scheduler
+from penstock.runtime.schedule.scheduler import Scheduler
 
 EOS = 99
 

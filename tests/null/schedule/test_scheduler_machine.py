@@ -18,8 +18,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from penstock.runtime.kv.blocks import DUMMY_BLOCK, BlockPool
 from penstock.runtime.kv.manager import Fit, KvManager
 from penstock.runtime.schedule.batch import Event, StepPlan
+from penstock.runtime.schedule.limits import Limits
 from penstock.runtime.schedule.request import Request
-from penstock.runtime.schedule.scheduler import Limits, Scheduler
+from penstock.runtime.schedule.scheduler import Scheduler
 
 EOS, BLOCK = 0, 4
 Text = tuple[int, ...]
