@@ -27,7 +27,6 @@ from penstock.runtime.loop import Gather, Loop, fresh_id, run_all
 from penstock.runtime.open import Memory, RunLimits, open_loop
 from penstock.runtime.output import delta
 from penstock.runtime.requests import LoRARequest, RequestOutput, SamplingParams
-from penstock.runtime.stats import snapshot
 from penstock.runtime.values import Watch
 from penstock.text.tokenizer import Tokenizer
 from penstock.unsupported import refuse, require_default
@@ -203,7 +202,7 @@ class LLM:
         of the room in held blocks without a token in it. load_seconds: of opening the engine, by stage, some beside
         each other. memory: the plan in bytes, on a GPU.
         """
-        return snapshot(self._loop.executor)
+        return self._loop.executor.snapshot()
 
     @property
     def engine(self) -> Engine:

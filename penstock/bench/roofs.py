@@ -15,7 +15,7 @@ from penstock.ir.cost import cost
 from penstock.ir.graph import Node
 from penstock.ir.lazy import torch
 from penstock.ir.op import get, parts_graph
-from penstock.ir.ops.fused import PRODUCTS
+from penstock.ir.ops.fused import matrices
 from penstock.kernels.roof import Roof
 
 ROWS = 8192  # tokens of the sustained products
@@ -92,8 +92,7 @@ def _rounds(runs: Sequence[Callable[[], object]], count: int) -> float:
 def _products(engine: Engine) -> dict[tuple[int, ...], int]:
     """Shapes of the matrices that every token is multiplied with, and how often each, in the least whole numbers."""
     graph = engine.programs["decode"].phases["forward"].graph
-    readers = [n for n in graph.nodes if n.op in PRODUCTS and "T" in n.types[0].symbols]
-    weights = [v.type for n in readers for v in n.inputs if v.node.op == "weight" and len(v.type.shape) == 2]
+    weights = (t for n in graph.nodes for t in matrices(n) if "T" in n.types[0].symbols)
     counts = Counter(t.concrete({}) for t in weights)
     least = min(counts.values())
     return {shape: max(1, round(count / least)) for shape, count in counts.items()}

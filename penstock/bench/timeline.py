@@ -12,7 +12,7 @@ from penstock.engine.profile import Profile
 from penstock.engine.program import bucket_name
 from penstock.ir.cost import cost, seconds
 from penstock.ir.graph import Node
-from penstock.ir.ops.fused import PRODUCTS
+from penstock.ir.ops.fused import matrices
 from penstock.kernels.roof import Roof, measure
 from penstock.runtime.batch import Batch, Standing
 from penstock.runtime.open import Memory, Say, check_match, open_backend
@@ -156,8 +156,7 @@ def _sizes(profile: Profile, batch: Batch) -> dict[str, int]:
 
 def _site(node: Node) -> str:
     """The op, with the matrices that it multiplies by."""
-    matrices = [str(v.type) for v in node.inputs if v.node.op == "weight" and len(v.type.shape) == 2]
-    return " ".join([node.op, *matrices]) if node.op in PRODUCTS else node.op
+    return " ".join([node.op, *map(str, matrices(node))])
 
 
 def losses(line: Timeline) -> list[Loss]:

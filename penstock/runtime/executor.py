@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
@@ -138,6 +139,32 @@ class Executor:
         """End every request with an error: the device is gone."""
         for request_id in tuple(self._live):
             _deliver(self._live.pop(request_id), error)
+
+    def snapshot(self) -> dict[str, Any]:
+        """All counters by name: what `LLM.stats` gives, whose docstring says what the less plain ones mean."""
+        stats, scheduler, backend, pool = self.stats, self.scheduler, self.backend, self.kv.pool
+        counters = scheduler.counters
+        return {
+            "steps": stats.steps,
+            "requests": stats.requests,
+            "prompt_tokens": stats.prompt_tokens,
+            "generated_tokens": stats.generated_tokens,
+            "host_us_per_step": stats.host_us_per_step,
+            "host_seconds": stats.host_seconds,
+            "host_steps": stats.host_steps,
+            "requests_running": scheduler.num_running,
+            "requests_waiting": scheduler.num_waiting,
+            "preemptions": counters.preemptions,
+            "prefix_cache_queries": counters.asked_tokens,
+            "prefix_cache_hits": counters.reused_tokens,
+            "prefix_cache_evictions": pool.num_evicted,
+            "kv_cache_usage": self.kv.usage,
+            "kv_cache_waste": scheduler.waste(),
+            "kv_blocks": pool.num_usable,
+            **backend.counters(),
+            "load_seconds": dict(backend.load_seconds),
+            "memory": dict(backend.memory),
+        }
 
     def _launch(self, plan: StepPlan) -> None:
         try:

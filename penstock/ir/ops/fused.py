@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from penstock.ir.graph import Type, Value
+from penstock.ir.graph import Node, Type, Value
 from penstock.ir.op import emit, fused
 from penstock.ir.ops.examples import context_of, example, fill, ragged, table
 from penstock.ir.ops.position import example_freqs
@@ -50,6 +50,12 @@ def linear_norm_linear(
 
 # What multiplies by matrices, itself or in its parts.
 PRODUCTS = frozenset({"linear", "linear_glu", "linear_norm_linear", "dense_block"})
+
+
+def matrices(node: Node) -> list[Type]:
+    """Types of the weights that a node multiplies by."""
+    weights = [v.type for v in node.inputs if v.node.op == "weight"] if node.op in PRODUCTS else []
+    return [t for t in weights if len(t.shape) == 2]
 
 
 @fused(example=example)

@@ -17,10 +17,6 @@
 #include "hopper.cuh"
 #include "values.cuh"
 
-#define IS_bf16 1
-#define IS_f16 2
-constexpr bool BF16 = JOIN(IS_, FORMAT) == 1;
-
 __device__ constexpr int biggest(int a, int b) { return a > b ? a : b; }
 
 // The four products in turn. Where one is split, the two blocks of a cluster take the slots of K in turn.
@@ -274,15 +270,6 @@ __device__ __forceinline__ void exchange(float (&d)[Product<P>::ROWS / 2], float
   }
 }
 
-__device__ __forceinline__ float2 opened(u32 both) {
-  return make_float2(widened<BF16>(static_cast<u16>(both)), widened<BF16>(static_cast<u16>(both >> 16)));
-}
-
-__device__ __forceinline__ float across_row(float x) {
-  x += __shfl_xor_sync(~0u, x, 1);
-  return x + __shfl_xor_sync(~0u, x, 2);
-}
-
 // Rows of y, 16 bytes at a time: each lane a run of eight columns.
 template <int VALUES, int OUT_N>
 __device__ __forceinline__ void store_runs(const float (&d)[VALUES], u16* y, int column, int tokens) {
@@ -293,12 +280,7 @@ __device__ __forceinline__ void store_runs(const float (&d)[VALUES], u16* y, int
 #pragma unroll
     for (int below = 0; below < 2; below++) {
       u32 p[4];
-#pragma unroll
-      for (int i = 0; i < 4; i++) {
-        const int at = 4 * (run + i) + 2 * below;
-        p[i] = run + i < RUNS ? rounded_pair<BF16>(d[at < VALUES ? at : 0], d[at < VALUES ? at + 1 : 0]) : 0;
-      }
-      trade_runs(p);
+      traded_runs<VALUES>(d, run, below, p);
       const int t = own_token() + 8 * below, n = column + 8 * (run + lane);
       if (t < tokens && n < OUT_N && run + lane < RUNS)
         *reinterpret_cast<uint4*>(y + static_cast<long long>(t) * OUT_N + n) = make_uint4(p[0], p[1], p[2], p[3]);
@@ -393,13 +375,6 @@ __device__ __forceinline__ void gated_product(const Given& g, Turn<W_SLOTS>& w, 
   }
 }
 
-__device__ __forceinline__ float bias_at(const void* bias, int n) {
-  if constexpr (BIAS_BYTES == 0) return 0.0f;
-  if (n >= N) return 0.0f;
-  if constexpr (BIAS_BYTES == 4) return static_cast<const float*>(bias)[n];
-  return widened<BF16>(static_cast<const u16*>(bias)[n]);
-}
-
 __device__ __forceinline__ void next_product(const Given& g, Turn<W_SLOTS>& w, Turn<X_SLOTS>& x, int tokens) {
   using It = Product<3>;
   if (first_tile<3>() >= It::TILES) return;
@@ -411,7 +386,7 @@ __device__ __forceinline__ void next_product(const Given& g, Turn<W_SLOTS>& w, T
   const int column = first_tile<3>() * ROWS_NEXT + rank_of<3>() * (ROWS_NEXT / 2);
 #pragma unroll
   for (int i = 0; i < It::VALUES; i++)
-    own[i] = own[i] * s[i % 4 / 2] + bias_at(g.bias, column + i / 4 * 8 + threadIdx.x % 4 * 2 + i % 2);
+    own[i] = own[i] * s[i % 4 / 2] + bias_at<N>(g.bias, column + i / 4 * 8 + threadIdx.x % 4 * 2 + i % 2);
   store_runs<It::VALUES, N>(own, g.y, column, tokens);
 }
 

@@ -19,9 +19,6 @@
 #include "hopper.cuh"
 #include "values.cuh"
 
-#define IS_bf16 1
-#define IS_f16 2
-constexpr bool BF16 = JOIN(IS_, FORMAT) == 1;
 constexpr bool GATED = ACT != 0;
 constexpr int OUT_N = GATED ? N / 2 : N;
 constexpr int TILE_N = GATED ? ROWS / 2 : ROWS;  // columns of y
@@ -169,13 +166,6 @@ __device__ __forceinline__ void multiply(float (&d)[ROWS / 2], int group, int st
   if (PERSISTENT && previous >= 0) release(previous);
 }
 
-__device__ __forceinline__ float bias_at(const void* bias, int n) {
-  if constexpr (BIAS_BYTES == 0) return 0.0f;
-  if (n >= OUT_N) return 0.0f;
-  if constexpr (BIAS_BYTES == 4) return static_cast<const float*>(bias)[n];
-  return widened<BF16>(static_cast<const u16*>(bias)[n]);
-}
-
 // Two neighbouring numbers of a row of y.
 __device__ __forceinline__ void store_pair(void* y, int token, int n, int tokens, float a, float b) {
   if (token >= tokens || n >= OUT_N) return;
@@ -205,11 +195,6 @@ __device__ constexpr int owner_of(int run) { return run * SPLIT / RUNS; }
 // The first run of a block, and so how many there are before it.
 __device__ constexpr int first_run(int rank) { return (rank * RUNS + SPLIT - 1) / SPLIT; }
 
-__device__ __forceinline__ float across_row(float x) {
-  x += __shfl_xor_sync(~0u, x, 1);
-  return x + __shfl_xor_sync(~0u, x, 2);
-}
-
 // 1 / rms of the thread's row and of that eight below; four lanes share a row.
 __device__ __forceinline__ float2 row_scales(const float* squares, int token, int tokens) {
   float sums[2] = {0.0f, 0.0f};
@@ -224,8 +209,7 @@ __device__ __forceinline__ float2 row_scales(const float* squares, int token, in
 }
 
 __device__ __forceinline__ float2 pair_at(const u16* from) {
-  const u32 both = *reinterpret_cast<const u32*>(from);
-  return make_float2(widened<BF16>(static_cast<u16>(both)), widened<BF16>(static_cast<u16>(both >> 16)));
+  return opened(*reinterpret_cast<const u32*>(from));
 }
 
 __device__ __forceinline__ bool is_own(int run, int rank) { return SPLIT == 1 || owner_of(run) == rank; }
@@ -260,12 +244,7 @@ __device__ __forceinline__ void store_runs(float (&d)[ROWS / 2], u16* y, Tile ti
 #pragma unroll
     for (int below = 0; below < 2; below++) {
       u32 p[4];
-#pragma unroll
-      for (int i = 0; i < 4; i++) {
-        const int at = 4 * (run + i) + 2 * below;
-        p[i] = run + i < RUNS ? rounded_pair<BF16>(d[at < VALUES ? at : 0], d[at < VALUES ? at + 1 : 0]) : 0;
-      }
-      trade_runs(p);
+      traded_runs<VALUES>(d, run, below, p);
       const int t = token + 8 * below, n = tile.column + 8 * (run + lane);
       if (t < tokens && n < OUT_N && run + lane < RUNS && is_own(run + lane, rank))
         *reinterpret_cast<uint4*>(y + static_cast<long long>(t) * OUT_N + n) = make_uint4(p[0], p[1], p[2], p[3]);
@@ -284,7 +263,7 @@ __device__ __forceinline__ void store_tile(float (&d)[ROWS / 2], const Beside& b
     if constexpr (PARTS > 0) d[i] *= s;
     if constexpr (PARTS > 0 && GATED) d[i + ROWS / 4] *= s;
     if constexpr (GATED) d[i] = activated<ACT>(d[i]) * d[i + ROWS / 4];
-    else d[i] += bias_at(beside.bias, tile.column + i / 4 * 8 + lane * 2 + i % 2);
+    else d[i] += bias_at<OUT_N>(beside.bias, tile.column + i / 4 * 8 + lane * 2 + i % 2);
   }
   if constexpr (OUT_BYTES == 2 && OUT_N % 8 == 0) {
     if constexpr (RESIDUAL) add_residual(d, beside, tile, token, tokens, rank);

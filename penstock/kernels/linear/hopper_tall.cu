@@ -20,9 +20,6 @@
 #include "hopper.cuh"
 #include "values.cuh"
 
-#define IS_bf16 1
-#define IS_f16 2
-constexpr bool BF16 = JOIN(IS_, FORMAT) == 1;
 constexpr bool GATED = ACT != 0;
 constexpr int OUT_N = GATED ? N / 2 : N;
 constexpr int UNIT_N = GATED ? 32 : 64;           // columns of y
@@ -188,13 +185,6 @@ template <int OWN> __device__ __forceinline__ void multiply(Sums& d, int group, 
   if (previous >= 0) release(previous);
 }
 
-__device__ __forceinline__ float bias_at(const void* bias, int n) {
-  if constexpr (BIAS_BYTES == 0) return 0.0f;
-  if (n >= OUT_N) return 0.0f;
-  if constexpr (BIAS_BYTES == 4) return static_cast<const float*>(bias)[n];
-  return widened<BF16>(static_cast<const u16*>(bias)[n]);
-}
-
 __device__ __forceinline__ void store_one(void* y, int token, int n, int tokens, float value) {
   if (token >= tokens || n >= OUT_N) return;
   const long long at = static_cast<long long>(token) * OUT_N + n;
@@ -339,7 +329,7 @@ template <int SPLIT_RANK>
 __device__ __forceinline__ void store_plain(const float (&d)[TILE_T / 2], const void* bias, void* y, int unit,
                                             int token, int tokens) {
   const int n = unit * 64 + threadIdx.x % 128 / 32 * 16, row = n + threadIdx.x % 32 / 4;
-  const float offset[2] = {bias_at(bias, row), bias_at(bias, row + 8)};
+  const float offset[2] = {bias_at<OUT_N>(bias, row), bias_at<OUT_N>(bias, row + 8)};
 #pragma unroll
   for (int couple = first_of(SPLIT_RANK); couple < first_of(SPLIT_RANK + 1); couple++) {
     const bool whole = 2 * couple + 1 < RUNS;

@@ -1,5 +1,9 @@
-// What a product's results go through before they are stored: activation, rounding, and lanes that trade pairs of them.
+// What a product's results go through before they are stored: bias, activation, rounding, and lanes that trade pairs.
 #pragma once
+
+#define IS_bf16 1
+#define IS_f16 2
+constexpr bool BF16 = JOIN(IS_, FORMAT) == 1;  // FORMAT: bf16 or f16, of whoever includes this
 
 // Divisions are the reciprocal's: within a few last places of float32, and zero beyond 2^126, which is right here.
 // 1: silu, 2: gelu, 3: gelu_tanh, 4: relu
@@ -24,6 +28,25 @@ template <bool IS_BF16> __device__ __forceinline__ float widened(u16 bits) {
   return value;
 }
 
+// Two numbers that were rounded together.
+__device__ __forceinline__ float2 opened(u32 both) {
+  return make_float2(widened<BF16>(static_cast<u16>(both)), widened<BF16>(static_cast<u16>(both >> 16)));
+}
+
+// Of COUNT numbers of BIAS_BYTES each (2: FORMAT, 4: float32; 0: there are none).
+template <int COUNT> __device__ __forceinline__ float bias_at(const void* bias, int n) {
+  if constexpr (BIAS_BYTES == 0) return 0.0f;
+  if (n >= COUNT) return 0.0f;
+  if constexpr (BIAS_BYTES == 4) return static_cast<const float*>(bias)[n];
+  return widened<BF16>(static_cast<const u16*>(bias)[n]);
+}
+
+// The sum over the four lanes that share a row.
+__device__ __forceinline__ float across_row(float x) {
+  x += __shfl_xor_sync(~0u, x, 1);
+  return x + __shfl_xor_sync(~0u, x, 2);
+}
+
 // A matrix of 8 x 8 halves, of which each lane holds a pair (row: lane / 4), comes out with rows and columns exchanged.
 __device__ __forceinline__ u32 transposed(u32 pair) {
   u32 out;
@@ -44,4 +67,16 @@ __device__ __forceinline__ void trade_runs(u32 (&p)[4]) {
     const u32 got = __shfl_xor_sync(~0u, high ? p[i] : p[i + 2], 2);
     (high ? p[i] : p[i + 2]) = got;
   }
+}
+
+// Of a thread's first VALUES sums, in runs of four (two in its row, two in that `below`): those of four runs from `run`
+// on, rounded and traded, so that each lane holds eight neighbours of one run. Runs beyond the last are zero.
+template <int VALUES, int ALL>
+__device__ __forceinline__ void traded_runs(const float (&d)[ALL], int run, int below, u32 (&p)[4]) {
+#pragma unroll
+  for (int i = 0; i < 4; i++) {
+    const int at = 4 * (run + i) + 2 * below;
+    p[i] = run + i < VALUES / 4 ? rounded_pair<BF16>(d[at < VALUES ? at : 0], d[at < VALUES ? at + 1 : 0]) : 0;
+  }
+  trade_runs(p);
 }
