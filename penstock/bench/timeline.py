@@ -9,7 +9,7 @@ from typing import Any
 
 from penstock.engine.manifest import Engine
 from penstock.engine.profile import Profile
-from penstock.engine.program import bucket_name
+from penstock.engine.program import PLAIN, bucket_name
 from penstock.ir.cost import cost, seconds
 from penstock.ir.graph import Node
 from penstock.ir.ops.fused import matrices
@@ -136,7 +136,7 @@ def _bucket(engine: Engine, batch: Batch) -> str:
 
 
 def _phases(engine: Engine) -> Sequence[Any]:
-    return list(engine.programs["decode"].phases.values())
+    return [engine.programs["decode"].phases[name] for name in PLAIN]
 
 
 def _node(engine: Engine, batch: Batch, span: NodeSpan, bucket: str, name: str, roof: Roof) -> NodeTime:

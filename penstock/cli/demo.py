@@ -51,7 +51,7 @@ def demo(
 
 
 def _summary(engine: Engine) -> str:
-    launches = [n for phase in engine.programs["decode"].phases.values() for n in phase.graph.nodes if not n.is_leaf]
+    launches = [n for name in PLAIN for n in engine.programs["decode"].phases[name].graph.nodes if not n.is_leaf]
     fired = sum(sum(r["fired"].values()) for r in engine.report)
     layers = sum(run["count"] for run in engine.spec["layers"])
     return (

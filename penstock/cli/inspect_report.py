@@ -12,7 +12,7 @@ from penstock.compiler.memory import plan_memory
 from penstock.engine import store
 from penstock.engine.manifest import Engine
 from penstock.engine.memory import least_budget, plan_run
-from penstock.engine.program import KernelLaunch, Phase, Plan, Site, bucket_name
+from penstock.engine.program import PLAIN, KernelLaunch, Phase, Plan, Site, bucket_name
 from penstock.ir.ops.state import FIELDS
 from penstock.spec import ModelSpec
 
@@ -29,7 +29,8 @@ def report(directory: Path, bandwidth: float | None = None) -> Data:
     engine = store.load(directory)
     timing = store.timing(directory)
     program = engine.programs["decode"]
-    nodes = _shares([entry for name, phase in program.phases.items() for entry in _sites(engine, name, phase, timing)])
+    plain = {name: program.phases[name] for name in PLAIN}  # the other tail runs only where it is asked for
+    nodes = _shares([entry for name, phase in plain.items() for entry in _sites(engine, name, phase, timing)])
     return {
         "engine": str(directory),
         "format": engine.format,
@@ -138,7 +139,7 @@ def _memory(engine: Engine) -> Data:
     """Bytes, and where the slots' fields lie (indices of 32-bit numbers)."""
     profile, slots = engine.profile, engine.profile.slots
     places = {name: slots.field(name) for name in FIELDS}
-    places |= {"freqs": slots.freqs_at, "block_table": slots.table_at, "history": slots.history_at}
+    places |= {"freqs": slots.freqs_at, "block_table": slots.table_at, "controls": slots.controls_at, "history": slots.history_at}
     return {
         "weights": engine.weight_bytes,
         "layouts": dict(Counter(w.layout for w in engine.weights.values())),

@@ -16,7 +16,7 @@ from penstock.compiler.footprint import require_room
 from penstock.compiler.identity import compiler_facts, digest, tensor_facts, text_facts
 from penstock.compiler.lower import lower
 from penstock.compiler.options import BuildOptions
-from penstock.compiler.phases import prepare_graph, sample_graph
+from penstock.compiler.phases import controlled_graph, prepare_graph, sample_graph
 from penstock.compiler.progress import Progress, counting, serial, silent
 from penstock.compiler.timing_cache import cache_root
 from penstock.compiler.weights import Writing
@@ -24,6 +24,7 @@ from penstock.compiler.work import work_of
 from penstock.compiler.workers import Workshop
 from penstock.engine import store
 from penstock.engine.device import Device
+from penstock.engine.program import CONTROLLED_TAIL, TAIL
 from penstock.ir.graph import Graph
 from penstock.kernels.device import detect
 from penstock.models.binding import random_binding
@@ -108,7 +109,8 @@ def read_model(model: Path, options: BuildOptions, device: Device) -> Frontend:
     graphs = {
         "prepare": prepare_graph(profile),
         "forward": lowered.graph,
-        "sample": sample_graph(profile, spec.vocab_size),
+        TAIL: sample_graph(profile, spec.vocab_size),
+        CONTROLLED_TAIL: controlled_graph(profile, spec.vocab_size),
     }
     report = tuple({"pass": r.name, "fired": dict(r.fired), "nodes": [r.nodes_before, r.nodes_after]} for r in results)
     source = {

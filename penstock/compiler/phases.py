@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from penstock.engine.profile import Profile
-from penstock.engine.program import Call, KernelLaunch, Program
+from penstock.engine.program import PLAIN, Call, KernelLaunch, Program
 from penstock.errors import BuildError
 from penstock.ir.graph import Graph, Value, leaf, tensor
 from penstock.ir.op import emit
-from penstock.ir.ops.state import PREPARED
+from penstock.ir.ops.state import PREPARED, REALS
 from penstock.kernels.tactic import CudaKernel, Kernel
 
-SAMPLING = ("temperature", "top_k", "top_p", "seed", "sample_position")
+SAMPLING = ("temperature", "top_k", "top_p", "min_p", "seed", "sample_position")
 
 
 def prepare_graph(profile: Profile) -> Graph:
@@ -23,12 +23,32 @@ def prepare_graph(profile: Profile) -> Graph:
 
 def sample_graph(profile: Profile, vocab_size: int) -> Graph:
     """logits and sampling parameters -> "sampled" i32[L], committed to the slots."""
-    logits = leaf("input", "logits", tensor("f32", "L", vocab_size))
-    kinds = {"temperature": "f32", "top_p": "f32"}
-    params = [leaf("input", name, tensor(kinds.get(name, "i32"), "L")) for name in SAMPLING]
-    sampled = emit("sample", logits, *params)[0]
-    slots = emit("commit", _slots(profile), _upload(), sampled, **profile.slots.attrs())[0]
-    return Graph((sampled, slots), ("sampled", "slots"))
+    logits = _by_logit("logits", vocab_size)
+    sampled = _sampled(logits)
+    return Graph((sampled, _committed(profile, sampled)), ("sampled", "slots"))
+
+
+def controlled_graph(profile: Profile, vocab_size: int) -> Graph:
+    """The same where a row may have penalties, biases or bans, or asks for log-probabilities: a step runs either."""
+    logits, slots, attrs = _by_logit("logits", vocab_size), _slots(profile), profile.slots.attrs()
+    which = _by_logit("logit_slots"), _by_logit("sample_position")
+    adjusted = emit("adjust", logits, slots, *which, **attrs)[0]
+    sampled = _sampled(adjusted)
+    scores = emit("logprobs", logits, adjusted, sampled, slots, *which, **attrs).outputs
+    names = ("sampled", "slots", "top_ids", "top_values", "chosen")
+    return Graph((sampled, _committed(profile, sampled), *scores), names)
+
+
+def _sampled(logits: Value) -> Value:
+    return emit("sample", logits, *(_by_logit(name) for name in SAMPLING))[0]
+
+
+def _committed(profile: Profile, sampled: Value) -> Value:
+    return emit("commit", _slots(profile), _upload(), sampled, **profile.slots.attrs())[0]
+
+
+def _by_logit(name: str, *width: int) -> Value:
+    return leaf("input", name, tensor("f32" if width or name in REALS else "i32", "L", *width))
 
 
 def _slots(profile: Profile) -> Value:
@@ -57,7 +77,7 @@ def check_prepared(program: Program, kernels: Mapping[str, Kernel]) -> None:
 
 def _behind_prepare(program: Program, bucket: str) -> Iterator[tuple[str, KernelLaunch | Call]]:
     """(op, launch) of a step in a bucket, in order, from the end of `prepare` on."""
-    for phase in program.phases.values():
+    for phase in (program.phases[name] for name in PLAIN):
         for node in phase.graph.nodes:
             if not node.is_leaf and node.op != "prepare":
                 yield from ((node.op, launch) for launch in phase.plan(node, bucket).launches)

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from penstock.engine.manifest import Engine
 from penstock.engine.profile import Profile
-from penstock.engine.program import Call, Phase, Plan, bucket_name
+from penstock.engine.program import PLAIN, Call, Phase, Plan, bucket_name
 from penstock.errors import ResourceError
 from penstock.ir.graph import Node
 
@@ -106,7 +106,7 @@ def plan_run(engine: Engine, budget: int, limits: Limits | None = None) -> Memor
         aligned(engine.arena if whole else max(arena_top(engine, key) for key in keys)),
         slot_bytes(engine),
         (LIBRARY + LIBRARY_CODE) if calls_library(engine) else 0,
-        graph_bytes(len(keys) + len(single_keys(engine, limits)), launches(engine, keys[0]), len(engine.kernels)),
+        graph_bytes(2 * len(keys) + len(single_keys(engine, limits)), launches(engine, keys[0]), len(engine.kernels)),
         0,
         engine.block_bytes,
         profile.block_size,
@@ -217,12 +217,13 @@ def arena_top(engine: Engine, key: Key) -> int:
 def launches(engine: Engine, key: Key) -> int:
     """Of one step in a bucket; a call counts as one."""
     name = bucket_name(*key)
-    phases = engine.programs["decode"].phases.values()
-    return sum(len(phase.plan(node, name).launches) for phase in phases for node in _work(phase))
+    phases = engine.programs["decode"].phases
+    return sum(len(phases[p].plan(node, name).launches) for p in PLAIN for node in _work(phases[p]))
 
 
 def graph_bytes(graphs: int, launches: int, binaries: int) -> int:
-    """What the driver keeps. `launches`: of the smallest bucket's graph; others have about as many."""
+    """What the driver keeps. `launches`: of the smallest bucket's graph; others have about as many. A bucket may be
+    captured twice, whole and in two parts."""
     return aligned(graphs * (GRAPH + GRAPH_LAUNCH * launches) + BINARY * binaries, PAGE)
 
 

@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Final
 
 from penstock.ir.graph import Attr, Graph, Node, Type, freeze
 from penstock.ir.text import graph_from_json, graph_to_json, parse_type
@@ -104,6 +104,13 @@ class Call:
 
 
 Launch = KernelLaunch | Call
+
+# The phases of a decode step. Its tail is another where a row asks for more than a token: see `compiler.phases`.
+FRONT: Final = ("prepare", "forward")
+TAIL: Final = "sample"
+CONTROLLED_TAIL: Final = "controlled"
+PLAIN: Final = (*FRONT, TAIL)
+CONTROLLED: Final = (*FRONT, CONTROLLED_TAIL)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from penstock.engine.program import KernelLaunch, Phase, Program
+from penstock.engine.program import CONTROLLED_TAIL, PLAIN, KernelLaunch, Phase, Program
 from penstock.engine.timings import is_number
 from penstock.spec import ModelSpec
 
 if TYPE_CHECKING:
     from penstock.engine.manifest import Engine
 
-PHASES = ("prepare", "forward", "sample")
 ROOF = {"read_bytes_per_s", "flops_per_s"}
 WORK = {"weight_bytes", "flops_per_token", "flops_per_logit", "kv_bytes_per_token"}
 RECORDS = ("spec", "software", "source", "tokens", "kernels", "work", "build_seconds", "roof", "buffers")
@@ -42,7 +41,7 @@ def flaws(engine: Engine) -> Iterator[str]:
 
 
 def _of_program(engine: Engine, program: Program) -> Iterator[str]:
-    yield from (f"programs: there is no phase {name!r}" for name in PHASES if name not in program.phases)
+    yield from (f"programs: there is no phase {name!r}" for name in (*PLAIN, CONTROLLED_TAIL) if name not in program.phases)
     if not program.buckets or not all(_are_integers(s["T"], s["S"], s["L"]) for s in program.buckets.values()):
         yield "programs: buckets have integers T, S and L"
     for name, phase in program.phases.items():

@@ -92,8 +92,8 @@ def _upload(engine: Engine, batch: Batch) -> Numbers:
     blocks = 1 + numbers.permutation(batch.rows * width).reshape(batch.rows, width)
     pairs: list[Any] = []
     for slot in range(batch.rows):
-        fields = slot_numbers(batch.temperature, batch.top_k, batch.top_p, slot, freqs)
-        fields[FIELDS.index("length")] = batch.context
+        drawn = {"temperature": batch.temperature, "top_k": batch.top_k, "top_p": batch.top_p, "seed": slot}
+        fields = slot_numbers({"length": batch.context, **drawn}, freqs)
         places = [layout.field(name) + slot for name in FIELDS]
         places += range(layout.freqs_at + slot * layout.freqs, layout.freqs_at + (slot + 1) * layout.freqs)
         pairs += [np.stack([np.array(places), fields], 1)]

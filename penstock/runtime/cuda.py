@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,14 +11,16 @@ from typing import Any
 
 from penstock.engine.manifest import Engine
 from penstock.engine.memory import Limits, MemoryPlan, aligned, calls_library, gib, plan_run
+from penstock.engine.program import CONTROLLED, FRONT, PLAIN
 from penstock.engine.store import KERNELS
 from penstock.errors import ResourceError
 from penstock.ir.lazy import torch
+from penstock.ir.ops.control import MOST_LOGPROBS
 from penstock.kernels import driver
 from penstock.kernels.driver import load_file
-from penstock.runtime.graphs import Graphs, Memory
+from penstock.runtime.graphs import Bound, Graphs, Memory
 from penstock.runtime.kv import pool
-from penstock.runtime.step import Ticket, Visit
+from penstock.runtime.step import PLAIN_TAIL, SCORES, Scores, Tail, Ticket, Visit
 from penstock.runtime.upload import Numbers
 from penstock.runtime.weights import Loading, release_pinned
 
@@ -31,10 +33,10 @@ class _Lane:
     """Pinned memory of one step in flight, and the same as numpy sees it."""
 
     upload: Any
-    sampled: Any
+    results: Mapping[str, Any]  # "sampled", and SCORES
     done: Any  # event
     numbers: Numbers  # of upload
-    tokens: Numbers  # of sampled
+    seen: Mapping[str, Any]  # of results
 
 
 class _Region:
@@ -107,16 +109,21 @@ class CudaBackend:
             self.graphs = Graphs(engine, memory, stream, limits)
             self.graphs.capture_sparse()
 
-    def launch(self, upload: Numbers, tokens: int, rows: int, logits: int) -> Ticket:
+    def launch(self, upload: Numbers, tokens: int, rows: int, logits: int, tail: Tail = PLAIN_TAIL) -> Ticket:
         self._count += 1
         lane = self._lanes[self._count % RING]  # whose step was read: no more than IN_FLIGHT are out
         with self._range("upload"):
             self._send(lane, upload)
         with self._range(f"replay of {tokens} tokens, {rows} rows"):
-            results = self._replay(tokens, rows, logits) if self.visit is None else self._look(tokens, rows, logits)
+            if self.visit is not None:
+                results = self._look(tokens, rows, logits, tail)
+            elif tail.controlled:
+                results = self._replay_parts(tokens, logits, tail)
+            else:
+                results = self._replay(tokens, rows, logits)
         with self._range("copy back"):
-            if logits:  # a chunk inside a prompt samples nothing
-                driver.copy(lane.sampled.data_ptr(), results["sampled"].data_ptr(), 4 * logits, self._stream)
+            for name in ("sampled", *(SCORES if tail.controlled else ())):
+                self._fetch(lane.results[name], results[name], logits)
             lane.done.record()
         return Ticket(self._count, logits)
 
@@ -137,24 +144,56 @@ class CudaBackend:
         captured.graph.replay()
         return captured.results
 
-    def _look(self, tokens: int, rows: int, logits: int) -> Mapping[str, Any]:
+    def _replay_parts(self, tokens: int, logits: int, tail: Tail) -> Mapping[str, Any]:
+        """The same of a controlled step."""
+        before = _allocations()
+        front, rest = self.graphs.parts(tokens, logits)
+        self._allocated += _allocations() - before  # a capture may
+        front.graph.replay()
+        tail.edit(front.results["logits"])
+        rest.graph.replay()
+        return rest.results
+
+    def _look(self, tokens: int, rows: int, logits: int, tail: Tail) -> Mapping[str, Any]:
         """The same by launching node after node, with each shown to the visitor."""
-        assert self.visit is not None
-        bound = self.graphs.bind(self.engine.profile.bucket(tokens, max(logits, 1)))
-        sizes = {"T": tokens, "S": rows, "L": logits}
+        phases = CONTROLLED if tail.controlled else PLAIN
+        bound = self.graphs.bind(self.engine.profile.bucket(tokens, max(logits, 1)), phases=phases)
         with torch.no_grad():
-            for each in bound.nodes:
-                with self._range(f"{each.phase} {each.node.op}"):
-                    each.run()
-                self.visit(each.phase, each.node, each.outputs, sizes)
+            self._show(bound.of(FRONT), {"T": tokens, "S": rows, "L": logits})
+            tail.edit(bound.named["logits"])
+            self._show(bound.of(phases[-1:]), {"T": tokens, "S": rows, "L": logits})
         return bound.named
+
+    def _show(self, bound: Bound, sizes: Mapping[str, int]) -> None:
+        for each in bound.nodes:
+            with self._range(f"{each.phase} {each.node.op}"):
+                each.run()
+            assert self.visit is not None
+            self.visit(each.phase, each.node, each.outputs, sizes)
+
+    def _fetch(self, target: Any, source: Any, rows: int) -> None:
+        """The first rows into pinned memory; none of a chunk inside a prompt, which gives no logits."""
+        if rows:
+            size = source[:rows].numel() * source.element_size()
+            driver.copy(target.data_ptr(), source.data_ptr(), size, self._stream)
 
     def read(self, ticket: Ticket) -> list[int]:
         assert self._count - ticket.number < RING, f"step {ticket.number} was read too late"
         lane = self._lanes[ticket.number % RING]
         lane.done.synchronize()
-        tokens: list[int] = lane.tokens[: ticket.logits].tolist()
+        tokens: list[int] = lane.seen["sampled"][: ticket.logits].tolist()
         return tokens
+
+    def scores(self, ticket: Ticket) -> Scores:
+        seen = self._lanes[ticket.number % RING].seen
+        return Scores(*(seen[name][: ticket.logits] for name in SCORES))
+
+    def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """A copy for each pair and layer: a pitch between layers may be more than one copy of many rows can have."""
+        for state in (state for name, state in self.states.items() if name != "slots"):
+            size = state.stride(0) * state.element_size()
+            for source, target in pairs:
+                driver.copy(state.data_ptr() + target * size, state.data_ptr() + source * size, size, self._stream)
 
     def idle(self) -> bool:
         before = _allocations()
@@ -163,12 +202,14 @@ class CudaBackend:
         return more
 
     def counters(self) -> Mapping[str, int]:
-        """buckets, buckets_captured; steps_in_larger_buckets, for want of a capture; uploads; reference_nodes: nodes
-        of a step that no kernel runs; allocations: of device memory while serving, which should be none."""
+        """buckets, buckets_captured; steps_in_larger_buckets, for want of a capture; late_captures: graphs that a
+        controlled step had to wait for; uploads; reference_nodes: nodes of a step that no kernel runs; allocations: of
+        device memory while serving, which should be none."""
         return {
             "buckets": self.graphs.count,
             "buckets_captured": self.graphs.done,
             "steps_in_larger_buckets": self.graphs.larger,
+            "late_captures": self.graphs.late,
             "uploads": self.uploads,
             "reference_nodes": self.graphs.reference_nodes,
             "allocations": _allocations() - self._allocated,
@@ -184,8 +225,15 @@ class CudaBackend:
     def _lane(self) -> _Lane:
         profile = self.engine.profile
         upload = torch.zeros(profile.upload_size, dtype=torch.int32, pin_memory=True)
-        sampled = torch.zeros(profile.max_batch_size, dtype=torch.int32, pin_memory=True)
-        return _Lane(upload, sampled, torch.cuda.Event(), upload.numpy(), sampled.numpy())
+        rows = profile.max_batch_size
+        results = {
+            "sampled": torch.zeros(rows, dtype=torch.int32, pin_memory=True),
+            "top_ids": torch.zeros(rows, MOST_LOGPROBS, dtype=torch.int32, pin_memory=True),
+            "top_values": torch.zeros(rows, MOST_LOGPROBS, pin_memory=True),
+            "chosen": torch.zeros(rows, pin_memory=True),
+        }
+        seen = {name: tensor.numpy() for name, tensor in results.items()}
+        return _Lane(upload, results, torch.cuda.Event(), upload.numpy(), seen)
 
     @contextmanager
     def _stage(self, name: str) -> Iterator[None]:

@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from functools import cached_property
 from typing import Any
 
 from penstock.engine.manifest import Engine
 from penstock.engine.memory import Key, Limits, bucket_keys, single_keys
-from penstock.engine.program import Call, Phase, Plan, Sizes, bucket_name
+from penstock.engine.program import CONTROLLED, CONTROLLED_TAIL, FRONT, PLAIN, Call, Phase, Plan, Sizes, bucket_name
 from penstock.ir.graph import Node, Value
 from penstock.ir.lazy import torch
 from penstock.ir.op import get
 from penstock.kernels.driver import Kernel
 from penstock.kernels.launch import Step, bind, view
 from penstock.kernels.reference import REFERENCE
+
+
+class Kind(Enum):
+    """What a graph holds. FRONT and TAIL together are a step that is controlled."""
+
+    WHOLE = "a plain step"
+    SINGLES = "a plain step in which every row is a single token, without the launches that then have nothing to do"
+    FRONT = "a step up to its logits"
+    TAIL = "from the logits on, where rows may be controlled"
+
+    @property
+    def phases(self) -> tuple[str, ...]:
+        """Of the program, those it replays."""
+        return {Kind.FRONT: FRONT, Kind.TAIL: (CONTROLLED_TAIL,)}.get(self, PLAIN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +71,14 @@ class BoundNode:
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """A whole step: its nodes in the order they run, and its named results."""
+    """A step or a part of it: its nodes in the order they run, and its named results."""
 
     nodes: tuple[BoundNode, ...]
     named: Mapping[str, Any]
+
+    def of(self, phases: Sequence[str]) -> Bound:
+        """Only these phases."""
+        return Bound(tuple(node for node in self.nodes if node.phase in phases), self.named)
 
     def run(self) -> None:
         """Launch every node on the current stream."""
@@ -70,8 +89,8 @@ class Bound:
 class Graphs:
     """The captured buckets of an engine's decode program, as far as steps within the limits can need them.
 
-    A bucket in which launches have nothing to do where every row is a single token is captured without them as well:
-    `singles`. Either graph gives such a step the same bits.
+    A bucket in which launches have nothing to do where every row is a single token is captured without them as well.
+    Either graph gives such a step the same bits. The parts of controlled steps are captured when the first one comes.
 
     `limits`: None for the profile's own. `stream`: where captures are recorded; the library's workspace for it has to
     be there before, so that capturing allocates nothing.
@@ -79,23 +98,23 @@ class Graphs:
 
     def __init__(self, engine: Engine, memory: Memory, stream: Any, limits: Limits | None = None) -> None:
         self.engine, self.memory = engine, memory
-        self.captured: dict[Key, Captured] = {}
-        self.singles: dict[Key, Captured] = {}
         self.larger = 0  # steps that ran in a larger bucket than their own, for want of its capture
-        self._all = bucket_keys(engine.profile, limits)
-        self._singles = single_keys(engine, limits)
+        self.late = 0  # graphs that a step had to wait for
+        self._captured: dict[tuple[Key, Kind], Captured] = {}
+        self._wanted = [(key, Kind.WHOLE) for key in bucket_keys(engine.profile, limits)]
+        self._wanted += [(key, Kind.SINGLES) for key in single_keys(engine, limits)]
         self.stream = stream
         self._pool = torch.cuda.graph_pool_handle()
 
     @property
     def count(self) -> int:
-        """Graphs in all."""
-        return len(self._all) + len(self._singles)
+        """Graphs of plain steps, in all."""
+        return len(self._wanted)
 
     @property
     def done(self) -> int:
-        """Graphs captured."""
-        return len(self.captured) + len(self.singles)
+        """Of those, the captured ones."""
+        return sum(each in self._captured for each in self._wanted)
 
     @cached_property
     def reference_nodes(self) -> int:
@@ -111,69 +130,78 @@ class Graphs:
 
     def capture_sparse(self) -> None:
         """The tuned buckets, largest first: enough for any step, at worst padded to the next of them."""
-        tuned = {*self.engine.profile.tuned_buckets, self._all[-1][0]}
-        for keys, singles in ((self._all, False), (self._singles, True)):
-            for key in reversed(keys):
-                if key[0] in tuned:
-                    self.capture(key, singles)
+        whole = [key for key, kind in self._wanted if kind is Kind.WHOLE]
+        tuned = {*self.engine.profile.tuned_buckets, whole[-1][0]}
+        for kind in (Kind.WHOLE, Kind.SINGLES):
+            for key in reversed([k for k, its in self._wanted if its is kind and k[0] in tuned]):
+                self.capture(key, kind)
 
     def capture_next(self) -> bool:
         """One more of the buckets left; False when none is."""
-        missing = [(key, False) for key in self._all if key not in self.captured]
-        missing += [(key, True) for key in self._singles if key not in self.singles]
-        if missing:
-            self.capture(*missing[0])
-        return bool(missing)
+        missing = next((each for each in self._wanted if each not in self._captured), None)
+        if missing is not None:
+            self.capture(*missing)
+        return missing is not None
 
     def find(self, tokens: int, rows: int, logits: int) -> Captured:
         """The smallest captured bucket that holds the step; a larger one than its own is counted."""
         key = self.engine.profile.bucket(tokens, max(logits, 1))
-        kinds = (self.singles, self.captured) if rows == tokens else (self.captured,)
-        own = next((kind[key] for kind in kinds if key in kind), None)
+        kinds = (Kind.SINGLES, Kind.WHOLE) if rows == tokens else (Kind.WHOLE,)
+        own = next((self._captured[key, kind] for kind in kinds if (key, kind) in self._captured), None)
         if own is not None:
             return own
         self.larger += 1
-        fits = ((k, kind[k]) for kind in kinds for k in kind if k[0] >= key[0] and k[1] >= key[1])
-        return min(fits, key=lambda fit: fit[0])[1]
+        fits = ((k, found) for (k, kind), found in self._captured.items() if kind in kinds)
+        return min((fit for fit in fits if fit[0][0] >= key[0] and fit[0][1] >= key[1]), key=lambda fit: fit[0])[1]
+
+    def parts(self, tokens: int, logits: int) -> tuple[Captured, Captured]:
+        """The step's own bucket in two graphs, up to its logits and from them on; captured where they are asked for
+        the first time, which is counted."""
+        key = self.engine.profile.bucket(tokens, max(logits, 1))
+        for kind in (Kind.FRONT, Kind.TAIL):
+            if (key, kind) not in self._captured:
+                self.late += 1
+                self.capture(key, kind)
+        return self._captured[key, Kind.FRONT], self._captured[key, Kind.TAIL]
 
     def exact(self, tokens: int, rows: int, logits: int) -> tuple[Bound, Captured]:
-        """The step in its own bucket, to be looked at, and its graph, captured now if it was not before."""
+        """A plain step in its own bucket, to be looked at, and its graph, captured now if it was not before."""
         key = self.engine.profile.bucket(tokens, max(logits, 1))
-        singles = rows == tokens and key in self._singles
-        kind = self.singles if singles else self.captured
-        if key not in kind:
-            self.capture(key, singles)
-        return self.bind(key, singles), kind[key]
+        singles = rows == tokens and (key, Kind.SINGLES) in self._wanted
+        kind = Kind.SINGLES if singles else Kind.WHOLE
+        if (key, kind) not in self._captured:
+            self.capture(key, kind)
+        return self.bind(key, singles), self._captured[key, kind]
 
     def close(self) -> None:
         """Forget the graphs and the memory they point to."""
-        self.captured.clear()
-        self.singles.clear()
+        self._captured.clear()
         self.memory = None  # type: ignore[assignment]  # nothing may be captured any more
 
-    def capture(self, key: Key, singles: bool = False) -> None:
-        """Bind every node of every phase to its memory, and capture.
+    def capture(self, key: Key, kind: Kind) -> None:
+        """Bind the nodes of a bucket to its memory, and capture those of that kind.
 
         Nothing is waited for and nothing freed, as torch's own context manager would: weights may be on their way.
         """
-        bound, graph = self.bind(key, singles), torch.cuda.CUDAGraph()
+        phases = CONTROLLED if kind in (Kind.FRONT, Kind.TAIL) else PLAIN
+        bound, graph = self.bind(key, kind is Kind.SINGLES, phases), torch.cuda.CUDAGraph()
         with torch.no_grad(), torch.cuda.stream(self.stream):
             graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
             try:
-                bound.run()
+                bound.of(kind.phases).run()
             finally:
                 graph.capture_end()
-        (self.singles if singles else self.captured)[key] = Captured(graph, bound.named)
+        self._captured[key, kind] = Captured(graph, bound.named)
 
-    def bind(self, key: Key, singles: bool = False) -> Bound:
+    def bind(self, key: Key, singles: bool = False, phases: Sequence[str] = PLAIN) -> Bound:
         """The step of a bucket on this memory; `singles`: one in which every row is a single token."""
         program, name = self.engine.programs["decode"], bucket_name(*key)
         sizes = program.buckets[name]
         named: dict[str, Any] = {"upload": self.memory.upload}
         nodes: list[BoundNode] = []
-        for phase_name, phase in program.phases.items():
-            offsets = self.engine.buffers[name][phase_name]
-            nodes += _Binder(phase_name, phase, offsets, self.memory, sizes, name, singles).bind(named)
+        for phase in phases:
+            offsets = self.engine.buffers[name][phase]
+            nodes += _Binder(phase, program.phases[phase], offsets, self.memory, sizes, name, singles).bind(named)
         return Bound(tuple(nodes), named)
 
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 from penstock.runtime.requests import CompletionOutput, RequestMetrics, RequestOutput, SamplingParams
+from penstock.runtime.sampling.translate import num_logprobs
 from penstock.runtime.schedule.request import FinishReason, Request
+from penstock.runtime.step import Scores
 from penstock.text.detokenize import IncrementalDetokenizer, StopStrings
 from penstock.text.tokenizer import Tokenizer
 
@@ -20,7 +24,10 @@ class Stream:
     arrival: float
     tokenizer: Tokenizer | None
     notes: tuple[str, ...] = ()  # which sampling defaults were taken
+    index: int = 0  # of its submission's texts
     text: str = ""
+    logprobs: list[Mapping[int, float]] = field(default_factory=list)
+    prompt_logprobs: list[Mapping[int, float] | None] = field(default_factory=lambda: [None])
     admitted: float | None = None
     first_token: float | None = None
     finish_reason: FinishReason | None = None
@@ -32,6 +39,22 @@ class Stream:
             self.tokenizer, self.request.prompt, skip_special_tokens=self.params.skip_special_tokens
         ) if self.params.detokenize and self.tokenizer else None  # fmt: skip
         self._stops = StopStrings(self.params.stop_strings, include=self.params.include_stop_str_in_output)
+
+    @property
+    def is_scored(self) -> bool:
+        """Whether it keeps what tokens' log-probabilities are."""
+        return self.params.logprobs is not None or num_logprobs(self.params) > 0
+
+    def score(self, token: int, scores: Scores, row: int) -> None:
+        """Take the log-probabilities that a row of logits gave, before the token that was sampled from it."""
+        self.logprobs.append(_by_token(token, scores, row, self.params.logprobs or 0))
+
+    def score_prompt(self, start: int, scores: Scores, rows: range) -> None:
+        """Take those of the prompt's tokens behind positions `start` and following, which these rows predicted."""
+        prompt, top = self.request.prompt, self.params.prompt_logprobs or 0
+        del self.prompt_logprobs[start + 1 :]  # of a prompt that is computed anew
+        for position, row in zip(range(start + 1, len(prompt)), rows, strict=False):
+            self.prompt_logprobs.append(_by_token(prompt[position], scores, row, top))
 
     def admit(self, now: float) -> None:
         """Its first tokens are in a step; again where it was preempted."""
@@ -48,7 +71,8 @@ class Stream:
         if self._text is None:
             return False
         if token not in self.request.end_ids:
-            self.text += self._stops.add(self._text.add(token))
+            new = self._text.add(token)
+            self.text += new if len(self.request.output) < self.params.min_tokens else self._stops.add(new)
         return self._stops.matched is not None
 
     def end(self, reason: FinishReason, now: float) -> None:
@@ -64,18 +88,37 @@ class Stream:
 
     def output(self) -> RequestOutput:
         """A snapshot."""
-        completion = CompletionOutput(0, self.text, tuple(self.request.output), self.finish_reason, self.stop_reason)
+        tokens = tuple(self.request.output)
+        completion = CompletionOutput(self.index, self.text, tokens, self.finish_reason, self.stop_reason)
+        if self.is_scored:
+            sums = math.fsum(scores[token] for token, scores in zip(tokens, self.logprobs, strict=False))
+            completion = replace(completion, logprobs=tuple(self.logprobs[: len(tokens)]), cumulative_logprob=sums)
+        asked = self.params.prompt_logprobs is not None
+        of_prompt = tuple(self.prompt_logprobs) if asked else None
         times = self.arrival, self.first_token, self.finished, self.admitted
         metrics = RequestMetrics(*times, self.request.num_reused, self.request.num_preemptions)
         done = self.finish_reason is not None
         prompt = (self.prompt, self.request.prompt)
-        return RequestOutput(self.request.id, *prompt, (completion,), done, metrics, self.notes)
+        return RequestOutput(self.request.id, *prompt, (completion,), done, metrics, self.notes, of_prompt)
+
+
+def _by_token(token: int, scores: Scores, row: int, top: int) -> Mapping[int, float]:
+    likeliest = zip(scores.top_ids[row, :top].tolist(), scores.top_values[row, :top].tolist(), strict=True)
+    return {token: float(scores.chosen[row])} | {other: value for other, value in likeliest if other != token}
 
 
 def delta(before: RequestOutput | None, after: RequestOutput) -> RequestOutput:
     """What `after` adds to `before`: only the new text and tokens."""
     if before is None:
         return after
-    old, new = before.outputs[0], after.outputs[0]
-    part = replace(new, text=new.text[len(old.text) :], token_ids=new.token_ids[len(old.token_ids) :])
-    return replace(after, outputs=(part,))
+    old = {each.index: each for each in before.outputs}
+    return replace(after, outputs=tuple(_behind(old.get(each.index), each) for each in after.outputs))
+
+
+def _behind(old: CompletionOutput | None, new: CompletionOutput) -> CompletionOutput:
+    if old is None:
+        return new
+    scores = None if new.logprobs is None else new.logprobs[len(old.logprobs or ()) :]
+    return replace(
+        new, text=new.text[len(old.text) :], token_ids=new.token_ids[len(old.token_ids) :], logprobs=scores
+    )

@@ -17,12 +17,12 @@ import numpy as np
 
 from penstock.engine.manifest import Engine
 from penstock.engine.memory import Limits
-from penstock.engine.program import Phase, Sizes
+from penstock.engine.program import CONTROLLED_TAIL, FRONT, TAIL, Phase, Sizes
 from penstock.ir.graph import Node
 from penstock.ir.lazy import torch
 from penstock.kernels.launch import Eager
 from penstock.runtime.kv import pool
-from penstock.runtime.upload import Numbers
+from penstock.runtime.upload import Numbers, Reals
 from penstock.runtime.weights import load_weights
 
 
@@ -33,6 +33,34 @@ class Ticket:
     number: int
     logits: int
 
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """Log-probabilities of a controlled step, for each row of logits: see `ir.ops.control.logprobs`."""
+
+    top_ids: Numbers  # i32[L,32]
+    top_values: Reals  # f32[L,32]
+    chosen: Reals  # f32[L]
+
+
+@dataclass(frozen=True, slots=True)
+class Tail:
+    """What a step does behind its logits. `controlled`: rows may be. `rewrite`: first gets, for each of `rows` of the
+    logits, that row on the host, f32[V], and gives what takes its place; the step waits for it."""
+
+    controlled: bool = False
+    rows: tuple[int, ...] = ()
+    rewrite: Callable[[int, Any], Any] | None = None
+
+    def edit(self, logits: Any) -> None:
+        """Rewrite the rows in place."""
+        for row in self.rows:
+            assert self.rewrite is not None
+            logits[row].copy_(self.rewrite(row, logits[row].to("cpu", copy=True)))
+
+
+PLAIN_TAIL = Tail()
+SCORES = ("top_ids", "top_values", "chosen")
 
 # Hears of each node of a step as it has run: its phase, the node, its results (padded on a GPU), and the step's own
 # T, S and L. Results are overwritten by nodes that follow.
@@ -49,12 +77,20 @@ class Backend(Protocol):
     visit: Visit | None  # where somebody looks inside: the next steps run node by node
     states: Mapping[str, Any]  # by name: the slots, and each layer's KV
 
-    def launch(self, upload: Numbers, tokens: int, rows: int, logits: int) -> Ticket:
-        """Start a step of so many tokens, rows and logit rows; returns at once."""
+    def launch(self, upload: Numbers, tokens: int, rows: int, logits: int, tail: Tail = PLAIN_TAIL) -> Ticket:
+        """Start a step of so many tokens, rows and logit rows; returns at once, unless its tail rewrites logits."""
         ...
 
     def read(self, ticket: Ticket) -> list[int]:
         """Wait for a step; the token of each of its logit rows."""
+        ...
+
+    def scores(self, ticket: Ticket) -> Scores:
+        """Of a controlled step that was read just now; good until the next launch."""
+        ...
+
+    def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """Copy KV blocks, (from, to), all layers of each, before whatever is launched next and behind all before."""
         ...
 
     def idle(self) -> bool:
@@ -92,22 +128,26 @@ class CpuBackend:
         slots = torch.zeros(engine.profile.slots.size, dtype=torch.int32)
         self.states: Mapping[str, Any] = {"slots": slots, **pool.allocate(engine, self.num_blocks, pool.host_bytes)}
         self.last: dict[str, Any] = {}  # named results of the last step, for tests and for looking inside
-        self._phases = [_Phase(name, phase) for name, phase in engine.programs["decode"].phases.items()]
+        self._phases = {name: _Phase(name, phase) for name, phase in engine.programs["decode"].phases.items()}
         self._results: dict[int, list[int]] = {}
+        self._scores: Scores | None = None
         self._count = 0
         self.visit: Visit | None = None
         self.memory: Mapping[str, int] = {}
         self.threads = self._quickest_threads()
         self.load_seconds: Mapping[str, float] = {"load": time.perf_counter() - start}
 
-    def launch(self, upload: Numbers, tokens: int, rows: int, logits: int) -> Ticket:
+    def launch(self, upload: Numbers, tokens: int, rows: int, logits: int, tail: Tail = PLAIN_TAIL) -> Ticket:
         sizes = {**self.engine.profile.sizes(tokens, logits), "S": rows}
         leaves: dict[str, Any] = {**self.weights, **self.states, "upload": torch.from_numpy(upload)}
         with torch.no_grad(), using_threads(self.threads):
-            for phase in self._phases:
-                leaves |= phase.run(leaves, sizes, self.visit)
+            for name in FRONT:
+                leaves |= self._phases[name].run(leaves, sizes, self.visit)
+            tail.edit(leaves["logits"])
+            leaves |= self._phases[CONTROLLED_TAIL if tail.controlled else TAIL].run(leaves, sizes, self.visit)
         self.last = leaves
         self._count += 1
+        self._scores = Scores(*(leaves[name].numpy() for name in SCORES)) if tail.controlled else None
         self._results[self._count] = leaves["sampled"].tolist()
         return Ticket(self._count, logits)
 
@@ -133,6 +173,16 @@ class CpuBackend:
 
     def read(self, ticket: Ticket) -> list[int]:
         return self._results.pop(ticket.number)
+
+    def scores(self, ticket: Ticket) -> Scores:
+        assert self._scores is not None and ticket.number == self._count, f"step {ticket.number} was not controlled"
+        return self._scores
+
+    def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
+        sources, targets = ([pair[i] for pair in pairs] for i in (0, 1))
+        for name, state in self.states.items():
+            if name != "slots":
+                state[targets] = state[sources]
 
     def idle(self) -> bool:
         return False

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from penstock.ir.ops.state import FIELDS, HEADER, ROW, SlotLayout
+from penstock.ir.ops.state import FIELDS, HEADER, REALS, ROW, SlotLayout
 from penstock.runtime.kv.manager import Grown
 from penstock.runtime.schedule.batch import Admission, Chunk, Decoders, StepPlan
 from penstock.runtime.schedule.request import Request
 
 Numbers = NDArray[np.int32]
+Reals = NDArray[np.float32]
 LENGTH = FIELDS.index("length")
 
 
@@ -23,19 +24,17 @@ class Source:
 
     prompt: Numbers
     slot: Numbers  # FIELDS, then rope frequencies
+    controls: Numbers = field(default_factory=lambda: np.zeros(0, np.int32))  # the first numbers, as many as are used
 
 
-def slot_numbers(temperature: float, top_k: int, top_p: float, seed: int, freqs: Sequence[float] = ()) -> Numbers:
-    """A slot's fields before its first step. `seed`: 31 bits; `freqs`: rope frequencies where each request has its own.
-
-    Floats travel as their bits.
+def slot_numbers(fields: Mapping[str, float], freqs: Sequence[float] = ()) -> Numbers:
+    """A slot's FIELDS before its first step: 0 where not given. `freqs`: rope frequencies where each request has its
+    own. Floats travel as their bits.
     """
     numbers = np.zeros(len(FIELDS) + len(freqs), np.int32)
     floats = numbers.view(np.float32)
-    for name, number in (("top_k", top_k), ("seed", seed)):
-        numbers[FIELDS.index(name)] = number
-    for name, real in (("temperature", temperature), ("top_p", top_p)):
-        floats[FIELDS.index(name)] = real
+    for name, value in fields.items():
+        (floats if name in REALS else numbers)[FIELDS.index(name)] = value
     floats[len(FIELDS) :] = freqs
     return numbers
 
@@ -53,8 +52,8 @@ class Encoder:
         self._numbers = np.zeros(size, np.int32)
         self._decoders: Decoders | None = None  # whose rows the buffer holds
         self._steady: tuple[Decoders, Numbers] | None = None  # the last upload, where it held nothing but their rows
-        self._count = np.arange(max(layout.history, layout.table, layout.freqs), dtype=np.int32)
-        self._places: dict[int, Numbers] = {}  # of a slot: where its fields, frequencies and block table lie
+        self._count = np.arange(max(layout.history, layout.table, layout.freqs, layout.controls), dtype=np.int32)
+        self._places: dict[int, tuple[Numbers, Numbers, Numbers]] = {}  # by slot
 
     def encode(self, plan: StepPlan, source: Callable[[Request], Source]) -> Numbers:
         """The upload of a plan. `source` of each request that is admitted or in its prompt."""
@@ -64,7 +63,7 @@ class Encoder:
         self._rows(plan)
         end = begin = HEADER + ROW * plan.num_rows
         for admission in plan.admitted:
-            end = self._admission(end, admission, source(admission.request).slot)
+            end = self._admission(end, admission, source(admission.request))
         if plan.grown:
             end = self._growth(end, plan.grown)
         for chunk in plan.chunks:
@@ -85,12 +84,15 @@ class Encoder:
         if plan.chunks:
             rows[count:] = [(chunk.slot, chunk.num_tokens, chunk.samples) for chunk in plan.chunks]
 
-    def _admission(self, at: int, admission: Admission, fields: Numbers) -> int:
-        split, size = len(fields), len(fields) + len(admission.block_table)
-        pairs = self._pairs(at, size)
-        pairs[:, 0] = self._slot_places(admission.slot)[:size]
-        pairs[:split, 1] = fields
-        pairs[split:, 1] = admission.block_table
+    def _admission(self, at: int, admission: Admission, source: Source) -> int:
+        parts = source.slot, source.controls, np.array(admission.block_table, np.int32)
+        size = sum(map(len, parts))
+        pairs, places = self._pairs(at, size), self._slot_places(admission.slot)
+        start = 0
+        for part, its in zip(parts, places, strict=True):
+            pairs[start : start + len(part), 0] = its[: len(part)]
+            pairs[start : start + len(part), 1] = part
+            start += len(part)
         pairs[LENGTH, 1] = admission.num_reused
         return at + 2 * size
 
@@ -100,17 +102,21 @@ class Encoder:
         self._pairs(at, len(grown))[:] = at_table
         return at + 2 * len(grown)
 
-    def _slot_places(self, slot: int) -> Numbers:
+    def _slot_places(self, slot: int) -> tuple[Numbers, Numbers, Numbers]:
+        """Of fields and frequencies, of controls, and of the block table."""
         if slot not in self._places:
             layout = self._layout
             fields = np.array([layout.field(name) + slot for name in FIELDS], np.int32)
             freqs = self._count[: layout.freqs] + (layout.freqs_at + slot * layout.freqs)
+            controls = self._count[: layout.controls] + (layout.controls_at + slot * layout.controls)
             table = self._count[: layout.table] + (layout.table_at + slot * layout.table)
-            self._places[slot] = np.concatenate([fields, freqs, table])
+            self._places[slot] = np.concatenate([fields, freqs]), controls, table
         return self._places[slot]
 
     def _prompt(self, at: int, chunk: Chunk, prompt: Numbers) -> int:
-        layout, start, count = self._layout, chunk.start, chunk.num_tokens
+        """A chunk that scores has the token behind it as well, which its last logits are asked about."""
+        layout, start = self._layout, chunk.start
+        count = len(prompt[start : start + chunk.num_tokens + chunk.request.scores])
         pairs = self._pairs(at, count)
         np.add(self._count[:count], layout.history_at + chunk.slot * layout.history + start, out=pairs[:, 0])
         pairs[:, 1] = prompt[start : start + count]

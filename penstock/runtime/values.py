@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from penstock.engine.manifest import Engine
+from penstock.engine.program import CONTROLLED_TAIL, FRONT, TAIL
 from penstock.engine.program import Phase
 from penstock.errors import OptionError
 from penstock.ir.graph import Node, Value
@@ -158,8 +159,8 @@ class Watch:
         _check_asked(patterns, steps)
         self._chosen, self._steps, self._step = chosen(engine, patterns), steps, -1
         phases = engine.programs["decode"].phases
-        order = [(name, n) for name, phase in phases.items() for n in phase.graph.nodes if not n.is_leaf]
-        self._first, self._last = order[0], order[-1]
+        work = {name: [(name, n) for n in phase.graph.nodes if not n.is_leaf] for name, phase in phases.items()}
+        self._first, self._last = work[FRONT[0]][0], [work[name][-1] for name in (TAIL, CONTROLLED_TAIL)]
         self._backend: Backend | None = None
         self.seen: list[Seen] = []
 
@@ -175,7 +176,7 @@ class Watch:
             if name := self._chosen.get((phase, value)):
                 self.seen.append(Seen(self._step, name, _unpadded(value, tensor, sizes)))
         # Not `==`: a step that failed never came to its last node, and was counted.
-        if (phase, node) == self._last and self._step + 1 >= self._steps and self._backend:
+        if (phase, node) in self._last and self._step + 1 >= self._steps and self._backend:
             self._backend.visit = None
 
     def save(self, path: Path) -> None:

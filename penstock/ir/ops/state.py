@@ -16,8 +16,11 @@ from penstock.ir.op import op
 from penstock.ir.ops.examples import context_of, fill, integers, ragged, table
 
 HEADER = 4  # upload[0:4]: rows, tokens, logit rows, writes
-ROW = 3  # then S rows of: slot, tokens in this step, 1 if the row samples
-FIELDS = ("length", "temperature", "top_k", "top_p", "seed")
+ROW = 3  # then S rows of: slot, tokens in this step, how many of the last ones give logits
+FIELDS = ("length", "temperature", "top_k", "top_p", "min_p", "seed")
+REALS = frozenset({"temperature", "top_p", "min_p"})  # of FIELDS, those that are floats
+CONTROLS = 1024  # numbers of a slot that only rows with penalties, biases, bans or log-probabilities look at
+MOST_LOGPROBS = 32  # likeliest tokens that a row can ask for
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +31,7 @@ class SlotLayout:
     history: int  # token ids kept for each slot: the longest sequence, and one for the token just sampled
     table: int  # M: entries of a block-table row
     freqs: int = 0  # rope frequencies kept by request; 0 where the model's are fixed
+    controls: int = CONTROLS  # as `ir.ops.control` numbers them
 
     def field(self, name: str) -> int:
         """Index of slot 0's value of a one-number field."""
@@ -42,8 +46,12 @@ class SlotLayout:
         return self.freqs_at + self.num_slots * self.freqs
 
     @property
-    def history_at(self) -> int:
+    def controls_at(self) -> int:
         return self.table_at + self.num_slots * self.table
+
+    @property
+    def history_at(self) -> int:
+        return self.controls_at + self.num_slots * self.controls
 
     @property
     def size(self) -> int:
@@ -86,18 +94,18 @@ def kv_append(kv: Any, k: Any, v: Any, positions: Any, rows: Any, block_table: A
 
 
 def _prepare(
-    slots: Type, upload: Type, *, num_slots: int, history: int, table: int, freqs: int = 0
+    slots: Type, upload: Type, *, num_slots: int, history: int, table: int, freqs: int = 0, controls: int = CONTROLS
 ) -> tuple[Type, ...]:
     by_token = (tensor("i32", "T"),) * 3
     by_row = (tensor("i32", "S"),) * 3
-    by_logit = (tensor("f32", "L"), tensor("i32", "L"), tensor("f32", "L"), tensor("i32", "L"), tensor("i32", "L"))
+    by_logit = [tensor("f32" if name in REALS else "i32", "L") for name in BY_LOGIT]
     extra = (tensor("f32", "S", freqs),) if freqs else ()
-    return (slots, *by_token, *by_row, tensor("i32", "S", table), tensor("i32", "L"), *by_logit, *extra)
+    return (slots, *by_token, *by_row, tensor("i32", "S", table), *by_logit, *extra)
 
 
+BY_LOGIT = ("logit_rows", *FIELDS[1:], "sample_position", "logit_slots")
 PREPARED = (
-    "slots", "tokens", "positions", "rows", "query_start", "query_len", "context_len", "block_table", "logit_rows",
-    "temperature", "top_k", "top_p", "seed", "sample_position", "freqs",
+    "slots", "tokens", "positions", "rows", "query_start", "query_len", "context_len", "block_table", *BY_LOGIT, "freqs",
 )  # fmt: skip
 
 
@@ -128,38 +136,41 @@ def _upload_example(
 
 @op(_prepare, writes={0: 0}, sized=True, example=prepare_example)
 def prepare(
-    slots: Any, upload: Any, *, num_slots: int, history: int, table: int, freqs: int = 0, sizes: Any = None
-) -> Any:
+    slots: Any, upload: Any, *, num_slots: int, history: int, table: int, freqs: int = 0, controls: int = CONTROLS,
+    sizes: Any = None,
+) -> Any:  # fmt: skip
     """Apply the step's writes to the slots, then expand its rows into everything the forward pass reads.
 
     slots: i32[A]; upload: i32[U] = HEADER numbers, then ROW numbers for each of the step's rows, then (index, value)
     pairs. Returns the values that PREPARED names. `sizes`, handed in by whoever runs the step, are the bucket's T, S
-    and L; left out, the exact sizes of the step are used. Padding tokens have row -1; padding rows no tokens, block 0.
+    and L; left out, the exact sizes of the step are used. Padding tokens have row -1; padding rows no tokens, block 0;
+    padding rows of logits slot -1. A row's rows of logits are its last tokens, in order; sample_position is the number
+    of tokens up to each.
     """
-    layout = SlotLayout(num_slots, history, table, freqs)
+    layout = SlotLayout(num_slots, history, table, freqs, controls)
     num_rows, num_tokens, num_logits, num_writes = upload[:HEADER].tolist()
     sizes = sizes or {"T": num_tokens, "S": num_rows, "L": num_logits}
     _write(slots, upload[HEADER + ROW * num_rows :][: 2 * num_writes])
-    slot, count, samples = upload[HEADER:][: ROW * num_rows].view(-1, ROW).long().unbind(1)
+    slot, count, asked = upload[HEADER:][: ROW * num_rows].view(-1, ROW).long().unbind(1)
     length = slots[layout.field("length") + slot]
     start = count.cumsum(0) - count
     rows = torch.repeat_interleave(torch.arange(num_rows, device=slots.device), count)
     positions = length[rows] + torch.arange(num_tokens, device=slots.device) - start[rows]
     tokens = slots[layout.history_at + slot[rows] * history + positions]
     blocks = slots[layout.table_at :][: num_slots * table].view(num_slots, table)[slot]
-    chosen = samples.nonzero()[:, 0]
-    field = {name: slots[layout.field(name) + slot[chosen]] for name in FIELDS}
+    chosen = torch.repeat_interleave(torch.arange(num_rows, device=slots.device), asked)
+    left = asked.cumsum(0)[chosen] - 1 - torch.arange(chosen.numel(), device=slots.device)  # rows of logits behind it
+    fields = [slots[layout.field(name) + slot[chosen]] for name in FIELDS[1:]]
     out: tuple[Any, ...] = (
         _padded(tokens, sizes["T"]), _padded(positions, sizes["T"]), _padded(rows, sizes["T"], -1),
         _padded(start, sizes["S"]), _padded(count, sizes["S"]), _padded(length + count, sizes["S"]),
-        _padded(blocks, sizes["S"]), _padded((start + count - 1)[chosen], sizes["L"]),
-        _bits(_padded(field["temperature"], sizes["L"])), _padded(field["top_k"], sizes["L"]),
-        _bits(_padded(field["top_p"], sizes["L"])), _padded(field["seed"], sizes["L"]),
-        _padded((length + count)[chosen], sizes["L"]),
+        _padded(blocks, sizes["S"]), _padded((start + count - 1)[chosen] - left, sizes["L"]),
+        *(_padded(x, sizes["L"]).view(_kind(name)) for name, x in zip(FIELDS[1:], fields, strict=True)),
+        _padded((length + count)[chosen] - left, sizes["L"]), _padded(slot[chosen], sizes["L"], -1),
     )  # fmt: skip
     if freqs:
         own = slots[layout.freqs_at :][: num_slots * freqs].view(num_slots, freqs)[slot]
-        out = (*out, _bits(_padded(own, sizes["S"])))
+        out = (*out, _padded(own, sizes["S"]).view(torch.float32))
     return (slots, *out)
 
 
@@ -173,8 +184,8 @@ def _padded(x: Any, size: int, value: int = 0) -> Any:
     return out
 
 
-def _bits(x: Any) -> Any:
-    return x.view(torch.float32)
+def _kind(field: str) -> Any:
+    return torch.float32 if field in REALS else torch.int32
 
 
 def commit_example(
@@ -187,16 +198,19 @@ def commit_example(
 
 
 @op(lambda slots, upload, sampled, **_: slots, writes={0: 0}, example=commit_example)
-def commit(slots: Any, upload: Any, sampled: Any, *, num_slots: int, history: int, table: int, freqs: int = 0) -> Any:
-    """Lengthen each of the step's slots by its tokens, and store each sampled token behind them.
+def commit(
+    slots: Any, upload: Any, sampled: Any, *, num_slots: int, history: int, table: int, freqs: int = 0,
+    controls: int = CONTROLS,
+) -> Any:  # fmt: skip
+    """Lengthen each of the step's slots by its tokens, and store behind them the token sampled from its last logits.
 
-    slots: i32[A], replaced in place; upload: as `prepare` read it; sampled: i32[L], one for each row that samples.
+    slots: i32[A], replaced in place; upload: as `prepare` read it; sampled: i32[L], one for each row of logits.
     """
-    layout = SlotLayout(num_slots, history, table, freqs)
+    layout = SlotLayout(num_slots, history, table, freqs, controls)
     num_rows = int(upload[0])
-    slot, count, samples = upload[HEADER:][: ROW * num_rows].view(-1, ROW).long().unbind(1)
+    slot, count, asked = upload[HEADER:][: ROW * num_rows].view(-1, ROW).long().unbind(1)
     length = slots[layout.field("length") + slot] + count
     slots[layout.field("length") + slot] = length.to(torch.int32)
-    chosen = samples.nonzero()[:, 0]
-    slots[layout.history_at + slot[chosen] * history + length[chosen]] = sampled[: chosen.numel()]
+    chosen = asked.nonzero()[:, 0]
+    slots[layout.history_at + slot[chosen] * history + length[chosen]] = sampled[asked.cumsum(0)[chosen] - 1]
     return slots

@@ -23,7 +23,7 @@ MOST_ROWS = 1024  # rows of a step that one program holds in registers
 WRITERS = 32  # programs that share the upload's writes
 PAIRS = 8192  # (row, token) pairs that a program compares to find its tokens' rows
 
-assert FIELDS == ("length", "temperature", "top_k", "top_p", "seed"), "the kernels number the fields in this order"
+assert FIELDS == ("length", "temperature", "top_k", "top_p", "min_p", "seed"), "the kernels number the fields in this order"
 
 
 def slot_layout(site: Site) -> SlotLayout:
@@ -74,7 +74,8 @@ def _expand(site: Site, sizes: Sizes, device: Device, warps: int) -> KernelUse:
         (*zip(names, map(gpu.pointer, types), strict=True), ("T", "i32"), ("S", "i32"), ("L", "i32")),
         (
             *(("SLOTS", layout.num_slots), ("HISTORY", layout.history), ("M", layout.table), ("FREQS", layout.freqs)),
-            *(("BLOCK_T", block_t), ("BLOCK_S", block_s), ("BLOCK_L", max(16, next_power_of_2(sizes["L"])))),
+            *(("FREQS_AT", layout.freqs_at), ("TABLE_AT", layout.table_at), ("HISTORY_AT", layout.history_at)),
+            *(("BLOCK_T", block_t), ("BLOCK_S", block_s)),
             *(("BLOCK_M", min(1024, max(16, next_power_of_2(layout.table)))),),
             ("BLOCK_FREQS", max(16, next_power_of_2(layout.freqs))),
             gpu.pdl(device),
@@ -83,4 +84,5 @@ def _expand(site: Site, sizes: Sizes, device: Device, warps: int) -> KernelUse:
     )
     results = outputs(*range(1, len(PREPARED) - 1), freqs)
     args = (*inputs(0, 1), *results, *gpu.integers(sizes["T"], sizes["S"], sizes["L"]))
-    return KernelUse(kernel, (1 + sizes["S"] + cdiv(sizes["T"], block_t), 1, 1), args)
+    programs = 1 + sizes["S"] + cdiv(sizes["L"], block_t) + cdiv(sizes["T"], block_t)
+    return KernelUse(kernel, (programs, 1, 1), args)

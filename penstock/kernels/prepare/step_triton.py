@@ -1,6 +1,6 @@
 """The step's own kernels: apply the upload to the slots, expand its rows, and write results back.
 
-The upload is i32: num_rows, num_tokens, num_logits, num_writes; for each row its slot, its tokens, whether it samples;
+The upload is i32: num_rows, num_tokens, num_logits, num_writes; for each row its slot, its tokens, its rows of logits;
 then num_writes pairs of index and value. Sizes come from the device; of the bucket's, only how far to pad is known.
 """
 
@@ -37,60 +37,69 @@ def _counts(upload, BLOCK_S: tl.constexpr):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _sampling(upload, row, live):  # type: ignore[no-untyped-def]
-    """(which rows sample, the number of each among those)."""
-    samples = live & (tl.load(upload + HEADER + ROW * row + 2, mask=live, other=0) != 0)
-    return samples, tl.cumsum(samples.to(tl.int32), 0) - 1
-
-
-@triton.jit
-def _field(slots, slot, samples, FIELD: tl.constexpr, SLOTS: tl.constexpr):  # type: ignore[no-untyped-def]
-    return tl.load(slots + FIELD * SLOTS + slot, mask=samples, other=0)
+def _asked(upload, row, live):  # type: ignore[no-untyped-def]
+    """(rows of logits of each row, those up to its end)."""
+    asked = tl.load(upload + HEADER + ROW * row + 2, mask=live, other=0)
+    return asked, tl.cumsum(asked, 0)
 
 
 @triton.jit
 def _expand_rows(  # type: ignore[no-untyped-def]
-    slots,
-    upload,
-    query_start,
-    query_len,
-    context_len,
-    logit_rows,
-    temperature,
-    top_k,
-    top_p,
-    seed,
-    sample_position,
-    S,
-    L,
-    SLOTS: tl.constexpr,
-    BLOCK_S: tl.constexpr,
-    BLOCK_L: tl.constexpr,
+    slots, upload, query_start, query_len, context_len, S, BLOCK_S: tl.constexpr
 ):
-    """Everything that is one number for a row or for a row of logits; padding is zero."""
+    """Everything that is one number for a row; padding is zero."""
     row, live, count, ends = _counts(upload, BLOCK_S)
     slot = tl.load(upload + HEADER + ROW * row, mask=live, other=0)
     context = tl.load(slots + slot, mask=live, other=0) + count
     tl.store(query_start + row, tl.where(live, ends - count, 0), mask=row < S)
     tl.store(query_len + row, count, mask=row < S)
     tl.store(context_len + row, tl.where(live, context, 0), mask=row < S)
-    samples, place = _sampling(upload, row, live)
-    tl.store(logit_rows + place, ends - 1, mask=samples)
-    tl.store(sample_position + place, context, mask=samples)
-    hot = _field(slots, slot, samples, 1, SLOTS).to(tl.float32, bitcast=True)
-    tl.store(temperature + place, hot, mask=samples)
-    tl.store(top_k + place, _field(slots, slot, samples, 2, SLOTS), mask=samples)
-    tl.store(top_p + place, _field(slots, slot, samples, 3, SLOTS).to(tl.float32, bitcast=True), mask=samples)
-    tl.store(seed + place, _field(slots, slot, samples, 4, SLOTS), mask=samples)
-    logit = tl.arange(0, BLOCK_L)
-    padding = (logit >= tl.sum(samples.to(tl.int32), 0)) & (logit < L)
-    zero = tl.zeros((BLOCK_L,), tl.int32)
-    tl.store(logit_rows + logit, zero, mask=padding)
-    tl.store(sample_position + logit, zero, mask=padding)
-    tl.store(temperature + logit, zero.to(tl.float32), mask=padding)
-    tl.store(top_k + logit, zero, mask=padding)
-    tl.store(top_p + logit, zero.to(tl.float32), mask=padding)
-    tl.store(seed + logit, zero, mask=padding)
+
+
+@triton.jit
+def _field(slots, slot, live, FIELD: tl.constexpr, SLOTS: tl.constexpr):  # type: ignore[no-untyped-def]
+    return tl.load(slots + FIELD * SLOTS + slot, mask=live, other=0)
+
+
+@triton.jit
+def _expand_logits(  # type: ignore[no-untyped-def]
+    slots,
+    upload,
+    logit_rows,
+    temperature,
+    top_k,
+    top_p,
+    min_p,
+    seed,
+    sample_position,
+    logit_slots,
+    block,
+    L,
+    SLOTS: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+):
+    """Everything that is one number for a row of logits: found as a token's row is; padding is zero, its slot -1."""
+    rows, there, count, ends = _counts(upload, BLOCK_S)
+    _, asked_ends = _asked(upload, rows, there)
+    logit = block * BLOCK_T + tl.arange(0, BLOCK_T)
+    inside = logit < L
+    before = asked_ends[None, :] <= logit[:, None]
+    row = tl.sum(before.to(tl.int32), 1)
+    live = logit < tl.max(asked_ends, 0)
+    left = tl.min(tl.where(before, 2147483647, asked_ends[None, :]), 1) - 1 - logit
+    end = tl.min(tl.where(before, 2147483647, ends[None, :]), 1)
+    slot = tl.load(upload + HEADER + ROW * row, mask=live, other=0)
+    tokens = tl.load(upload + HEADER + ROW * row + 1, mask=live, other=0)
+    context = tl.load(slots + slot, mask=live, other=0) + tokens
+    tl.store(logit_rows + logit, tl.where(live, end - 1 - left, 0), mask=inside)
+    tl.store(sample_position + logit, tl.where(live, context - left, 0), mask=inside)
+    tl.store(logit_slots + logit, tl.where(live, slot, -1), mask=inside)
+    tl.store(temperature + logit, _field(slots, slot, live, 1, SLOTS).to(tl.float32, bitcast=True), mask=inside)
+    tl.store(top_k + logit, _field(slots, slot, live, 2, SLOTS), mask=inside)
+    tl.store(top_p + logit, _field(slots, slot, live, 3, SLOTS).to(tl.float32, bitcast=True), mask=inside)
+    tl.store(min_p + logit, _field(slots, slot, live, 4, SLOTS).to(tl.float32, bitcast=True), mask=inside)
+    tl.store(seed + logit, _field(slots, slot, live, 5, SLOTS), mask=inside)
 
 
 @triton.jit
@@ -166,8 +175,10 @@ def expand(  # type: ignore[no-untyped-def]
     temperature,
     top_k,
     top_p,
+    min_p,
     seed,
     sample_position,
+    logit_slots,
     freqs,
     T,
     S,
@@ -176,33 +187,35 @@ def expand(  # type: ignore[no-untyped-def]
     HISTORY: tl.constexpr,
     M: tl.constexpr,
     FREQS: tl.constexpr,
+    FREQS_AT: tl.constexpr,
+    TABLE_AT: tl.constexpr,
+    HISTORY_AT: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_S: tl.constexpr,
-    BLOCK_L: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_FREQS: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """Program 0 expands the vectors, the next S a row of the tables each, the rest BLOCK_T tokens each."""
+    """Program 0 expands the rows, the next S a row of the tables each, then each BLOCK_T rows of logits, or tokens."""
     if PDL:
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
-    FREQS_AT: tl.constexpr = 5 * SLOTS  # as SlotLayout says: five fields, frequencies, tables, histories
-    TABLE_AT: tl.constexpr = FREQS_AT + SLOTS * FREQS
-    HISTORY_AT: tl.constexpr = TABLE_AT + SLOTS * M
     program = tl.program_id(0)
+    by_logit = 1 + S + (L + BLOCK_T - 1) // BLOCK_T
     if program == 0:
-        _expand_rows(
-            slots, upload, query_start, query_len, context_len, logit_rows, temperature, top_k, top_p, seed,
-            sample_position, S, L, SLOTS, BLOCK_S, BLOCK_L,
-        )  # fmt: skip
+        _expand_rows(slots, upload, query_start, query_len, context_len, S, BLOCK_S)
     elif program <= S:
         _expand_table(
             slots, upload, block_table, freqs, program - 1, M, FREQS, TABLE_AT, FREQS_AT, BLOCK_M, BLOCK_FREQS
         )
+    elif program < by_logit:
+        _expand_logits(
+            slots, upload, logit_rows, temperature, top_k, top_p, min_p, seed, sample_position, logit_slots,
+            program - 1 - S, L, SLOTS, BLOCK_S, BLOCK_T,
+        )  # fmt: skip
     else:
         _expand_tokens(
-            slots, upload, tokens, positions, rows, program - 1 - S, T, HISTORY, HISTORY_AT, BLOCK_S, BLOCK_T
+            slots, upload, tokens, positions, rows, program - by_logit, T, HISTORY, HISTORY_AT, BLOCK_S, BLOCK_T
         )
 
 
@@ -217,14 +230,15 @@ def commit(  # type: ignore[no-untyped-def]
     BLOCK_S: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """Lengthen the step's slots by their tokens; put each sampled token behind them. One program."""
+    """Lengthen the step's slots by their tokens; put behind them what their last logits sampled. One program."""
     if PDL:
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
     row, live, count, _ = _counts(upload, BLOCK_S)
     slot = tl.load(upload + HEADER + ROW * row, mask=live, other=0)
     length = tl.load(slots + slot, mask=live, other=0) + count
-    samples, place = _sampling(upload, row, live)
-    token = tl.load(sampled + place, mask=samples, other=0)
+    asked, asked_ends = _asked(upload, row, live)
+    samples = live & (asked > 0)
+    token = tl.load(sampled + asked_ends - 1, mask=samples, other=0)
     tl.store(slots + slot, length, mask=live)
     tl.store(slots + HISTORY_AT + slot * HISTORY + length, token, mask=samples)

@@ -1,0 +1,132 @@
+"""A submission made ready on any thread: checked, resolved and translated, before the executor hears of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from penstock.engine.manifest import Engine
+from penstock.errors import OptionError, PenstockError, SamplingError
+from penstock.ir.ops.state import FIELDS
+from penstock.runtime.output import Stream
+from penstock.runtime.prompt import prompt_numbers
+from penstock.runtime.requests import RequestOutput, SamplingParams
+from penstock.runtime.sampling.resolve import Resolver
+from penstock.runtime.sampling.translate import controls_of, fields_of
+from penstock.runtime.schedule.request import Request
+from penstock.runtime.schedule.scheduler import Scheduler
+from penstock.runtime.several import Several
+from penstock.runtime.upload import Numbers, Source, slot_numbers
+from penstock.spec import ModelSpec, inverse_frequencies
+from penstock.text.tokenizer import Tokenizer
+
+Sink = Callable[[RequestOutput | PenstockError], None]
+_LARGEST = 2**31 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """A request as it arrives. `sink` gets every output if `streaming`, else the last; or the error that ended it.
+
+    priority: the lower, the sooner. cache_salt: KV is shared only with requests of the same. queue_timeout, timeout:
+    seconds from arrival until it must run, and until it must have ended; None: for ever.
+    """
+
+    id: str
+    prompt_token_ids: tuple[int, ...]
+    params: SamplingParams
+    sink: Sink
+    prompt: str | None = None
+    streaming: bool = False
+    priority: int = 0
+    cache_salt: str = ""
+    queue_timeout: float | None = None
+    timeout: float | None = None
+    arrival: float = field(default_factory=time.monotonic)
+
+    def __post_init__(self) -> None:
+        priority = self.priority
+        if not isinstance(priority, int) or isinstance(priority, bool) or abs(priority) > _LARGEST:
+            raise OptionError(f"priority={priority!r} is no integer of 32 bits; the lower, the sooner, 0 is usual")
+        if not isinstance(self.cache_salt, str):
+            raise OptionError(f"cache_salt={self.cache_salt!r} is a {type(self.cache_salt).__name__}; give a string")
+        for name in ("queue_timeout", "timeout"):
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, int | float) and not isinstance(value, bool) and value > 0):
+                raise OptionError(f"{name}={value!r} is no number of seconds above 0; leave it out for no limit")
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One of a submission's texts, made ready: what the executor keeps beside the scheduler's record until it ends."""
+
+    request: Request
+    stream: Stream
+    source: Source
+    sink: Sink
+    streaming: bool
+    siblings: tuple[str, ...] = ()  # all texts of its submission, itself too
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """A submission made ready."""
+
+    submission: Submission
+    jobs: tuple[Job, ...]
+
+    @property
+    def id(self) -> str:
+        return self.submission.id
+
+
+class Intake:
+    """Makes submissions ready for one engine. Any thread may use it."""
+
+    def __init__(self, engine: Engine, tokenizer: Tokenizer | None, scheduler: Scheduler) -> None:
+        self._engine, self._tokenizer, self._scheduler = engine, tokenizer, scheduler
+        self._resolver = Resolver(engine.tokens.get("generation", {}))
+        self._rope = ModelSpec.from_json(dict(engine.spec)).request_rope
+        ends = tokenizer.eos_token_ids if tokenizer else ()
+        self._eos = frozenset(engine.tokens.get("eos", ())) | frozenset(ends)
+
+    def prepare(self, new: Submission) -> Order:
+        """Raises PromptError, SamplingError and the like."""
+        params, notes = self._resolver.resolve(new.params)
+        numbers = prompt_numbers(new.prompt_token_ids, self._engine.vocab_size)
+        if params.width == 1:
+            return Order(new, (self._job(new, params, notes, numbers, new.id, new.sink),))
+        if new.streaming and params.width > params.n:
+            raise SamplingError(
+                f"best_of={params.width} and n={params.n} cannot be streamed: which are the best is known at the end; "
+                f"leave best_of out, or do not stream"
+            )
+        asked = new.streaming, params.logprobs is not None
+        several = Several(new.id, params.n, params.width, new.sink, *asked)
+        ids = tuple(f"{new.id}#{i}" for i in range(params.width))
+        jobs = (self._job(new, params, notes, numbers, id, several.sink(i), i, ids) for i, id in enumerate(ids))
+        return Order(new, tuple(jobs))
+
+    def _job(
+        self, new: Submission, params: SamplingParams, notes: tuple[str, ...], numbers: Numbers, id: str, sink: Sink,
+        index: int = 0, siblings: tuple[str, ...] = (),
+    ) -> Job:  # fmt: skip
+        assert params.max_tokens is not None
+        has_text = params.detokenize and self._tokenizer is not None
+        request = Request(
+            id, new.prompt_token_ids, params.max_tokens, self._scheduler.limits.max_seq_len, self._eos,
+            frozenset(params.stop_token_ids), params.ignore_eos, hears_all=new.streaming or has_text,
+            priority=new.priority,
+        )  # fmt: skip
+        self._scheduler.refuse_impossible(request)
+        controls = controls_of(params, request, self._engine.vocab_size, self._tokenizer)
+        freqs = inverse_frequencies(self._rope, request.max_length) if self._rope else ()
+        slot = slot_numbers(fields_of(params, index), tuple(freqs))
+        request.controlled = controls.needed
+        request.lockstep = bool(params.logits_processors)
+        request.scores = params.prompt_logprobs is not None
+        request.salt = slot[len(FIELDS) :].tobytes() + new.cache_salt.encode()  # its rope, where that is its own
+        self._scheduler.name_blocks(request)
+        stream = Stream(request, new.prompt, params, new.arrival, self._tokenizer, notes, index)
+        return Job(request, stream, Source(numbers, slot, controls.numbers()), sink, new.streaming, siblings)
