@@ -23,12 +23,16 @@ class Row(NamedTuple):
 
 
 class Chunk(NamedTuple):
-    """The next `num_tokens` positions of a prompt; it samples where they are the last ones."""
+    """The next `num_tokens` positions of a prompt, of which the last `num_logits` give logits: where it scores, all.
+
+    Where they are the prompt's last ones it `samples`: by the last of its logit rows.
+    """
 
     request: Request
     slot: int
     start: int
     num_tokens: int
+    num_logits: int
     samples: bool
 
 
@@ -43,6 +47,7 @@ class Decoders:
         self.requests = tuple(requests)
         self.slots = tuple([request.slot for request in requests if request.slot is not None])
         self.slot_set = frozenset(self.slots)
+        self.controlled = any([request.controlled for request in requests])
         assert len(self.slot_set) == len(requests), f"{len(requests)} requests decode in slots {self.slots}"
         self.steps_left = min([r.max_length - 1 - r.num_computed for r in requests], default=0)
         self._starts = [request.num_computed for request in requests]
@@ -112,7 +117,7 @@ class StepPlan:
     @cached_property
     def rows(self) -> tuple[Row, ...]:
         """One by one, for whoever looks at a plan; running a step does not need them."""
-        prompts = [Row(chunk.slot, chunk.request.id, *chunk[2:]) for chunk in self.chunks]
+        prompts = [Row(c.slot, c.request.id, c.start, c.num_tokens, c.samples) for c in self.chunks]
         return (*self.decoders.rows(self.rounds), *prompts)
 
     @cached_property
@@ -122,10 +127,20 @@ class StepPlan:
 
     @cached_property
     def sampling(self) -> tuple[Request, ...]:
-        """Who gets a token from this step, in row order; the logit rows of the step."""
+        """Who gets a token from this step, in row order."""
         if not self.chunks:
             return self.decoders.requests
         return (*self.decoders.requests, *(chunk.request for chunk in self.chunks if chunk.samples))
+
+    @cached_property
+    def sample_rows(self) -> Sequence[int]:
+        """The logit row of each of `sampling`. Logit rows are in row order; a prompt may have several."""
+        rows, end = list(range(len(self.decoders.requests))), len(self.decoders.requests)
+        for chunk in self.chunks:
+            end += chunk.num_logits
+            if chunk.samples:
+                rows.append(end - 1)
+        return rows
 
     @cached_property
     def slots(self) -> frozenset[int]:
@@ -142,10 +157,15 @@ class StepPlan:
         """T."""
         return len(self.decoders.requests) + sum(chunk.num_tokens for chunk in self.chunks)
 
-    @property
+    @cached_property
     def num_logits(self) -> int:
         """L."""
-        return len(self.sampling)
+        return len(self.decoders.requests) + sum(chunk.num_logits for chunk in self.chunks)
+
+    @cached_property
+    def controlled(self) -> bool:
+        """Whether a logit row of it needs the controlled tail."""
+        return self.decoders.controlled or any(c.num_logits and c.request.controlled for c in self.chunks)
 
 
 class Event(NamedTuple):

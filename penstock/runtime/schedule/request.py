@@ -20,12 +20,14 @@ class Request:
     """One prompt and the tokens it grows; positions count from 0, lengths are in tokens.
 
     The caller gives the first block of fields. `hears_all`: whether every token is news, or only the first and the end.
-    `priority`: the lower, the sooner. `salt`: requests share KV only where it is the same. The second block follows
-    from the first and is kept, because every step asks for it of every request. The scheduler alone changes the third;
-    all else is derived. The host lags the device: `num_sampled` samples are launched, of which `output` are known.
+    `priority`: the lower, the sooner. `salt`: requests share KV only where it is the same. `controlled`: its logit rows
+    need the controlled tail. `lockstep`: no step takes a token of it before the host knows its last sample. `scores`:
+    every token of its prompt gives a logit row. The second block follows from the first and is kept, because every step
+    asks for it of every request. The scheduler alone changes the third; all else is derived. The host lags the device:
+    `num_sampled` samples are launched, of which `output` are known.
 
     A request that is preempted gives its slot and blocks back and waits again: `goal` tokens, its prompt and what it
-    had sampled, are computed anew before it goes on.
+    had sampled, are computed anew before it goes on. One in lockstep has a goal one token further for each sample.
     """
 
     id: str
@@ -38,6 +40,9 @@ class Request:
     hears_all: bool = True
     priority: int = 0
     salt: bytes = b""
+    controlled: bool = False
+    lockstep: bool = False
+    scores: bool = False
 
     prompt_length: int = field(init=False)
     output_limit: int = field(init=False)  # tokens it may sample: `max_tokens`, or less where `max_seq_len` ends it
@@ -46,7 +51,7 @@ class Request:
 
     arrival: int = -1  # the how-manieth request of its scheduler
     slot: int | None = None
-    goal: int = field(init=False)  # tokens known when it was admitted, the last of which samples
+    goal: int = field(init=False)  # tokens to compute before it decodes, the last of which samples
     num_computed: int = 0
     num_reused: int = 0  # tokens whose KV was found at its first admission
     num_preemptions: int = 0
@@ -88,7 +93,18 @@ class Request:
     @property
     def decodes(self) -> bool:
         """Whether the next step may take a token of it behind the goal: the last sample is never fed back."""
-        return self.goal <= self.num_computed < self.max_length - 1
+        return not self.lockstep and self.goal <= self.num_computed < self.max_length - 1
+
+    @property
+    def keeps_step(self) -> bool:
+        """Whether it is in lockstep and only its last sample is left to compute: decoding, though with a goal."""
+        return self.lockstep and bool(self.output) and self.num_computed == self.goal - 1
+
+    @property
+    def scoring(self) -> bool:
+        """Whether the tokens it computes give logit rows each. Its first sample is known no sooner than all rows of its
+        prompt; preempted before that, it scores all of the prompt again, and after that nothing."""
+        return self.scores and not self.output
 
     def rewind(self) -> None:
         """Start anew with all that is known: it has lost its slot and blocks."""

@@ -13,28 +13,20 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from itertools import count
 
 import numpy as np
 
-from penstock.errors import OptionError, PromptError, QueueFullError
+from penstock.errors import OptionError
 from penstock.runtime.kv.blocks import BlockRef
 from penstock.runtime.kv.keys import extend_keys
 from penstock.runtime.kv.manager import Fit, Grown, KvManager
 from penstock.runtime.schedule.batch import Admission, Chunk, Decoders, Event, StepPlan
+from penstock.runtime.schedule.draft import Draft
 from penstock.runtime.schedule.limits import Counters, Limits, PromptBudget
 from penstock.runtime.schedule.queue import WaitingQueue
+from penstock.runtime.schedule.refusals import refuse_full, refuse_impossible
 from penstock.runtime.schedule.request import FinishReason, Request, Status
-
-
-@dataclass(slots=True)
-class _Draft:
-    """The prompts' part of a step being filled; `budget` tokens may still be added."""
-
-    budget: int
-    chunks: list[Chunk] = field(default_factory=list)
-    admitted: list[Admission] = field(default_factory=list)
 
 
 class Scheduler:
@@ -98,7 +90,7 @@ class Scheduler:
         if request.id in self._live:
             raise OptionError(f"request id {request.id!r} is taken by a request that has not finished; choose another")
         self.refuse_impossible(request)
-        self._refuse_full(request)
+        refuse_full(request, self._waiting, self.limits)
         self.name_blocks(request)
         request.arrival = next(self._arrivals)
         self._live[request.id] = request
@@ -106,22 +98,7 @@ class Scheduler:
 
     def refuse_impossible(self, request: Request) -> None:
         """PromptError if it could never run. Reads nothing that changes, so that any thread may ask."""
-        length, limit = len(request.prompt), request.max_seq_len
-        if not length:
-            raise PromptError(f"the prompt of request {request.id!r} is empty; give at least 1 token")
-        if length > limit - 1:
-            raise PromptError(
-                f"the prompt of request {request.id!r} has {length} tokens, the limit is {limit - 1} (max_seq_len="
-                f"{limit} less 1 to generate); shorten it or raise max_seq_len"
-            )
-        if not self.kv.fits_pool(request.max_length):
-            pool = self.kv.pool
-            raise PromptError(
-                f"request {request.id!r} may become {request.max_length} tokens long ({length} of prompt and "
-                f"{request.output_limit} to generate), and the whole KV pool holds {pool.num_usable * pool.block_size} "
-                f"({pool.num_usable} blocks of {pool.block_size}); lower max_tokens, shorten the prompt, or raise "
-                f"gpu_memory_utilization or max_gpu_bytes"
-            )
+        refuse_impossible(request, self.kv)
 
     def name_blocks(self, request: Request) -> None:
         """Work out the keys of the full blocks of all that is known of a request. A new one's on any thread."""
@@ -129,35 +106,35 @@ class Scheduler:
             tokens = np.array([*request.prompt, *request.output], np.int32)
             extend_keys(request.keys, tokens, self.kv.pool.block_size, request.salt)
 
-    def _refuse_full(self, request: Request) -> None:
-        limits, waiting = self.limits, self._waiting
-        if limits.max_num_queued_reqs is not None and len(waiting) >= limits.max_num_queued_reqs:
-            raise QueueFullError(
-                f"request {request.id!r} is refused: {len(waiting)} requests wait, the limit is max_num_queued_reqs="
-                f"{limits.max_num_queued_reqs}; try again later"
-            )
-        tokens = waiting.num_tokens + request.prompt_length
-        if limits.max_num_queued_tokens is not None and len(waiting) and tokens > limits.max_num_queued_tokens:
-            raise QueueFullError(
-                f"request {request.id!r} is refused: with its {request.prompt_length} tokens {tokens} would wait, the "
-                f"limit is max_num_queued_tokens={limits.max_num_queued_tokens}; try again later"
-            )
-
     def schedule(self) -> StepPlan | None:
         """Plan the next step, or None when nothing can run before a step in flight retires (or at all)."""
         assert self.can_schedule, f"{self.num_in_flight} steps are in flight, retire one first"
         decoders, grown = self._grow()
-        draft = _Draft(self._budget(len(decoders.requests)))
-        if self._prompts or self._waiting:
-            self._fill(draft)
+        draft = self._draft(len(decoders.requests))
         if not (decoders.requests or draft.chunks):
             assert self._in_flight or not self.has_work, "work is left and nothing can run"
             return None
         return self._plan(decoders, draft, grown)
 
-    def _budget(self, decoding: int) -> int:
+    def _draft(self, decoding: int) -> Draft:
+        """Who keeps step, then prompts under way, in order of admission, then those that wait, as far as they fit."""
         room = self.limits.max_num_tokens - decoding
-        if decoding and self._prompt_budget is not None and (self._prompts or self._waiting):
+        draft = Draft(room, room, self.limits.max_batch_size - decoding - len(self._prompts))
+        if not (self._prompts or self._waiting):
+            return draft
+        for request in [r for r in self._prompts.values() if r.keeps_step and not self._lacks_block(r)]:
+            draft.give(request)
+        draft.share = self._share(decoding + len(draft.chunks), draft.room)
+        for request in [r for r in self._prompts.values() if r.in_prompt() and not r.keeps_step]:
+            if not draft.full:
+                draft.give(request)
+        while not draft.full and draft.logits and (admission := self._admit()):
+            draft.admit(admission)
+        return draft
+
+    def _share(self, decoding: int, room: int) -> int:
+        """Tokens of prompts that a step may take in which so many requests decode."""
+        if decoding and self._prompt_budget is not None:
             return min(room, max(1, self._prompt_budget(decoding)))
         return room
 
@@ -169,19 +146,30 @@ class Scheduler:
         return self._decoders
 
     def _grow(self) -> tuple[Decoders, tuple[Grown, ...]]:
-        """Who decodes in this step, and the blocks that they need for it; somebody else's where there are too few."""
+        """Who decodes in this step, and the blocks that are needed for it; somebody else's where there are too few."""
         decoders = self._decoders or self._gather()
-        growing = decoders.growing()
+        growing = self._growing(decoders)
         if not growing:
             return decoders, ()
         while len(growing) > self.kv.pool.num_free + self._coming() and self._preempt():
             decoders = self._decoders or self._gather()
-            growing = decoders.growing()
+            growing = self._growing(decoders)
         late = growing[self.kv.pool.num_free :]
         if late:  # their blocks are not free before a step in flight retires
-            decoders = self._gather(without=late)
-            growing, self._decoders = decoders.growing(), None
+            decoders, growing = self._gather(without=late), growing[: self.kv.pool.num_free]
+            self._decoders = None
         return decoders, tuple([self.kv.grow(request.slot) for request in growing if request.slot is not None])
+
+    def _growing(self, decoders: Decoders) -> Sequence[Request]:
+        """Those whose next token is the first of a block."""
+        if not self._prompts:
+            return decoders.growing()
+        return [*decoders.growing(), *(r for r in self._prompts.values() if self._lacks_block(r))]
+
+    def _lacks_block(self, request: Request) -> bool:
+        """Whether one that keeps step has no block for its next token."""
+        slot = request.slot
+        return slot is not None and self.kv.num_blocks(slot) < self.kv.blocks_for(request.goal)
 
     def _coming(self) -> int:
         """Blocks that are free as soon as the steps in flight have retired, or more."""
@@ -196,24 +184,6 @@ class Scheduler:
         self.counters.preemptions += 1
         self._release_idle()
         return True
-
-    def _fill(self, draft: _Draft) -> None:
-        """Prompts under way, in order of admission, then those that wait, as far as the budget goes."""
-        for request in tuple(self._prompts.values()):
-            if draft.budget:
-                self._give(draft, request)
-        while draft.budget and (admission := self._admit()):
-            draft.admitted.append(admission)
-            self._give(draft, admission.request)
-
-    def _give(self, draft: _Draft, request: Request) -> None:
-        """As much of the request's prompt as the budget allows."""
-        slot = request.slot
-        assert slot is not None and draft.budget > 0
-        length = min(request.goal - request.num_computed, draft.budget)
-        start = request.launch(length)
-        draft.chunks.append(Chunk(request, slot, start, length, not request.in_prompt()))
-        draft.budget -= length
 
     def _admit(self) -> Admission | None:
         """Give the next waiting request a slot and blocks for all that is known of it.
@@ -233,8 +203,8 @@ class Scheduler:
         return None
 
     def _shareable(self, request: Request) -> list[bytes]:
-        """Keys of the blocks that it may find: the last token is always computed, for it samples."""
-        return request.keys[: (request.goal - 1) // self.kv.pool.block_size]
+        """Keys of the blocks that it may find: the last token is always computed, for it samples; to score, all are."""
+        return [] if request.scoring else request.keys[: (request.goal - 1) // self.kv.pool.block_size]
 
     def _enter(self, request: Request, keys: Sequence[bytes]) -> Admission:
         self._waiting.admit(request)
@@ -248,7 +218,7 @@ class Scheduler:
             self.counters.reused_tokens += reused
         return Admission(slot, request, self.kv.table(slot), reused)
 
-    def _plan(self, decoders: Decoders, draft: _Draft, grown: tuple[Grown, ...]) -> StepPlan:
+    def _plan(self, decoders: Decoders, draft: Draft, grown: tuple[Grown, ...]) -> StepPlan:
         rounds = decoders.advance() if decoders.requests else 0
         published = tuple([ref for chunk in draft.chunks for ref in self._publish(chunk)])
         parts = tuple(draft.chunks), tuple(draft.admitted), grown, published
@@ -256,7 +226,8 @@ class Scheduler:
         for chunk in plan.chunks:
             if chunk.samples:  # its prompt is done: it decodes from the next step on
                 del self._prompts[chunk.slot]
-                self._decoders = None
+                if chunk.request.decodes:
+                    self._decoders = None
         if not decoders.steps_left:
             self._decoders = None
         self._in_flight[plan.step_id] = plan
@@ -276,7 +247,7 @@ class Scheduler:
         """
         assert step_id == next(iter(self._in_flight), None), f"step {step_id} is not the oldest of {[*self._in_flight]}"
         plan = self._in_flight.pop(step_id)
-        assert len(tokens) == plan.num_logits, f"{len(tokens)} tokens, {plan.num_logits} were sampled"
+        assert len(tokens) == len(plan.sampling), f"{len(tokens)} tokens, {len(plan.sampling)} were sampled"
         events = self._accept(plan.sampling, tokens)
         self._release_idle()
         return tuple(events)
@@ -290,10 +261,19 @@ class Scheduler:
             reason = request.accept(token)
             if reason is not None:
                 events.append(self._end(request, reason, token))
-            elif request.hears_all or len(request.output) == 1:
+                continue
+            if request.lockstep:
+                self._go_on(request)
+            if request.hears_all or len(request.output) == 1:
                 events.append(Event(request.id, token, None))
         self.counters.generated_tokens += len(tokens) - ghosts
         return events
+
+    def _go_on(self, request: Request) -> None:
+        """One in lockstep may compute the sample just learnt, unless it is preempted."""
+        if request.slot is not None and request.slot not in self._leaving:
+            request.goal += 1
+            self._prompts[request.slot] = request
 
     def fail(self, step_id: int, error: Exception) -> tuple[Event, ...]:
         """A step in flight died (any: a launch fails while an older step runs); its unfinished requests end so too.

@@ -234,6 +234,55 @@ def test_blocks_of_a_failed_step_are_not_found() -> None:
     assert [row[1:3] for row in planned(s).rows] == [("c", 0)]
 
 
+def test_lockstep_waits_for_its_last_sample_and_never_decodes() -> None:
+    s = scheduler(tokens=8)
+    a, b = request("a", prompt=3, max_tokens=9), request("b", prompt=4, max_tokens=3, lockstep=True)
+    s.add(a)
+    s.add(b)
+    plans = [planned(s), planned(s)]
+    assert [row[1:] for row in plans[1].rows] == [("a", 3, 1, True)], "b's sample is not known"
+    retire(s, plans.pop(0))
+    plans.append(planned(s))
+    assert plans[-1].chunks == (Chunk(b, 1, 4, 1, 1, True),) and b.goal == 5 and plans[-1].grown[-1][:2] == (1, 1)
+    assert plans[-1].sampling == (a, b) and [*plans[-1].sample_rows] == [0, 1]
+    retire(s, plans.pop(0))
+    retire(s, plans.pop(0), b=EOS)
+    assert b.finish_reason == "stop" and b.output == [7, EOS]
+    s.check()
+
+
+def test_the_share_of_prompts_does_not_hold_up_who_is_in_lockstep() -> None:
+    s = Scheduler(Limits(8, 64, 64, 1), KvManager(BlockPool(65, 4)), prompt_budget=lambda decoding: decoding // 2)
+    for name in "abcd":
+        s.add(request(name, 2, salt=name.encode(), lockstep=True))
+    retire(s, planned(s))
+    s.add(request("e", 30))
+    assert [row[1:4] for row in planned(s).rows] == [*((name, 2, 1) for name in "abcd"), ("e", 0, 2)]
+
+
+def test_a_prompt_that_scores_leaves_logit_rows_to_the_others_and_finds_nothing() -> None:
+    s = scheduler(slots=4, tokens=32, in_flight=1)
+    s.add(request("seen", prompt=9, max_tokens=1))
+    retire(s, planned(s))
+    d, e = request("d", 2, max_tokens=20, salt=b"d"), request("e", 9, max_tokens=2, scores=True, controlled=True)
+    s.add(d)
+    retire(s, planned(s))
+    s.add(e)
+    s.add(request("f", 2, salt=b"f"))
+    plan = planned(s)
+    assert [chunk[2:] for chunk in plan.chunks] == [(0, 3, 3, False)], "4 logit rows, of which d has one"
+    assert plan.num_logits == 4 and plan.sampling == (d,) and [*plan.sample_rows] == [0] and plan.controlled
+    assert plan.admitted[0].num_reused == 0 and s.num_waiting == 1
+    retire(s, plan)
+    retire(s, planned(s))
+    plan = planned(s)
+    assert [chunk[2:] for chunk in plan.chunks] == [(6, 3, 3, True)] and [*plan.sample_rows] == [0, 3]
+    assert len(retire(s, plan)) == 2
+    last = planned(s)
+    assert [row[1:4] for row in last.rows] == [("d", 5, 1), ("e", 9, 1), ("f", 0, 2)] and last.num_logits == 3
+    assert last.controlled and not e.scoring
+
+
 def test_max_seq_len_ends_a_request() -> None:
     r = request("a", prompt=60, max_tokens=1000)
     assert (r.output_limit, r.max_length) == (4, 64)
@@ -323,7 +372,7 @@ def test_limits_that_cannot_work_are_refused(limits: tuple[int, ...], message: s
 
 
 def test_plan_invariants() -> None:
-    nobody, chunk = Decoders((), 4), Chunk(request("a", 4), 0, 3, 1, True)
+    nobody, chunk = Decoders((), 4), Chunk(request("a", 4), 0, 3, 1, 1, True)
     for chunks in ((), (chunk, chunk), (chunk._replace(num_tokens=0),)):
         with pytest.raises(AssertionError):
             StepPlan(0, nobody, 0, chunks)

@@ -36,6 +36,7 @@ class Truth:
     stop_at: int | None  # the sample that is EOS
     mark: int  # what its samples are made of
     heard: int = 0  # tokens reported
+    scored: int = 0  # tokens of its prompt whose logit rows have retired
     ends: list[str] = field(default_factory=list)
 
     def token(self, sample: int) -> int:
@@ -109,8 +110,18 @@ class SchedulerMachine(RuleBasedStateMachine):
         stop_at=st.none() | st.integers(0, 6),
         priority=st.integers(0, 1),
         salt=st.sampled_from((b"", b"", b"other")),
+        flags=st.sampled_from(((), (), ("lockstep",), ("scores",), ("controlled",), ("lockstep", "scores"))),
     )
-    def arrive(self, prompt: int, kind: int, max_tokens: int, stop_at: int | None, priority: int, salt: bytes) -> None:
+    def arrive(
+        self,
+        prompt: int,
+        kind: int,
+        max_tokens: int,
+        stop_at: int | None,
+        priority: int,
+        salt: bytes,
+        flags: tuple[str, ...],
+    ) -> None:
         limit = min(max_tokens, self.limits.max_seq_len - prompt)
         if not self.kv.fits_pool(prompt + limit):
             return
@@ -120,6 +131,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         request = Request(
             name, text, max_tokens, self.limits.max_seq_len, eos_ids=frozenset({EOS}), priority=priority, salt=salt
         )
+        for flag in flags:
+            setattr(request, flag, True)
         self.requests[name] = request
         self.scheduler.add(request)
 
@@ -149,19 +162,35 @@ class SchedulerMachine(RuleBasedStateMachine):
     def check_service(self, plan: StepPlan) -> None:
         """Rows go on where they were, the budget holds, and prompts take what is left of it."""
         assert plan.num_tokens <= self.limits.max_num_tokens and len(plan.rows) <= self.limits.max_batch_size
-        prompts = sum(chunk.num_tokens for chunk in plan.chunks)
-        if plan.decoders.requests and self.share is not None:
-            assert prompts <= max(1, self.share)
+        prompts = [c for c in plan.chunks if not (c.request.lockstep and c.request.output and c.num_tokens == 1)]
+        if len(plan.rows) > len(prompts) and self.share is not None:
+            assert sum(chunk.num_tokens for chunk in prompts) <= max(1, self.share)
+        self.check_logits(plan)
         for row in plan.rows:
             request, truth = self.requests[row.request_id], self.truths[row.request_id]
             assert row.samples == (row.start + row.num_tokens >= request.goal)
-            assert row.start + row.num_tokens < len(truth.prompt) + truth.limit, "the last token is never fed back"
+            end = row.start + row.num_tokens
+            assert end < len(truth.prompt) + truth.limit, "the last token is never fed back"
+            assert end <= len(truth.prompt) + truth.heard or not request.lockstep, "its last sample is not known"
+
+    def check_logits(self, plan: StepPlan) -> None:
+        """A row for each sample, and where a prompt scores for each token; room for them all."""
+        assert plan.num_logits <= self.limits.max_batch_size
+        rows: list[Request] = [*plan.decoders.requests]
+        for chunk in plan.chunks:
+            scoring = chunk.request.scores and not self.truths[chunk.request.id].heard
+            assert chunk.num_logits == (chunk.num_tokens if scoring else int(chunk.samples))
+            rows += [chunk.request] * chunk.num_logits
+        assert plan.controlled == any(request.controlled for request in rows) and len(rows) == plan.num_logits
+        assert [rows[at] for at in plan.sample_rows] == [*plan.sampling]
+        assert all(at + 1 == len(rows) or rows[at + 1] is not rows[at] for at in plan.sample_rows)
 
     @precondition(lambda self: self.flight)
     @rule()
     def retire(self) -> None:
         plan = self.flight.pop(0)
         self.device.run(plan)
+        self.take_scores(plan)
         sampled = [row for row in plan.rows if row.samples]
         tokens = []
         for row in sampled:
@@ -173,8 +202,17 @@ class SchedulerMachine(RuleBasedStateMachine):
         for event in events:
             truth = self.truths[event.request_id]
             assert event.token == truth.token(truth.heard) and event.finish_reason == truth.end(truth.heard)
+            assert truth.scored == len(truth.prompt) or not self.requests[event.request_id].scores
             truth.heard += 1
             self.hear_end(event)
+
+    def take_scores(self, plan: StepPlan) -> None:
+        """Logit rows of prompts come in order and without a gap; after a preemption anew from the start."""
+        for chunk in plan.chunks:
+            truth = self.truths[chunk.request.id]
+            if chunk.request.scores and not truth.heard and not truth.ends:
+                assert chunk.start in (0, truth.scored)
+                truth.scored = chunk.start + chunk.num_logits
 
     def hear_end(self, event: Event) -> None:
         if event.finish_reason is not None:

@@ -1,0 +1,45 @@
+"""The prompts' part of a step while it is filled."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from penstock.runtime.schedule.batch import Admission, Chunk
+from penstock.runtime.schedule.request import Request
+
+
+@dataclass(slots=True)
+class Draft:
+    """`room`: tokens that the step may still take, `share` of them of prompts. `logits`: logit rows that are nobody's
+    yet; each prompt under way has one, and so has whoever is admitted.
+    """
+
+    room: int
+    share: int
+    logits: int
+    chunks: list[Chunk] = field(default_factory=list)
+    admitted: list[Admission] = field(default_factory=list)
+
+    @property
+    def full(self) -> bool:
+        """Whether no prompt gets another token."""
+        return min(self.room, self.share) <= 0
+
+    def admit(self, admission: Admission) -> None:
+        self.admitted.append(admission)
+        self.logits -= 1
+        self.give(admission.request)
+
+    def give(self, request: Request) -> None:
+        """As much of the request's prompt as fits; a token of one that keeps step counts as decoding."""
+        slot, left, decoding = request.slot, request.goal - request.num_computed, request.keeps_step
+        length = min(left, self.room if decoding else min(self.room, self.share))
+        if request.scoring:
+            length = min(length, 1 + self.logits)
+        assert slot is not None and length > 0
+        samples = length == left
+        num_logits = length if request.scoring else int(samples)
+        self.chunks.append(Chunk(request, slot, request.launch(length), length, num_logits, samples))
+        self.room -= length
+        self.share -= 0 if decoding else length
+        self.logits += 1 - num_logits
