@@ -22,7 +22,7 @@ from penstock.errors import OptionError, PenstockError, PromptError, SamplingErr
 from penstock.ir.graph import Graph
 from penstock.kernels.device import detect, software
 from penstock.models.hub import resolve
-from penstock.runtime.executor import Submission
+from penstock.runtime.intake import Submission
 from penstock.runtime.loop import Gather, Loop, fresh_id, run_all
 from penstock.runtime.open import Memory, RunLimits, open_loop
 from penstock.runtime.output import delta

@@ -9,24 +9,7 @@ from penstock.errors import UnsupportedError
 # Sampling parameters, arguments and functions by their name, verbs as "penstock VERB".
 UNSUPPORTED: Final[dict[str, str]] = {
     # SamplingParams
-    "n": "several completions of one prompt; send the prompt n times with different seeds",
-    "best_of": "the best of several completions; send the prompt several times and choose",
-    "use_beam_search": "beam search; use temperature=0 for the greedy text",
-    "beam_width": "beam search; use temperature=0 for the greedy text",
-    "length_penalty": "a parameter of beam search; leave it at 1.0",
-    "early_stopping": "a parameter of beam search; leave it at False",
-    "min_tokens": "a least number of tokens; use ignore_eos=True with max_tokens for a fixed number",
-    "min_p": "the probability floor relative to the likeliest token; use top_p or top_k",
-    "repetition_penalty": "a penalty on tokens already seen; leave it at 1.0",
-    "presence_penalty": "a penalty on tokens already generated; leave it at 0.0",
-    "frequency_penalty": "a penalty by how often a token was generated; leave it at 0.0",
-    "no_repeat_ngram_size": "a ban on repeated n-grams; leave it at 0",
-    "bad_words": "banned words; leave it empty",
-    "logit_bias": "a bias per token id; leave it out",
-    "logprobs": "log-probabilities of generated tokens; leave it out",
-    "prompt_logprobs": "log-probabilities of prompt tokens; leave it out",
     "guided_decoding": "output held to a grammar; leave it out and check the text",
-    "logits_processors": "callables that change logits; leave it empty",
     # LLM and build arguments
     "quantization": "quantised weights; use dtype 'bfloat16' or 'float16'",
     "quant_mode": "quantised weights; use dtype 'bfloat16' or 'float16'",

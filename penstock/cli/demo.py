@@ -51,6 +51,8 @@ def demo(
 
 
 def _summary(engine: Engine) -> str:
+    from penstock.engine.program import PLAIN
+
     launches = [n for name in PLAIN for n in engine.programs["decode"].phases[name].graph.nodes if not n.is_leaf]
     fired = sum(sum(r["fired"].values()) for r in engine.report)
     layers = sum(run["count"] for run in engine.spec["layers"])

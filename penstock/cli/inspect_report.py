@@ -139,7 +139,12 @@ def _memory(engine: Engine) -> Data:
     """Bytes, and where the slots' fields lie (indices of 32-bit numbers)."""
     profile, slots = engine.profile, engine.profile.slots
     places = {name: slots.field(name) for name in FIELDS}
-    places |= {"freqs": slots.freqs_at, "block_table": slots.table_at, "controls": slots.controls_at, "history": slots.history_at}
+    places |= {
+        "freqs": slots.freqs_at,
+        "block_table": slots.table_at,
+        "controls": slots.controls_at,
+        "history": slots.history_at,
+    }
     return {
         "weights": engine.weight_bytes,
         "layouts": dict(Counter(w.layout for w in engine.weights.values())),

@@ -22,10 +22,9 @@ def open_llm(model: str | None, progress: Progress, **arguments: Any) -> LLM:
 
 def defaults_of(llm: LLM, params: SamplingParams) -> tuple[str, ...]:
     """What is taken for each sampling parameter that was left out, and from where; a line each."""
-    from penstock.runtime.requests import resolve
+    from penstock.runtime.sampling.resolve import Resolver
 
-    generation: Mapping[str, Any] = llm.engine.tokens.get("generation", {})
-    return resolve(params, generation)[1]
+    return Resolver(llm.engine.tokens.get("generation", {})).resolve(params)[1]
 
 
 def stream(llm: LLM, prompt: str | Mapping[str, Any], params: SamplingParams) -> RequestOutput:

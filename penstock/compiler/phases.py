@@ -12,6 +12,7 @@ from penstock.ir.op import emit
 from penstock.ir.ops.state import PREPARED, REALS
 from penstock.kernels.tactic import CudaKernel, Kernel
 
+SCORES = ("top_ids", "top_values", "chosen")
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "seed", "sample_position")
 
 
@@ -35,8 +36,8 @@ def controlled_graph(profile: Profile, vocab_size: int) -> Graph:
     adjusted = emit("adjust", logits, slots, *which, **attrs)[0]
     sampled = _sampled(adjusted)
     scores = emit("logprobs", logits, adjusted, sampled, slots, *which, **attrs).outputs
-    names = ("sampled", "slots", "top_ids", "top_values", "chosen")
-    return Graph((sampled, _committed(profile, sampled), *scores), names)
+    # Nodes run in the order of the results: what reads the slots goes before what writes them.
+    return Graph((sampled, *scores, _committed(profile, sampled)), ("sampled", *SCORES, "slots"))
 
 
 def _sampled(logits: Value) -> Value:

@@ -69,8 +69,8 @@ class Profile:
 
     @property
     def upload_size(self) -> int:
-        """U: numbers of the largest upload, in which every slot is filled anew and every token is a prompt's, and one more
-        of each that scores."""
+        """U: numbers of the largest upload, in which every slot is filled anew and every token is a prompt's; of each
+        that scores one more."""
         per_slot = 1 + len(FIELDS) + self.table_width + self.freqs + self.slots.controls
         return HEADER + ROW * self.max_batch_size + 2 * (self.max_num_tokens + self.max_batch_size * per_slot)
 

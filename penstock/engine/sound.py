@@ -41,7 +41,9 @@ def flaws(engine: Engine) -> Iterator[str]:
 
 
 def _of_program(engine: Engine, program: Program) -> Iterator[str]:
-    yield from (f"programs: there is no phase {name!r}" for name in (*PLAIN, CONTROLLED_TAIL) if name not in program.phases)
+    yield from (
+        f"programs: there is no phase {name!r}" for name in (*PLAIN, CONTROLLED_TAIL) if name not in program.phases
+    )
     if not program.buckets or not all(_are_integers(s["T"], s["S"], s["L"]) for s in program.buckets.values()):
         yield "programs: buckets have integers T, S and L"
     for name, phase in program.phases.items():

@@ -6,60 +6,26 @@ device, and its own work hides behind the device's. One thread calls everything 
 
 from __future__ import annotations
 
-import hashlib
-import secrets
 import time
 from collections import deque
-from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
 from penstock.engine.manifest import Engine
-from penstock.errors import ExecutorError, OptionError, PenstockError
-from penstock.ir.ops.state import FIELDS
+from penstock.errors import ExecutorError, OptionError, PenstockError, SamplingError
+from penstock.runtime.intake import Intake, Order, Submission
+from penstock.runtime.job import Job, keep_scores
 from penstock.runtime.kv.blocks import BlockPool
 from penstock.runtime.kv.manager import KvManager
-from penstock.runtime.output import Stream
-from penstock.runtime.prompt import prompt_numbers
-from penstock.runtime.requests import RequestOutput, Resolver, SamplingParams
 from penstock.runtime.schedule.batch import Event, StepPlan
 from penstock.runtime.schedule.limits import Limits
-from penstock.runtime.schedule.request import Request
+from penstock.runtime.schedule.request import FinishReason, Request
 from penstock.runtime.schedule.scheduler import Scheduler
 from penstock.runtime.stats import Stats
-from penstock.runtime.step import Backend, Ticket
-from penstock.runtime.upload import Encoder, Numbers, Source, slot_numbers
-from penstock.spec import ModelSpec, inverse_frequencies
+from penstock.runtime.step import PLAIN_TAIL, Backend, Tail, Ticket
+from penstock.runtime.upload import Encoder, Source
 from penstock.text.tokenizer import Tokenizer
-
-Sink = Callable[[RequestOutput | PenstockError], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Submission:
-    """A request as it arrives. `sink` gets every output if `streaming`, else the last; or the error that ended it."""
-
-    id: str
-    prompt_token_ids: tuple[int, ...]
-    params: SamplingParams
-    sink: Sink
-    prompt: str | None = None
-    streaming: bool = False
-    arrival: float = field(default_factory=time.monotonic)
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """A submission made ready: what the executor keeps beside the scheduler's record until the request ends."""
-
-    request: Request
-    stream: Stream
-    source: Source
-    sink: Sink
-    streaming: bool
 
 
 class Executor:
@@ -80,11 +46,11 @@ class Executor:
         limits = limits or Limits(profile.max_batch_size, profile.max_num_tokens, profile.max_seq_len)
         self.scheduler = Scheduler(replace(limits, max_steps_in_flight=backend.steps_in_flight), self.kv)
         self.stats = Stats()
-        self._resolver = Resolver(engine.tokens.get("generation", {}))
+        self._intake = Intake(engine, tokenizer, self.scheduler)
         self._encoder = Encoder(profile.slots, profile.upload_size)
-        self._rope = ModelSpec.from_json(dict(engine.spec)).request_rope
-        self._eos = frozenset(engine.tokens.get("eos", ())) | frozenset(tokenizer.eos_token_ids if tokenizer else ())
         self._live: dict[str, Job] = {}
+        self._orders: dict[str, set[str]] = {}  # by id, its live jobs
+        self._failing: list[tuple[Job, PenstockError]] = []  # of the step being launched
         self._in_flight: deque[tuple[StepPlan, Ticket]] = deque()
         self._counted = 0.0  # the thread's CPU time up to which the host's is counted, or was the device's
 
@@ -92,39 +58,32 @@ class Executor:
     def busy(self) -> bool:
         return self.scheduler.has_work
 
-    def prepare(self, new: Submission) -> Job:
+    def prepare(self, new: Submission) -> Order:
         """Check a submission and work out all that needs neither the device nor other requests; on any thread."""
-        params, notes = self._resolver.resolve(new.params)
-        numbers = prompt_numbers(new.prompt_token_ids, self.engine.vocab_size)
-        assert params.max_tokens is not None
-        has_text = params.detokenize and self.tokenizer is not None
-        request = Request(
-            new.id, new.prompt_token_ids, params.max_tokens, self.scheduler.limits.max_seq_len, self._eos,
-            frozenset(params.stop_token_ids), params.ignore_eos, hears_all=new.streaming or has_text,
-        )  # fmt: skip
-        self.scheduler.refuse_impossible(request)
-        slot = self._slot(params, request)
-        request.salt = slot[len(FIELDS) :].tobytes()  # its rope, where that is its own
-        self.scheduler.name_blocks(request)
-        stream = Stream(request, new.prompt, params, new.arrival, self.tokenizer, notes)
-        return Job(request, stream, Source(numbers, slot), new.sink, new.streaming)
+        return self._intake.prepare(new)
 
-    def submit(self, new: Submission | Job) -> None:
+    def submit(self, new: Submission | Order) -> None:
         """Queue a request; nothing is started or kept when it is refused."""
-        job = new if isinstance(new, Job) else self.prepare(new)
-        if job.request.id in self._live:
-            raise OptionError(
-                f"request id {job.request.id!r} is taken by a request that has not finished; choose another"
-            )
+        order = new if isinstance(new, Order) else self.prepare(new)
+        if order.id in self._orders:
+            raise OptionError(f"request id {order.id!r} is taken by a request that has not finished; choose another")
         if not self.busy:
             self._counted = time.thread_time()
-        self.scheduler.add(job.request)
-        self._live[job.request.id] = job
+        for index, job in enumerate(order.jobs):
+            try:
+                self.scheduler.add(job.request)
+            except PenstockError:
+                for other in order.jobs[:index]:
+                    self.scheduler.abort(other.request.id)
+                raise
+        self._orders[order.id] = {job.request.id for job in order.jobs}
+        self._live |= {job.request.id: job for job in order.jobs}
 
-    def abort(self, request_id: str) -> None:
+    def abort(self, request_id: str, reason: FinishReason = "abort") -> None:
         """End a request now, with what it has; unknown ids have ended already."""
-        if request_id in self._live and (event := self.scheduler.abort(request_id)):
-            self._handle(event)
+        for each in tuple(self._orders.get(request_id, ())):
+            if event := self.scheduler.abort(each, reason):
+                self._handle(event)
 
     def step(self) -> bool:
         """Launch the next batch if there is one, then take the oldest result that is due. False: nothing to do."""
@@ -137,8 +96,9 @@ class Executor:
 
     def fail_all(self, error: PenstockError) -> None:
         """End every request with an error: the device is gone."""
-        for request_id in tuple(self._live):
-            _deliver(self._live.pop(request_id), error)
+        for job in tuple(self._live.values()):
+            if job.request.id in self._live:  # else it ended with a text of the same order
+                self._fail(job, error)
 
     def snapshot(self) -> dict[str, Any]:
         """All counters by name: what `LLM.stats` gives, whose docstring says what the less plain ones mean."""
@@ -152,6 +112,8 @@ class Executor:
             "host_us_per_step": stats.host_us_per_step,
             "host_seconds": stats.host_seconds,
             "host_steps": stats.host_steps,
+            "controlled_steps": stats.controlled_steps,
+            "processor_steps": stats.processor_steps,
             "requests_running": scheduler.num_running,
             "requests_waiting": scheduler.num_waiting,
             "preemptions": counters.preemptions,
@@ -169,26 +131,49 @@ class Executor:
     def _launch(self, plan: StepPlan) -> None:
         try:
             upload = self._encoder.encode(plan, self._source)
-            ticket = self.backend.launch(upload, plan.num_tokens, plan.num_rows, plan.num_logits)
+            ticket = self.backend.launch(upload, plan.num_tokens, plan.num_rows, plan.num_logits, self._tail(plan))
         except Exception as error:  # the step's border: it fails its own requests, and no others
             self._failed(plan, error)
             return
         self._in_flight.append((plan, ticket))
+        self._end_failing()
         for admission in plan.admitted:
-            self._live[admission.request.id].stream.admit(time.monotonic())
+            if job := self._live.get(admission.request.id):
+                job.stream.admit(time.monotonic())
         stats, now = self.stats, time.thread_time()
         stats.host_seconds += now - self._counted
         stats.host_steps += 1
         stats.steps += 1
+        stats.controlled_steps += plan.controlled
         self._counted = now
 
     def _source(self, request: Request) -> Source:
-        """Of a request that was preempted, what it had generated is prompt as well."""
-        source = self._live[request.id].source
-        if request.goal == request.prompt_length:
-            return source
-        known = [*request.prompt, *request.output[: request.goal - request.prompt_length]]
-        return Source(np.array(known, np.int32), source.slot)
+        return self._live[request.id].source
+
+    def _tail(self, plan: StepPlan) -> Tail:
+        """What the step does behind its logits."""
+        if not plan.controlled:
+            return PLAIN_TAIL
+        every = (
+            (self._live.get(request.id), row) for request, row in zip(plan.sampling, plan.sample_rows, strict=True)
+        )
+        rewritten = {row: job for job, row in every if job is not None and job.processes}
+        if not rewritten:
+            return Tail(True)
+        self.stats.processor_steps += 1
+        return Tail(True, tuple(rewritten), lambda row, logits: self._process(rewritten[row], logits))
+
+    def _process(self, job: Job, logits: Any) -> Any:
+        """A row's logits after the request's own functions; as they were, where those fail."""
+        try:
+            return job.process(logits)
+        except Exception as error:  # the request's border
+            self._failing.append((job, SamplingError(f"a logits processor of request {job.order_id} failed: {error}")))
+            return logits
+
+    def _end_failing(self) -> None:
+        while self._failing:
+            self._fail(*self._failing.pop())
 
     def _retire(self, plan: StepPlan, ticket: Ticket) -> None:
         try:
@@ -197,6 +182,9 @@ class Executor:
             self._failed(plan, error)
             return
         self._counted = time.thread_time()
+        if plan.controlled:
+            keep_scores(plan, self.backend.scores(ticket), tokens, lambda request: self._live.get(request.id))
+            tokens = [tokens[row] for row in plan.sample_rows]
         events = self.scheduler.retire(plan.step_id, tokens)
         self.stats.generated_tokens = self.scheduler.num_generated
         for event in events:
@@ -217,7 +205,7 @@ class Executor:
         try:
             self._tell(live, event)
         except Exception as error:  # the request's border
-            self._drop(event, ExecutorError(f"request {event.request_id} failed while its output was made: {error}"))
+            self._fail(live, ExecutorError(f"request {live.order_id} failed while its output was made: {error}"))
 
     def _tell(self, live: Job, event: Event) -> None:
         now, stopped = time.monotonic(), False
@@ -229,32 +217,29 @@ class Executor:
             if live.streaming:
                 live.sink(live.stream.output())
             return
-        del self._live[event.request_id]
+        if isinstance(event.error, PenstockError):
+            self._fail(live, event.error)
+            return
+        self._forget(live)
         live.stream.end(event.finish_reason or "stop", now)
-        self.stats.requests += 1
-        self.stats.prompt_tokens += live.request.prompt_length
-        live.sink(event.error if isinstance(event.error, PenstockError) else live.stream.output())
+        if live.stream.index == 0:
+            self.stats.requests += 1
+            self.stats.prompt_tokens += live.request.prompt_length
+        live.sink(live.stream.output())
 
-    def _drop(self, event: Event, error: PenstockError) -> None:
-        if live := self._live.pop(event.request_id, None):
-            if event.finish_reason is None:
-                self.scheduler.abort(event.request_id)
-            _deliver(live, error)
+    def _fail(self, live: Job, error: PenstockError) -> None:
+        """End an order, all its texts, with an error."""
+        for each in tuple(self._orders.get(live.order_id, ())):
+            self.scheduler.abort(each)
+            self._forget(self._live[each])
+        _deliver(live, error)
 
-    def _slot(self, params: SamplingParams, request: Request) -> Numbers:
-        """top_k 0 or less is off. The rope of a model that asks for it is fixed here, by the length it may reach."""
-        assert params.temperature is not None and params.top_k is not None and params.top_p is not None
-        freqs = inverse_frequencies(self._rope, request.max_length) if self._rope else ()
-        return slot_numbers(
-            params.temperature, max(params.top_k, 0), params.top_p, fold_seed(params.seed), tuple(freqs)
-        )
-
-
-def fold_seed(seed: int | None, sample: int = 0) -> int:
-    """31 bits from a caller's seed and the index of the sample; fresh ones where no seed was given."""
-    if seed is None:
-        return secrets.randbits(31)
-    return int.from_bytes(hashlib.sha256(f"{seed}.{sample}".encode()).digest()[:4], "big") >> 1
+    def _forget(self, job: Job) -> None:
+        del self._live[job.request.id]
+        left = self._orders[job.order_id]
+        left.remove(job.request.id)
+        if not left:
+            del self._orders[job.order_id]
 
 
 def _deliver(live: Job, error: PenstockError) -> None:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from penstock.engine.manifest import Engine
-from penstock.errors import OptionError, PenstockError, SamplingError
+from penstock.errors import OptionError, SamplingError
 from penstock.ir.ops.state import FIELDS
+from penstock.runtime.job import Job, Sink
 from penstock.runtime.output import Stream
 from penstock.runtime.prompt import prompt_numbers
-from penstock.runtime.requests import RequestOutput, SamplingParams
+from penstock.runtime.requests import SamplingParams
 from penstock.runtime.sampling.resolve import Resolver
 from penstock.runtime.sampling.translate import controls_of, fields_of
 from penstock.runtime.schedule.request import Request
@@ -21,7 +23,6 @@ from penstock.runtime.upload import Numbers, Source, slot_numbers
 from penstock.spec import ModelSpec, inverse_frequencies
 from penstock.text.tokenizer import Tokenizer
 
-Sink = Callable[[RequestOutput | PenstockError], None]
 _LARGEST = 2**31 - 1
 
 
@@ -55,18 +56,6 @@ class Submission:
             value = getattr(self, name)
             if value is not None and not (isinstance(value, int | float) and not isinstance(value, bool) and value > 0):
                 raise OptionError(f"{name}={value!r} is no number of seconds above 0; leave it out for no limit")
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """One of a submission's texts, made ready: what the executor keeps beside the scheduler's record until it ends."""
-
-    request: Request
-    stream: Stream
-    source: Source
-    sink: Sink
-    streaming: bool
-    siblings: tuple[str, ...] = ()  # all texts of its submission, itself too
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,12 +94,12 @@ class Intake:
         asked = new.streaming, params.logprobs is not None
         several = Several(new.id, params.n, params.width, new.sink, *asked)
         ids = tuple(f"{new.id}#{i}" for i in range(params.width))
-        jobs = (self._job(new, params, notes, numbers, id, several.sink(i), i, ids) for i, id in enumerate(ids))
+        jobs = (self._job(new, params, notes, numbers, id, several.sink(i), i) for i, id in enumerate(ids))
         return Order(new, tuple(jobs))
 
     def _job(
         self, new: Submission, params: SamplingParams, notes: tuple[str, ...], numbers: Numbers, id: str, sink: Sink,
-        index: int = 0, siblings: tuple[str, ...] = (),
+        index: int = 0,
     ) -> Job:  # fmt: skip
         assert params.max_tokens is not None
         has_text = params.detokenize and self._tokenizer is not None
@@ -121,12 +110,13 @@ class Intake:
         )  # fmt: skip
         self._scheduler.refuse_impossible(request)
         controls = controls_of(params, request, self._engine.vocab_size, self._tokenizer)
+        numbers_of_controls = np.array(controls.numbers, np.int32)
         freqs = inverse_frequencies(self._rope, request.max_length) if self._rope else ()
         slot = slot_numbers(fields_of(params, index), tuple(freqs))
-        request.controlled = controls.needed
+        request.controlled = controls.adjusts or controls.num_logprobs > 0 or bool(params.logits_processors)
         request.lockstep = bool(params.logits_processors)
         request.scores = params.prompt_logprobs is not None
         request.salt = slot[len(FIELDS) :].tobytes() + new.cache_salt.encode()  # its rope, where that is its own
         self._scheduler.name_blocks(request)
         stream = Stream(request, new.prompt, params, new.arrival, self._tokenizer, notes, index)
-        return Job(request, stream, Source(numbers, slot, controls.numbers()), sink, new.streaming, siblings)
+        return Job(new.id, request, stream, Source(numbers, slot, numbers_of_controls), sink, new.streaming)

@@ -13,7 +13,8 @@ from contextlib import suppress
 from typing import Any, TypeVar, cast
 
 from penstock.errors import ExecutorError, PenstockError
-from penstock.runtime.executor import Executor, Job, Submission
+from penstock.runtime.executor import Executor
+from penstock.runtime.intake import Order, Submission
 from penstock.runtime.requests import RequestOutput
 
 Result = TypeVar("Result")
@@ -92,8 +93,8 @@ class Loop:
 
     def submit(self, new: Submission) -> None:
         """Raises what the executor's gate raises."""
-        job = self.executor.prepare(new)
-        self.call(lambda: self.executor.submit(job))
+        order = self.executor.prepare(new)
+        self.call(lambda: self.executor.submit(order))
 
     def abort(self, *request_ids: str) -> None:
         """Unknown ids have ended already; so have all once the loop is closed."""
@@ -187,9 +188,9 @@ def run_all(loop: Loop, submissions: Sequence[Submission], gather: Gather) -> li
 
     Outputs in the order of the submissions. An error of one ends the others and is raised.
     """
-    jobs = [loop.executor.prepare(each) for each in submissions]
+    orders = [loop.executor.prepare(each) for each in submissions]
     try:
-        loop.post(lambda: _submit_all(loop.executor, jobs), gather.put)
+        loop.post(lambda: _submit_all(loop.executor, orders), gather.put)
         gather.wait()
     finally:  # an error, or the caller's Ctrl-C
         if left := [each.id for each in submissions if each.id not in gather.outputs]:
@@ -202,10 +203,10 @@ def _abort_all(executor: Executor, request_ids: Sequence[str]) -> None:
         executor.abort(each)
 
 
-def _submit_all(executor: Executor, jobs: Sequence[Job]) -> None:
-    for index, each in enumerate(jobs):
+def _submit_all(executor: Executor, orders: Sequence[Order]) -> None:
+    for index, each in enumerate(orders):
         try:
             executor.submit(each)
         except PenstockError:
-            _abort_all(executor, [other.request.id for other in jobs[:index]])
+            _abort_all(executor, [other.id for other in orders[:index]])
             raise

@@ -119,6 +119,4 @@ def _behind(old: CompletionOutput | None, new: CompletionOutput) -> CompletionOu
     if old is None:
         return new
     scores = None if new.logprobs is None else new.logprobs[len(old.logprobs or ()) :]
-    return replace(
-        new, text=new.text[len(old.text) :], token_ids=new.token_ids[len(old.token_ids) :], logprobs=scores
-    )
+    return replace(new, text=new.text[len(old.text) :], token_ids=new.token_ids[len(old.token_ids) :], logprobs=scores)

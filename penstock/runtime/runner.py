@@ -7,7 +7,7 @@ from pathlib import Path
 from types import TracebackType
 
 from penstock.errors import OptionError
-from penstock.runtime.executor import Submission
+from penstock.runtime.intake import Submission
 from penstock.runtime.loop import Gather, Loop, fresh_id, run_all
 from penstock.runtime.open import Memory, open_loop
 from penstock.runtime.requests import RequestOutput, SamplingParams

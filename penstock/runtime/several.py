@@ -51,9 +51,7 @@ class Several:
         if not self._keeps_logprobs:
             completions = [replace(each, logprobs=None) for each in completions]
         metrics = _together([part.metrics for part in parts])
-        return replace(
-            parts[0], request_id=self._id, outputs=tuple(completions), finished=finished, metrics=metrics
-        )
+        return replace(parts[0], request_id=self._id, outputs=tuple(completions), finished=finished, metrics=metrics)
 
 
 def _together(metrics: list[RequestMetrics]) -> RequestMetrics:

@@ -11,7 +11,8 @@ class Stats:
 
     `host_seconds`: CPU time that the executor's thread spent on `host_steps` steps outside the device's waits: from a
     read's end (or the arrival of work) to the next launch's end, so all that could keep the device waiting. On a CPU a
-    launch is the step itself, and counts.
+    launch is the step itself, and counts. `processor_steps`: that waited for logits processors; `controlled_steps`:
+    with the controlled tail.
     """
 
     steps: int = 0
@@ -20,6 +21,8 @@ class Stats:
     requests: int = 0
     host_seconds: float = 0.0
     host_steps: int = 0
+    controlled_steps: int = 0
+    processor_steps: int = 0
 
     @property
     def host_us_per_step(self) -> float:

@@ -56,7 +56,7 @@ class Encoder:
         self._places: dict[int, tuple[Numbers, Numbers, Numbers]] = {}  # by slot
 
     def encode(self, plan: StepPlan, source: Callable[[Request], Source]) -> Numbers:
-        """The upload of a plan. `source` of each request that is admitted or in its prompt."""
+        """The upload of a plan. `source` of each request that is admitted, in its prompt or in lockstep."""
         if not (plan.chunks or plan.grown) and self._steady is not None and self._steady[0] is plan.decoders:
             return self._steady[1]
         self._steady = None
@@ -82,7 +82,7 @@ class Encoder:
             rows[:count, 1:] = 1
             self._decoders = plan.decoders
         if plan.chunks:
-            rows[count:] = [(chunk.slot, chunk.num_tokens, chunk.samples) for chunk in plan.chunks]
+            rows[count:] = [(chunk.slot, chunk.num_tokens, chunk.num_logits) for chunk in plan.chunks]
 
     def _admission(self, at: int, admission: Admission, source: Source) -> int:
         parts = source.slot, source.controls, np.array(admission.block_table, np.int32)
@@ -114,14 +114,24 @@ class Encoder:
         return self._places[slot]
 
     def _prompt(self, at: int, chunk: Chunk, prompt: Numbers) -> int:
-        """A chunk that scores has the token behind it as well, which its last logits are asked about."""
-        layout, start = self._layout, chunk.start
-        count = len(prompt[start : start + chunk.num_tokens + chunk.request.scores])
+        tokens = _tokens(chunk, prompt)
+        layout, count = self._layout, len(tokens)
         pairs = self._pairs(at, count)
-        np.add(self._count[:count], layout.history_at + chunk.slot * layout.history + start, out=pairs[:, 0])
-        pairs[:, 1] = prompt[start : start + count]
+        np.add(self._count[:count], layout.history_at + chunk.slot * layout.history + chunk.start, out=pairs[:, 0])
+        pairs[:, 1] = tokens
         return at + 2 * count
 
     def _pairs(self, at: int, count: int) -> Numbers:
         """Room for so many (index, value) pairs."""
         return self._numbers[at : at + 2 * count].reshape(-1, 2)
+
+
+def _tokens(chunk: Chunk, prompt: Numbers) -> Numbers:
+    """Of the prompt, and of what the request has generated where that is computed anew. A chunk that scores has the
+    token behind it as well: its last logits are asked about it."""
+    start, end = chunk.start, chunk.start + chunk.num_tokens + chunk.request.scoring
+    if end <= len(prompt) or not chunk.request.output:
+        return prompt[start:end]
+    first = len(prompt)
+    known = chunk.request.output[max(start - first, 0) : end - first]
+    return np.concatenate([prompt[start:end], np.array(known, np.int32)])

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from penstock.engine.manifest import Engine
-from penstock.engine.program import CONTROLLED_TAIL, FRONT, TAIL
-from penstock.engine.program import Phase
+from penstock.engine.program import CONTROLLED_TAIL, FRONT, TAIL, Phase
 from penstock.errors import OptionError
 from penstock.ir.graph import Node, Value
 from penstock.ir.op import get

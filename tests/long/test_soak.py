@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from penstock.runtime.executor import Submission
+from penstock.runtime.intake import Submission
 from penstock.runtime.loop import Loop
 from penstock.runtime.open import open_loop
 from penstock.runtime.requests import RequestOutput, SamplingParams

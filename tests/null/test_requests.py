@@ -14,8 +14,8 @@ from penstock.runtime.requests import (
     RequestMetrics,
     RequestOutput,
     SamplingParams,
-    resolve,
 )
+from penstock.runtime.sampling.resolve import Resolver
 from penstock.unsupported import UNSUPPORTED, refuse, require_default
 
 SUPPORTED: dict[str, Any] = {
@@ -30,14 +30,8 @@ SUPPORTED: dict[str, Any] = {
     "ignore_eos": True,
     "detokenize": False,
     "skip_special_tokens": False,
-}
-NOT_BUILT: dict[str, Any] = {
     "n": 2,
     "best_of": 2,
-    "use_beam_search": True,
-    "beam_width": 4,
-    "length_penalty": 0.5,
-    "early_stopping": True,
     "min_tokens": 1,
     "min_p": 0.1,
     "repetition_penalty": 1.1,
@@ -48,8 +42,12 @@ NOT_BUILT: dict[str, Any] = {
     "logit_bias": {1: 2.0},
     "logprobs": 1,
     "prompt_logprobs": 0,
-    "guided_decoding": "json",
     "logits_processors": (print,),
+    "use_beam_search": True,
+}
+BEAMS: dict[str, Any] = {"beam_width": 4, "length_penalty": 0.5, "early_stopping": "never"}
+NOT_BUILT: dict[str, Any] = {
+    "guided_decoding": "json",
 }
 BAD: list[tuple[str, Any]] = [
     ("max_tokens", 0),
@@ -83,12 +81,28 @@ BAD: list[tuple[str, Any]] = [
     ("min_p", 1.5),
     ("presence_penalty", 2.5),
     ("repetition_penalty", 0.0),
+    ("repetition_penalty", float("inf")),
+    ("logprobs", 33),
+    ("prompt_logprobs", -1),
+    ("best_of", 0),
+    ("min_tokens", -1),
+    ("bad_words", ["a", ""]),
+    ("bad_words", [3]),
+    ("logit_bias", {-1: 1.0}),
+    ("logit_bias", {1: 101.0}),
+    ("logit_bias", {1: float("nan")}),
+    ("logit_bias", {"1": 1.0}),
+    ("logit_bias", [(1, 1.0)]),
+    ("logits_processors", [7]),
+    ("beam_width", 2),
+    ("length_penalty", 2.0),
+    ("early_stopping", "sometimes"),
 ]
 
 
 def test_every_field_is_either_supported_or_in_the_table() -> None:
     names = {each.name for each in fields(SamplingParams)}
-    assert names == SUPPORTED.keys() | NOT_BUILT.keys()
+    assert names == SUPPORTED.keys() | NOT_BUILT.keys() | BEAMS.keys()
     assert names & UNSUPPORTED.keys() == NOT_BUILT.keys()
 
 
@@ -104,7 +118,7 @@ def test_not_built_is_refused_by_name(name: str) -> None:
 
 
 def test_defaults_written_out_are_accepted() -> None:
-    params = SamplingParams(n=1, repetition_penalty=1.0, bad_words=[], logprobs=None)  # type: ignore[arg-type]
+    params = SamplingParams(n=1, presence_penalty=0.0, bad_words=[], logprobs=None)  # type: ignore[arg-type]
     assert params == SamplingParams()
 
 
@@ -112,7 +126,7 @@ def test_defaults_written_out_are_accepted() -> None:
 def test_bad_values_name_field_value_and_range(name: str, value: Any) -> None:
     with pytest.raises(SamplingError) as caught:
         SamplingParams(**{name: value})
-    assert str(caught.value).startswith(f"{name}=") and isinstance(caught.value, InputError)
+    assert str(caught.value).startswith((f"{name}=", f"{name} holds ")) and isinstance(caught.value, InputError)
 
 
 def test_stop_needs_text() -> None:
@@ -129,7 +143,7 @@ def test_kept_as_tuples_and_frozen() -> None:
 
 
 def test_resolve_falls_back_to_openai() -> None:
-    params, notes = resolve(SamplingParams(seed=1), {})
+    params, notes = Resolver({}).resolve(SamplingParams(seed=1))
     assert (params.temperature, params.top_p, params.top_k, params.max_tokens) == (1.0, 1.0, 0, 16)
     assert params.seed == 1 and not params.greedy
     assert notes == ("temperature=1.0 (default)", "top_p=1.0 (default)", "top_k=0 (default)", "max_tokens=16 (default)")
@@ -137,19 +151,33 @@ def test_resolve_falls_back_to_openai() -> None:
 
 def test_resolve_listens_to_the_model_and_the_caller_wins() -> None:
     config = {"temperature": 0.6, "top_p": 0.9, "max_new_tokens": 100, "do_sample": True, "eos_token_id": 2}
-    params, notes = resolve(SamplingParams(top_p=0.5), config)
+    params, notes = Resolver(config).resolve(SamplingParams(top_p=0.5))
     assert (params.temperature, params.top_p, params.max_tokens) == (0.6, 0.5, 100)
     assert "temperature=0.6 (generation_config)" in notes and not any(note.startswith("top_p") for note in notes)
     assert SamplingParams(temperature=0).greedy
-    assert resolve(SamplingParams(), {"do_sample": False, "temperature": 0.7})[0].greedy
+    assert Resolver({"do_sample": False, "temperature": 0.7}).resolve(SamplingParams())[0].greedy
     with pytest.raises(SamplingError, match="top_p=7"):
-        resolve(SamplingParams(), {"top_p": 7})
+        Resolver({"top_p": 7}).resolve(SamplingParams())
 
 
 def test_resolve_says_what_it_does_not_apply() -> None:
-    _, notes = resolve(SamplingParams(), {"repetition_penalty": 1.05, "min_p": None, "length_penalty": 1.0})
-    assert notes[-1] == "repetition_penalty=1.05 of generation_config is not applied: not built yet"
-    assert len(notes) == 5
+    config = {"repetition_penalty": 1.05, "min_p": None, "length_penalty": 2.0, "num_beams": 1}
+    params, notes = Resolver(config).resolve(SamplingParams())
+    assert notes[4] == "repetition_penalty=1.05 (generation_config)" and params.repetition_penalty == 1.05
+    assert notes[5] == "length_penalty=2.0 of generation_config is not applied: a request asks for it or does without"
+    assert len(notes) == 6
+
+
+def test_a_beam_search_samples_nothing() -> None:
+    params, notes = Resolver({"temperature": 0.7}).resolve(SamplingParams(use_beam_search=True, n=2))
+    assert params.greedy and params.width == 2 and not any(note.startswith("temperature") for note in notes)
+    for name, value in {"temperature": 0.5, "seed": 1, "repetition_penalty": 1.2, "logprobs": 2}.items():
+        with pytest.raises(SamplingError, match=f"^{name}=.* no meaning with use_beam_search"):
+            SamplingParams(use_beam_search=True, **{name: value})
+    for name, value in BEAMS.items():
+        assert getattr(SamplingParams(use_beam_search=True, **{name: value}), name) == value
+    with pytest.raises(SamplingError, match=r"^n=17 is too many beams"):
+        SamplingParams(use_beam_search=True, n=17)
 
 
 def test_the_table() -> None:

@@ -20,7 +20,6 @@ ROW = 3  # then S rows of: slot, tokens in this step, how many of the last ones 
 FIELDS = ("length", "temperature", "top_k", "top_p", "min_p", "seed")
 REALS = frozenset({"temperature", "top_p", "min_p"})  # of FIELDS, those that are floats
 CONTROLS = 1024  # numbers of a slot that only rows with penalties, biases, bans or log-probabilities look at
-MOST_LOGPROBS = 32  # likeliest tokens that a row can ask for
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +104,8 @@ def _prepare(
 
 BY_LOGIT = ("logit_rows", *FIELDS[1:], "sample_position", "logit_slots")
 PREPARED = (
-    "slots", "tokens", "positions", "rows", "query_start", "query_len", "context_len", "block_table", *BY_LOGIT, "freqs",
+    "slots", "tokens", "positions", "rows", "query_start", "query_len", "context_len", "block_table", *BY_LOGIT,
+    "freqs",
 )  # fmt: skip
 
 

@@ -23,7 +23,9 @@ MOST_ROWS = 1024  # rows of a step that one program holds in registers
 WRITERS = 32  # programs that share the upload's writes
 PAIRS = 8192  # (row, token) pairs that a program compares to find its tokens' rows
 
-assert FIELDS == ("length", "temperature", "top_k", "top_p", "min_p", "seed"), "the kernels number the fields in this order"
+assert FIELDS == ("length", "temperature", "top_k", "top_p", "min_p", "seed"), (
+    "the kernels number the fields in this order"
+)
 
 
 def slot_layout(site: Site) -> SlotLayout:

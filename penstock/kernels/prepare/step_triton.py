@@ -80,7 +80,7 @@ def _expand_logits(  # type: ignore[no-untyped-def]
     BLOCK_T: tl.constexpr,
 ):
     """Everything that is one number for a row of logits: found as a token's row is; padding is zero, its slot -1."""
-    rows, there, count, ends = _counts(upload, BLOCK_S)
+    rows, there, _, ends = _counts(upload, BLOCK_S)
     _, asked_ends = _asked(upload, rows, there)
     logit = block * BLOCK_T + tl.arange(0, BLOCK_T)
     inside = logit < L

@@ -10,7 +10,7 @@ from functools import cache
 from typing import Any, Final
 
 from penstock.errors import SamplingError
-from penstock.ir.ops.state import MOST_LOGPROBS
+from penstock.ir.ops.control import MOST_LOGPROBS
 from penstock.unsupported import UNSUPPORTED, require_default
 
 MOST_BEAMS: Final = MOST_LOGPROBS // 2  # a beam's 2 * width likeliest tokens have to come back from the device
@@ -150,10 +150,11 @@ class SamplingParams:
                 raise SamplingError(f"logits_processors holds {processor!r}, which cannot be called; give functions")
         if self.logit_bias is None:
             return
-        if not isinstance(self.logit_bias, Mapping):
+        given: object = self.logit_bias
+        if not isinstance(given, Mapping):
             kind = type(self.logit_bias).__name__
             raise SamplingError(f"logit_bias={self.logit_bias!r} is a {kind}; give {{token id: bias}}")
-        for token, bias in self.logit_bias.items():
+        for token, bias in given.items():
             if not (_is_integer(token, 0) and _is_real(bias, -_MOST_BIAS, _MOST_BIAS)):
                 raise SamplingError(
                     f"logit_bias holds {token!r}: {bias!r}; give token ids from 0, and biases from {-_MOST_BIAS:g} to "

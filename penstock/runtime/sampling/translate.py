@@ -7,7 +7,8 @@ import secrets
 from collections.abc import Iterator
 
 from penstock.errors import SamplingError
-from penstock.runtime.sampling.controls import Controls
+from penstock.ir.ops.control import LISTS, Controls
+from penstock.ir.ops.state import CONTROLS
 from penstock.runtime.sampling.params import SamplingParams
 from penstock.runtime.schedule.request import Request
 from penstock.text.tokenizer import Tokenizer
@@ -31,8 +32,8 @@ def fold_seed(seed: int | None, sample: int = 0) -> int:
 
 
 def controls_of(params: SamplingParams, request: Request, vocab_size: int, tokenizer: Tokenizer | None) -> Controls:
-    """What the slot holds beside. Raises SamplingError for a token outside the vocabulary, and for bad words without a
-    tokenizer to spell them."""
+    """What the slot holds beside. Raises SamplingError for a token outside the vocabulary, for bad words without a
+    tokenizer to spell them, and where all that does not fit a slot."""
     assert params.repetition_penalty is not None and params.no_repeat_ngram_size is not None
     bias = tuple(sorted((params.logit_bias or {}).items()))
     if bias and bias[-1][0] >= vocab_size:
@@ -41,11 +42,18 @@ def controls_of(params: SamplingParams, request: Request, vocab_size: int, token
             f"{vocab_size - 1}"
         )
     ends = sorted(token for token in request.end_ids if token < vocab_size) if params.min_tokens else ()
-    return Controls(
+    controls = Controls(
         request.prompt_length, request.prompt_length + params.min_tokens, params.repetition_penalty,
         params.presence_penalty, params.frequency_penalty, params.no_repeat_ngram_size, tuple(ends), bias,
         spellings(params.bad_words, tokenizer), num_logprobs(params),
     )  # fmt: skip
+    if (size := len(controls.numbers)) > CONTROLS:
+        raise SamplingError(
+            f"logit_bias has {len(bias)} tokens, bad_words {len(controls.bad_words)} spellings of "
+            f"{sum(map(len, controls.bad_words))} tokens, and {len(ends)} tokens end the text: that takes "
+            f"{size - LISTS} numbers, and a request has room for {CONTROLS - LISTS} (2 for each bias); give fewer"
+        )
+    return controls
 
 
 def num_logprobs(params: SamplingParams) -> int:
@@ -59,7 +67,9 @@ def num_logprobs(params: SamplingParams) -> int:
 def spellings(words: tuple[str, ...], tokenizer: Tokenizer | None) -> tuple[tuple[int, ...], ...]:
     """Each word as the tokenizer writes it at the beginning of a text, and behind a space."""
     if words and tokenizer is None:
-        raise SamplingError(f"bad_words={words!r} needs a tokenizer, and there is none; leave it out, or use logit_bias")
+        raise SamplingError(
+            f"bad_words={words!r} needs a tokenizer, and there is none; leave it out, or use logit_bias"
+        )
     return tuple(dict.fromkeys(spelling for word in words for spelling in _spelt(word, tokenizer)))
 
 

@@ -16,7 +16,8 @@ from penstock.engine.manifest import Engine
 from penstock.errors import PenstockError
 from penstock.formats import F32
 from penstock.formats.tolerance import tolerance
-from penstock.runtime.executor import Executor, Submission
+from penstock.runtime.executor import Executor
+from penstock.runtime.intake import Submission
 from penstock.runtime.requests import RequestOutput, SamplingParams
 from penstock.runtime.step import CpuBackend
 from tests.cpu.models.twins import save_twin, truth

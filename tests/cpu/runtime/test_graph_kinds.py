@@ -10,7 +10,8 @@ import pytest
 
 from penstock.engine import memory, store
 from penstock.engine.memory import Key, bucket_keys, single_keys
-from penstock.runtime.graphs import Graphs
+from penstock.engine.program import PLAIN
+from penstock.runtime.graphs import Graphs, Kind
 from tests.cpu.cli.test_inspect_gpu import engine as engine_dir
 
 __all__ = ["engine_dir"]  # a fixture: an engine of the tiny model for an H200
@@ -19,11 +20,11 @@ __all__ = ["engine_dir"]  # a fixture: an engine of the tiny model for an H200
 class Named(Graphs):
     """Captures by name alone."""
 
-    def capture(self, key: Key, singles: bool = False) -> None:
-        (self.singles if singles else self.captured)[key] = (key, singles)  # type: ignore[assignment]
+    def capture(self, key: Key, kind: Kind) -> None:
+        self._captured[key, kind] = (key, kind)  # type: ignore[assignment]
 
-    def bind(self, key: Key, singles: bool = False) -> Any:
-        return key, singles
+    def bind(self, key: Key, singles: bool = False, phases: Any = PLAIN) -> Any:
+        return key, Kind.SINGLES if singles else Kind.WHOLE
 
 
 @pytest.fixture
@@ -38,27 +39,38 @@ def test_single_tokens_take_the_graph_without_what_they_need_not(graphs: Graphs)
     graphs.capture_sparse()
     while graphs.capture_next():
         pass
-    assert graphs.done == graphs.count == len(bucket_keys(graphs.engine.profile)) + len(graphs.singles)
-    (most, *_) = sorted(graphs.singles, reverse=True)
-    assert graphs.find(most[0], most[0], most[1]) == (most, True)
-    assert graphs.find(most[0], most[0] - 1, most[1]) == (most, False)  # some row is longer
-    assert graphs.find(1, 1, 1) == ((1, 1), False)  # nothing could be left out
+    singles = single_keys(graphs.engine)
+    assert graphs.done == graphs.count == len(bucket_keys(graphs.engine.profile)) + len(singles)
+    (most, *_) = sorted(singles, reverse=True)
+    assert graphs.find(most[0], most[0], most[1]) == (most, Kind.SINGLES)
+    assert graphs.find(most[0], most[0] - 1, most[1]) == (most, Kind.WHOLE)  # some row is longer
+    assert graphs.find(1, 1, 1) == ((1, 1), Kind.WHOLE)  # nothing could be left out
     assert graphs.larger == 0
-    assert graphs.exact(most[0], most[0], most[1])[0] == (most, True)
+    assert graphs.exact(most[0], most[0], most[1])[0] == (most, Kind.SINGLES)
 
 
 def test_what_is_not_captured_yet_takes_the_next_larger(graphs: Graphs) -> None:
     low, high = sorted(single_keys(graphs.engine))[0], sorted(bucket_keys(graphs.engine.profile))[-1]
-    graphs.capture(high)
-    assert graphs.find(low[0], low[0], low[1]) == (high, False) and graphs.larger == 1
-    graphs.capture(low)
-    assert graphs.find(low[0], low[0], low[1]) == (low, False) and graphs.larger == 1
-    assert graphs.exact(low[0], low[0], low[1]) == ((low, True), (low, True))
-    assert graphs.find(low[0], low[0], low[1]) == (low, True)
+    graphs.capture(high, Kind.WHOLE)
+    assert graphs.find(low[0], low[0], low[1]) == (high, Kind.WHOLE) and graphs.larger == 1
+    graphs.capture(low, Kind.WHOLE)
+    assert graphs.find(low[0], low[0], low[1]) == (low, Kind.WHOLE) and graphs.larger == 1
+    assert graphs.exact(low[0], low[0], low[1]) == ((low, Kind.SINGLES), (low, Kind.SINGLES))
+    assert graphs.find(low[0], low[0], low[1]) == (low, Kind.SINGLES)
+
+
+def test_the_parts_of_a_controlled_step_are_captured_when_the_first_one_comes(graphs: Graphs) -> None:
+    graphs.capture_sparse()
+    whole = graphs.done
+    key = graphs.engine.profile.bucket(3, 1)
+    for _ in range(2):
+        assert graphs.parts(3, 1) == ((key, Kind.FRONT), (key, Kind.TAIL)) and graphs.late == 2
+    assert graphs.done == whole and graphs.find(3, 1, 1)[1] is Kind.WHOLE  # type: ignore[index]
 
 
 def test_the_memory_plan_counts_every_graph(graphs: Graphs, monkeypatch: pytest.MonkeyPatch) -> None:
     counted: list[int] = []
     monkeypatch.setattr(memory, "graph_bytes", lambda count, *_: counted.append(count) or 0)
     assert memory.plan_run(graphs.engine, 1 << 40).graphs == 0
-    assert memory.single_keys(graphs.engine) and counted == [graphs.count]
+    wholes = len(bucket_keys(graphs.engine.profile))  # each of which may be captured in two parts as well, one as large
+    assert memory.single_keys(graphs.engine) and counted == [graphs.count + wholes]

@@ -12,10 +12,11 @@ import pytest
 
 from penstock.engine import store
 from penstock.runtime import loop as loop_module
-from penstock.runtime.executor import Executor, Submission
+from penstock.runtime.executor import Executor
+from penstock.runtime.intake import Submission
 from penstock.runtime.loop import Gather, Loop, fresh_id, run_all
 from penstock.runtime.requests import SamplingParams
-from penstock.runtime.step import Ticket
+from penstock.runtime.step import PLAIN_TAIL, Tail, Ticket
 from penstock.runtime.upload import Numbers
 
 QUIET = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True, detokenize=False)
@@ -31,7 +32,7 @@ class Instant:
         self.launched = self.idled = 0
         self.delay = delay
 
-    def launch(self, upload: Numbers, tokens: int, rows: int, logits: int) -> Ticket:
+    def launch(self, upload: Numbers, tokens: int, rows: int, logits: int, tail: Tail = PLAIN_TAIL) -> Ticket:
         self.launched += 1
         return Ticket(self.launched, logits)
 

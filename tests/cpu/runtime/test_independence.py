@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from penstock.engine import store
 from penstock.engine.manifest import Engine
-from penstock.runtime.executor import Executor, Submission
+from penstock.runtime.executor import Executor
+from penstock.runtime.intake import Submission
 from penstock.runtime.requests import RequestOutput, SamplingParams
 from penstock.runtime.step import CpuBackend
 

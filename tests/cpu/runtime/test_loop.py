@@ -14,7 +14,8 @@ import pytest
 
 from penstock.errors import EngineMismatch, ExecutorError, OptionError, PromptError
 from penstock.runtime import open as open_module
-from penstock.runtime.executor import Executor, Submission
+from penstock.runtime.executor import Executor
+from penstock.runtime.intake import Submission
 from penstock.runtime.loop import Gather, Loop, fresh_id, run_all
 from penstock.runtime.open import RunLimits, open_loop
 from penstock.runtime.requests import SamplingParams
@@ -125,7 +126,7 @@ def test_leaving_the_process_while_a_request_runs_is_clean(tiny_engine: Path) ->
     program = f"""
 from pathlib import Path
 from penstock.runtime.open import open_loop
-from penstock.runtime.executor import Submission
+from penstock.runtime.intake import Submission
 from penstock.runtime.requests import SamplingParams
 loop = open_loop(Path({str(tiny_engine)!r}))
 loop.submit(Submission("a", (5,), SamplingParams(temperature=0, max_tokens=250, ignore_eos=True), lambda _: None))

@@ -14,7 +14,8 @@ from penstock import LLM, SamplingParams
 from penstock.engine import store
 from penstock.engine.manifest import Engine
 from penstock.errors import OptionError, QueueFullError
-from penstock.runtime.executor import Executor, Submission
+from penstock.runtime.executor import Executor
+from penstock.runtime.intake import Submission
 from penstock.runtime.requests import RequestOutput
 from penstock.runtime.step import CpuBackend
 

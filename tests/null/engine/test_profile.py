@@ -37,9 +37,9 @@ def test_few_buckets_are_tuned() -> None:
 
 
 def test_the_largest_upload_fits() -> None:
-    """Every slot filled anew, every token a prompt's."""
+    """Every slot filled anew, every token a prompt's, and one more of each that scores."""
     layout = PROFILE.slots
-    pairs = PROFILE.max_num_tokens + layout.num_slots * (5 + layout.table)
+    pairs = PROFILE.max_num_tokens + layout.num_slots * (1 + 6 + layout.table + layout.controls)
     assert PROFILE.upload_size == 4 + 3 * layout.num_slots + 2 * pairs
 
 
@@ -82,8 +82,8 @@ def test_limits_that_are_no_sane_integers_are_named(limits: dict[str, Any], name
 
 
 def test_the_largest_indexable_slots_are_allowed() -> None:
-    """(2**31 - 1) numbers in slots of 5 fields, a block and a history of 32 + 1 tokens each."""
-    most = (2**31 - 1) // (5 + 1 + 33)
-    assert Profile(most, most, 32).slots.size <= 2**31 - 1
-    with pytest.raises(OptionError):
-        Profile(most + 1, most + 1, 32)
+    """(2**31 - 1) numbers in slots of 6 fields, 1000 blocks, controls and a history of 64000 + 1 tokens each."""
+    most = (2**31 - 1) // (6 + 1000 + 1024 + 64001)
+    assert Profile(most, most, 64000).slots.size <= 2**31 - 1
+    with pytest.raises(OptionError, match="need slots of"):
+        Profile(most + 1, most + 1, 64000)

@@ -20,14 +20,21 @@ from penstock.runtime.upload import Encoder, Numbers, Source, slot_numbers
 
 SLOTS, TOKENS, LENGTH, BLOCK, FREQS = 4, 16, 64, 16, 3
 LAYOUT = SlotLayout(SLOTS, LENGTH + 1, LENGTH // BLOCK, FREQS)
-SIZE = HEADER + ROW * SLOTS + 2 * (TOKENS + SLOTS * (len(FIELDS) + LAYOUT.table + FREQS))
+SIZE = HEADER + ROW * SLOTS + 2 * (TOKENS + SLOTS * (len(FIELDS) + LAYOUT.table + FREQS + 2))
 
 
 def source(request: Request) -> Source:
     """Numbers that name their request."""
     mark = int(request.id)
-    fields = slot_numbers(0.25 * mark, mark, 1 / (1 + mark), 1000 + mark, [mark + i / 8 for i in range(FREQS)])
-    return Source(np.array(request.prompt, np.int32), fields)
+    given = {
+        "temperature": 0.25 * mark,
+        "top_k": mark,
+        "top_p": 1 / (1 + mark),
+        "min_p": 1 / (2 + mark),
+        "seed": 1000 + mark,
+    }
+    fields = slot_numbers(given, [mark + i / 8 for i in range(FREQS)])
+    return Source(np.array(request.prompt, np.int32), fields, np.array([7, mark], np.int32))
 
 
 def expected(plan: StepPlan) -> tuple[list[tuple[int, int, bool]], dict[int, int]]:
@@ -37,11 +44,15 @@ def expected(plan: StepPlan) -> tuple[list[tuple[int, int, bool]], dict[int, int
         writes[LAYOUT.table_at + slot * LAYOUT.table + at] = block
     for slot, request, blocks, reused in plan.admitted:
         mark = int(request.id)
-        floats = np.array([0.25 * mark, 1 / (1 + mark), *(mark + i / 8 for i in range(FREQS))], np.float32)
+        floats = np.array(
+            [0.25 * mark, 1 / (1 + mark), 1 / (2 + mark), *(mark + i / 8 for i in range(FREQS))], np.float32
+        )
         bits = floats.view(np.int32).tolist()
         values = {"length": reused, "temperature": bits[0], "top_p": bits[1], "top_k": mark, "seed": 1000 + mark}
+        values["min_p"] = bits[2]
         writes |= {LAYOUT.field(name) + slot: value for name, value in values.items()}
-        writes |= {LAYOUT.freqs_at + slot * FREQS + i: bit for i, bit in enumerate(bits[2:])}
+        writes |= {LAYOUT.freqs_at + slot * FREQS + i: bit for i, bit in enumerate(bits[3:])}
+        writes |= {LAYOUT.controls_at + slot * LAYOUT.controls + i: number for i, number in enumerate((7, mark))}
         writes |= {LAYOUT.table_at + slot * LAYOUT.table + i: block for i, block in enumerate(blocks)}
     for chunk in plan.chunks:
         for i in range(chunk.start, chunk.start + chunk.num_tokens):

@@ -1,0 +1,65 @@
+"""What the executor keeps of a text beside the scheduler's record, until it ends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from penstock.errors import PenstockError, SamplingError
+from penstock.runtime.output import Stream
+from penstock.runtime.requests import RequestOutput
+from penstock.runtime.schedule.batch import StepPlan
+from penstock.runtime.schedule.request import Request
+from penstock.runtime.step import Scores
+from penstock.runtime.upload import Source
+
+Sink = Callable[[RequestOutput | PenstockError], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One of the texts of an order (`order_id`), made ready. `sink` gets every output if `streaming`, else the last;
+    or the error that ended it."""
+
+    order_id: str
+    request: Request
+    stream: Stream
+    source: Source
+    sink: Sink
+    streaming: bool
+
+    @property
+    def processes(self) -> bool:
+        """Whether its logits pass through functions of its own."""
+        return bool(self.stream.params.logits_processors)
+
+    def process(self, logits: Any) -> Any:
+        """f32[V] on the host, after its functions in their order. Raises what they raise, and SamplingError where one
+        gives something else."""
+        shape, kind = logits.shape, logits.dtype
+        for function in self.stream.params.logits_processors:
+            logits = function(list(self.request.output), logits)
+            if getattr(logits, "shape", None) != shape or getattr(logits, "dtype", None) != kind:
+                raise SamplingError(f"{function!r} gave no {kind} tensor of shape {tuple(shape)}; give the logits back")
+        return logits
+
+
+def rows_of_prompts(plan: StepPlan) -> Iterator[tuple[Request, int, range]]:
+    """Of the chunks that score: the request, the chunk's first position, and its rows of logits."""
+    row = len(plan.decoders.requests)
+    for chunk in plan.chunks:
+        if chunk.request.scores and chunk.num_logits == chunk.num_tokens:
+            yield chunk.request, chunk.start, range(row, row + chunk.num_logits)
+        row += chunk.num_logits
+
+
+def keep_scores(plan: StepPlan, scores: Scores, tokens: list[int], live: Callable[[Request], Job | None]) -> None:
+    """Give each text what its rows of logits say, before the tokens that were sampled from them."""
+    for request, row in zip(plan.sampling, plan.sample_rows, strict=True):
+        job = live(request)
+        if job is not None and job.stream.is_scored:
+            job.stream.score(tokens[row], scores, row)
+    for request, start, rows in rows_of_prompts(plan):
+        if (job := live(request)) is not None:
+            job.stream.score_prompt(start, scores, rows)
