@@ -52,9 +52,9 @@ def test_an_id_may_come_again() -> None:
     deadlines.add("a", None, 5.0)
     deadlines.remove("a")
     deadlines.add("a", None, 7.0)
-    assert deadlines.due(6.0) == [] and deadlines.due(7.0) == ["a"]
     with pytest.raises(AssertionError, match="already"):
-        deadlines.add("b", 1.0, None), deadlines.add("b", 1.0, None)
+        deadlines.add("a", 1.0, None)
+    assert deadlines.due(6.0) == [] and deadlines.due(7.0) == ["a"]
 
 
 def test_those_that_left_take_no_room() -> None:
