@@ -18,7 +18,7 @@ from penstock.kernels import driver
 from penstock.kernels.driver import load_file
 from penstock.runtime.graphs import Graphs, Memory
 from penstock.runtime.kv import pool
-from penstock.runtime.step import Ticket, Visit
+from penstock.runtime.step import Ticket, Timer, Visit
 from penstock.runtime.upload import Numbers
 from penstock.runtime.weights import Loading, release_pinned
 
@@ -68,6 +68,7 @@ class CudaBackend:
         start = time.perf_counter()
         self.engine, self.annotate = engine, False
         self.visit: Visit | None = None
+        self.timer: Timer | None = None
         self.plan = plan_run(engine, budget, limits)
         self.num_blocks = self.plan.blocks
         self.memory: Mapping[str, int] = self.plan.facts()
@@ -134,7 +135,10 @@ class CudaBackend:
     def _replay(self, tokens: int, rows: int, logits: int) -> Mapping[str, Any]:
         """The step's named results."""
         captured = self.graphs.find(tokens, rows, logits)
-        captured.graph.replay()
+        if self.timer is None:
+            captured.graph.replay()
+        else:
+            self.timer(captured.graph.replay)
         return captured.results
 
     def _look(self, tokens: int, rows: int, logits: int) -> Mapping[str, Any]:

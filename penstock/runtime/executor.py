@@ -31,6 +31,7 @@ from penstock.runtime.schedule.request import Request
 from penstock.runtime.schedule.scheduler import Scheduler
 from penstock.runtime.stats import Stats
 from penstock.runtime.step import Backend, Ticket
+from penstock.runtime.steplog import StepLog
 from penstock.runtime.upload import Encoder, Numbers, Source, slot_numbers
 from penstock.spec import ModelSpec, inverse_frequencies
 from penstock.text.tokenizer import Tokenizer
@@ -86,6 +87,7 @@ class Executor:
         self._eos = frozenset(engine.tokens.get("eos", ())) | frozenset(tokenizer.eos_token_ids if tokenizer else ())
         self._live: dict[str, Job] = {}
         self._in_flight: deque[tuple[StepPlan, Ticket]] = deque()
+        self.log: StepLog | None = None  # of every step, where somebody measures
         self._counted = 0.0  # the thread's CPU time up to which the host's is counted, or was the device's
 
     @property
@@ -167,12 +169,16 @@ class Executor:
         }
 
     def _launch(self, plan: StepPlan) -> None:
+        if self.log is not None:
+            self.log.launching(plan)
         try:
             upload = self._encoder.encode(plan, self._source)
             ticket = self.backend.launch(upload, plan.num_tokens, plan.num_rows, plan.num_logits)
         except Exception as error:  # the step's border: it fails its own requests, and no others
             self._failed(plan, error)
             return
+        if self.log is not None:
+            self.log.launched()
         self._in_flight.append((plan, ticket))
         for admission in plan.admitted:
             self._live[admission.request.id].stream.admit(time.monotonic())
@@ -197,12 +203,16 @@ class Executor:
             self._failed(plan, error)
             return
         self._counted = time.thread_time()
+        if self.log is not None:
+            self.log.read(plan)
         events = self.scheduler.retire(plan.step_id, tokens)
         self.stats.generated_tokens = self.scheduler.num_generated
         for event in events:
             self._handle(event)
 
     def _failed(self, plan: StepPlan, error: Exception) -> None:
+        if self.log is not None:
+            self.log.failed(plan)
         ids = ", ".join(request.id for request in plan.requests)
         failure = ExecutorError(f"step {plan.step_id} failed and ended requests {ids}: {error}")
         failure.__cause__ = error

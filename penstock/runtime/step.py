@@ -37,6 +37,7 @@ class Ticket:
 # Hears of each node of a step as it has run: its phase, the node, its results (padded on a GPU), and the step's own
 # T, S and L. Results are overwritten by nodes that follow.
 Visit = Callable[[str, Node, Sequence[Any], Mapping[str, int]], None]
+Timer = Callable[[Callable[[], None]], None]  # runs a step's replay, and may look at the clock before and after
 
 
 class Backend(Protocol):
@@ -47,6 +48,7 @@ class Backend(Protocol):
     load_seconds: Mapping[str, float]  # opening it took so long, by stage; stages may overlap
     memory: Mapping[str, int]  # bytes, as planned; empty where there is no plan
     visit: Visit | None  # where somebody looks inside: the next steps run node by node
+    timer: Timer | None  # where somebody times replays
     states: Mapping[str, Any]  # by name: the slots, and each layer's KV
 
     def launch(self, upload: Numbers, tokens: int, rows: int, logits: int) -> Ticket:
@@ -96,6 +98,7 @@ class CpuBackend:
         self._results: dict[int, list[int]] = {}
         self._count = 0
         self.visit: Visit | None = None
+        self.timer: Timer | None = None
         self.memory: Mapping[str, int] = {}
         self.threads = self._quickest_threads()
         self.load_seconds: Mapping[str, float] = {"load": time.perf_counter() - start}
