@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import queue
 import shutil
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -18,7 +18,7 @@ from penstock.engine.manifest import Engine
 from penstock.engine.match import mismatch
 from penstock.engine.place import cache_root
 from penstock.engine.profile import Profile
-from penstock.errors import OptionError, PenstockError, PromptError, SamplingError
+from penstock.errors import OptionError, PenstockError, SamplingError
 from penstock.ir.graph import Graph
 from penstock.kernels.device import detect, software
 from penstock.models.hub import resolve
@@ -26,12 +26,12 @@ from penstock.runtime.intake import Submission
 from penstock.runtime.loop import Gather, Loop, fresh_id, run_all
 from penstock.runtime.open import Memory, RunLimits, open_loop
 from penstock.runtime.output import delta
+from penstock.runtime.prompt import Prompt, params_of, prompts_of, read_prompt
 from penstock.runtime.requests import LoRARequest, RequestOutput, SamplingParams
 from penstock.runtime.values import Watch
 from penstock.text.tokenizer import Tokenizer
 from penstock.unsupported import refuse, require_default
 
-Prompt = str | Mapping[str, Sequence[int]]
 Mixture = LoRARequest | Sequence[tuple[str, float]] | None  # an adapter, weighted adapters, or the base model
 
 
@@ -46,6 +46,7 @@ class LLM:
     gpu_memory_utilization, max_gpu_bytes: how much of the GPU may be used.
     enable_prefix_caching: compute the KV of equal prefixes once. max_num_queued_reqs, max_num_queued_tokens: how many
     requests, and tokens of their prompts, may wait before QueueFullError is raised; None: any.
+    inter_token_latency_target: seconds between tokens that others' prompts may not stretch, where they can go slower.
     tokenizer: a directory, where the model's own is elsewhere; skip_tokenizer_init: token ids in and out.
     cache_dir: where engines and timings are kept. tactics: {op: tactic}, pinned. progress(stage, done, total).
     quantization, kv_cache_dtype, tensor_parallel_size, pipeline_parallel_size, lora_paths, max_loras, max_lora_rank,
@@ -73,6 +74,7 @@ class LLM:
         enable_prefix_caching: bool = True,
         max_num_queued_reqs: int | None = None,
         max_num_queued_tokens: int | None = None,
+        inter_token_latency_target: float | None = None,
         tokenizer: str | Path | None = None,
         skip_tokenizer_init: bool = False,
         cache_dir: str | Path | None = None,
@@ -95,7 +97,7 @@ class LLM:
         _refuse_unbuilt("auto", kv_cache_dtype=kv_cache_dtype)
         self._memory = Memory(gpu_memory_utilization, max_gpu_bytes)
         limits, queued = (max_batch_size, max_num_tokens, max_seq_len), (max_num_queued_reqs, max_num_queued_tokens)
-        self._limits = RunLimits(*limits, *queued, enable_prefix_caching)
+        self._limits = RunLimits(*limits, *queued, enable_prefix_caching, inter_token_latency_target)
         self._text_home = None if tokenizer is None else Path(tokenizer)
         self._skip_tokenizer, self._progress = skip_tokenizer_init, progress
         self._root = cache_root(cache_dir)
@@ -114,20 +116,26 @@ class LLM:
         *,
         lora_request: Mixture | Sequence[Mixture] = None,
         lora_indices: Sequence[int | None] | None = None,
+        priority: int = 0,
+        cache_salt: str = "",
+        queue_timeout: float | None = None,
+        timeout: float | None = None,
         **unknown: object,
     ) -> list[RequestOutput]:
         """The completions of prompts, in their order. A prompt is text, or {"prompt_token_ids": [...]}.
 
         sampling_params: one for all, or one for each; what they leave open is taken from the model's
-        generation_config, and each output's `notes` say what that was. lora_request, lora_indices: not built yet.
-        Raises PromptError, SamplingError before any prompt is started.
+        generation_config, and each output's `notes` say what that was. priority: the lower, the sooner. cache_salt: KV
+        of equal prefixes is shared with requests of the same alone. queue_timeout, timeout: seconds until a request
+        must run, and must have ended; else it ends with what it has and finish_reason "timeout". lora_request,
+        lora_indices: not built yet. Raises PromptError, SamplingError before any prompt is started.
         """
         _refuse_unknown("generate", unknown)
         _refuse_unbuilt(None, lora_request=lora_request, lora_indices=lora_indices)
-        many = _many(prompts)
-        params = _each(sampling_params, len(many))
-        gather = Gather(len(many))
-        new = [self._submission(p, s, gather.put) for p, s in zip(many, params, strict=True)]
+        many = prompts_of(prompts)
+        params = params_of(sampling_params, len(many))
+        gather, how = Gather(len(many)), (priority, cache_salt, queue_timeout, timeout)
+        new = [self._submission(p, s, gather.put, False, *how) for p, s in zip(many, params, strict=True)]
         return run_all(self._loop, new, gather)
 
     async def generate_async(
@@ -137,9 +145,16 @@ class LLM:
         *,
         streaming: bool = True,
         lora_request: Mixture = None,
+        priority: int = 0,
+        cache_salt: str = "",
+        queue_timeout: float | None = None,
+        timeout: float | None = None,
         **unknown: object,
     ) -> AsyncIterator[RequestOutput]:
-        """Outputs as they grow: each holds the text so far; `streaming=False`: only the last. Leaving early cancels."""
+        """Outputs as they grow: each holds the text so far; `streaming=False`: only the last. Leaving early cancels.
+
+        The rest as for `generate`.
+        """
         _refuse_unknown("generate_async", unknown)
         _refuse_unbuilt(None, lora_request=lora_request)
         loop = asyncio.get_running_loop()
@@ -148,7 +163,8 @@ class LLM:
         def sink(part: RequestOutput | PenstockError) -> None:
             loop.call_soon_threadsafe(parts.put_nowait, part)
 
-        new = self._submission(prompt, sampling_params or SamplingParams(), sink, streaming)
+        how = priority, cache_salt, queue_timeout, timeout
+        new = self._submission(prompt, sampling_params or SamplingParams(), sink, streaming, *how)
         finished = False
         try:
             await asyncio.to_thread(self._loop.submit, new)
@@ -252,11 +268,13 @@ class LLM:
 
         return open_loop(directory, self._memory, self.tokenizer, self._limits, engine, say)
 
-    def _submission(self, prompt: Prompt, params: SamplingParams, sink: Any, streaming: bool = False) -> Submission:
+    def _submission(
+        self, prompt: Prompt, params: SamplingParams, sink: Any, streaming: bool = False, *how: Any
+    ) -> Submission:
         if not isinstance(params, SamplingParams):
             raise SamplingError(f"sampling_params={params!r} is a {type(params).__name__}; give SamplingParams(...)")
-        text, ids = _ids_of(prompt, self.tokenizer)
-        return Submission(fresh_id(), ids, params, sink, text, streaming)
+        text, ids = read_prompt(prompt, self.tokenizer)
+        return Submission(fresh_id(), ids, params, sink, text, streaming, *how)
 
 
 class TextStream:
@@ -303,37 +321,6 @@ def _refuse_unbuilt(neutral: object, **asked: object) -> None:
     """Names of the public surface that are not built yet take only the value that asks for nothing."""
     for name, value in asked.items():
         require_default(name, value, neutral)
-
-
-def _ids_of(prompt: Prompt, tokenizer: Tokenizer | None) -> tuple[str | None, tuple[int, ...]]:
-    if isinstance(prompt, str):
-        if tokenizer is None:
-            raise PromptError("the prompt is text and there is no tokenizer; give {'prompt_token_ids': [...]}")
-        return prompt, tuple(tokenizer.encode(prompt))
-    if not isinstance(prompt, Mapping) or set(prompt) != {"prompt_token_ids"}:
-        raise PromptError(f"prompt {str(prompt)[:80]!r} is neither text nor {{'prompt_token_ids': [...]}}")
-    ids: object = prompt["prompt_token_ids"]
-    if isinstance(ids, str) or not isinstance(ids, Iterable):
-        raise PromptError(f"prompt_token_ids={str(ids)[:80]!r} is a {type(ids).__name__}; give a list of integers")
-    return None, tuple(ids)
-
-
-def _many(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
-    if isinstance(prompts, str | Mapping):
-        return [prompts]
-    if not isinstance(prompts, Iterable):
-        raise PromptError(f"prompts={prompts!r} is a {type(prompts).__name__}; give text, token ids, or a list of them")
-    return list(prompts)
-
-
-def _each(params: SamplingParams | Sequence[SamplingParams] | None, count: int) -> Sequence[SamplingParams]:
-    if params is None or isinstance(params, SamplingParams):
-        return [params or SamplingParams()] * count
-    if not isinstance(params, Sequence):
-        raise SamplingError(f"sampling_params={params!r} is a {type(params).__name__}; give one, or one a prompt")
-    if len(params) != count:
-        raise OptionError(f"{len(params)} sampling_params were given for {count} prompts; give one, or one for each")
-    return params
 
 
 def _located(model: str | Path | None, revision: str | None, token: str | None) -> Path:

@@ -31,7 +31,6 @@ UNSUPPORTED: Final[dict[str, str]] = {
     # Verbs
     "penstock quantize": "quantising a checkpoint; build from the unquantised one",
     "penstock serve": "the HTTP server; use LLM.generate_async in Python",
-    "penstock bench throughput": "requests of fixed lengths; `penstock bench latency --throughput` runs mixed ones",
     "penstock bench precision": "formats beside each other; run `penstock bench latency` with each --dtype",
     "penstock bench lora": "adapters; `penstock bench latency` measures the base model",
     "penstock bench serve": "the HTTP server; `penstock bench latency` measures without one",

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from penstock.bench.report import Report
+from penstock.bench.result import Result
 from penstock.bench.scaling import Point
+from penstock.bench.throughput import quantile
 from penstock.errors import OptionError
 
 
@@ -50,6 +52,21 @@ def scaling(points: Sequence[Point], title: str, path: Path) -> None:
         line = right.loglog([p.context for p in some], [p.ttft_ms for p in some], "o-", label=f"batch {batch}")
         right.loglog([p.context for p in some], [p.roof_ttft_ms for p in some], ":", color=line[0].get_color())
     _label(right, "mean first token, all queued at once (dotted: roof)", "context (tokens)", "ms")
+    _save(figure, title, path)
+
+
+def throughput(results: Sequence[Result], title: str, path: Path) -> None:
+    """Output rate by workload beside its roof, and how long what share of inter-token times is at most."""
+    figure, (left, right) = _two_panels()
+    names, places = [r.name for r in results], range(len(results))
+    left.barh(places, [r.rate / (r.share or 1) for r in results], fill=False, linestyle=":", label="roof")
+    left.barh(places, [r.rate for r in results], label="measured")
+    left.set_yticks(places, names)
+    _label(left, "output", "tok/s", "")
+    for result in results:
+        shares = [*range(0, 100, 2), 99]
+        right.semilogy(shares, [1e3 * quantile(result.flow.waits, q) for q in shares], label=result.name)
+    _label(right, "between two tokens", "percentile", "ms")
     _save(figure, title, path)
 
 

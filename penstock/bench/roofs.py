@@ -43,12 +43,21 @@ def first_token_roof(engine: Engine, roof: Roof, length: int, batch: int = 1) ->
 
 def attention_flops(engine: Engine, queries: int, context: int) -> float:
     """Operations of one sequence's attention over all layers, its queries behind `context` tokens."""
-    sizes = {**engine.profile.sizes(queries, 1), "S": 1}
-    graph = engine.programs["decode"].phases["forward"].graph
-    counts = Counter(
-        (node.op, tuple(v.type for v in node.inputs), node.types, node.attrs) for node in _attentions(graph.nodes)
-    )
-    return sum(count * cost(*site, sizes, context).flops for site, count in counts.items())
+    return AttentionCost(engine).flops(queries, context)
+
+
+class AttentionCost:
+    """As `attention_flops`, for many lengths: the graph is read once."""
+
+    def __init__(self, engine: Engine) -> None:
+        graph, self._profile = engine.programs["decode"].phases["forward"].graph, engine.profile
+        self._counts = Counter(
+            (node.op, tuple(v.type for v in node.inputs), node.types, node.attrs) for node in _attentions(graph.nodes)
+        )
+
+    def flops(self, queries: int, context: int) -> float:
+        sizes = {**self._profile.sizes(queries, 1), "S": 1}
+        return sum(count * cost(*site, sizes, context).flops for site, count in self._counts.items())
 
 
 def _attentions(nodes: Iterable[Node]) -> Iterator[Node]:

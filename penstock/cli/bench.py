@@ -129,6 +129,74 @@ def scaling(
     _deliver(told.text, told.data, told.records, out, commit, as_json)
 
 
+@app.command("throughput")
+def throughput(
+    model: Subject = None,
+    named: Named = None,
+    workload: Annotated[
+        str,
+        typer.Option(
+            "--workload",
+            metavar="NAME,...",
+            help="random, mixed, lognormal, shared-prefix, interrupted, trace, or IN/OUT lengths such as 128/2048; "
+            "each with :COUNT requests and @BATCH at most at once, where they differ.",
+        ),
+    ] = "mixed",
+    trace: Annotated[
+        Path | None,
+        typer.Option("--trace", metavar="FILE", help="JSON lines: prompt_tokens or prompt, output_tokens, arrival."),
+    ] = None,
+    input_len: Annotated[
+        str | None, typer.Option("--input_len", metavar="N|LOW:HIGH", help="Tokens of a prompt.")
+    ] = None,
+    output_len: Annotated[
+        str | None, typer.Option("--output_len", metavar="N|LOW:HIGH", help="Tokens to generate; lognormal: median.")
+    ] = None,
+    prefix_len: Annotated[int | None, typer.Option("--prefix_len", metavar="N", help="Tokens that all share.")] = None,
+    num_requests: Annotated[int | None, typer.Option("--num_requests", metavar="N", help="How many.")] = None,
+    rate: Annotated[
+        float | None, typer.Option("--rate", metavar="N", help="Requests a second, Poisson; default: all at once.")
+    ] = None,
+    static: Annotated[
+        bool, typer.Option("--static", help="Also in batches that wait for their longest, for the ratio.")
+    ] = False,
+    no_prefix_caching: Annotated[
+        bool, typer.Option("--no_prefix_caching", help="Compute the KV of equal prefixes again.")
+    ] = False,
+    inter_token_latency_target: Annotated[
+        float | None, typer.Option("--inter_token_latency_target", metavar="SECONDS", help="As LLM takes it.")
+    ] = None,
+    weights: flags.Weights = "checkpoint",
+    dtype: flags.Dtype = "auto",
+    device: flags.Device = "auto",
+    max_batch_size: flags.BatchSize = None,
+    max_num_tokens: flags.NumTokens = None,
+    max_seq_len: flags.SeqLen = None,
+    gpu_memory_utilization: Utilization = 0.9,
+    cache_dir: flags.CacheDir = None,
+    out: Out = None,
+    commit: Commit = None,
+    plot: Plot = None,
+    as_json: flags.Json = False,
+) -> None:
+    """Many requests, batched in flight: output rate, first tokens, inter-token times, GPU busy share."""
+    from penstock.bench.load import Wish, throughput_report
+    from penstock.bench.requests import Given, bounds, parse
+
+    check_places(out, plot)
+    ins = None if input_len is None else bounds("--input_len", input_len)
+    outs = None if output_len is None else bounds("--output_len", output_len)
+    works = parse(workload, Given(num_requests, ins, outs, prefix_len, trace, rate))
+    wish = Wish(tuple(works), static, not no_prefix_caching, plot)
+    llm_arguments = {
+        "dtype": dtype, "device": device, "max_batch_size": max_batch_size, "max_num_tokens": max_num_tokens,
+        "max_seq_len": max_seq_len, "gpu_memory_utilization": gpu_memory_utilization, "cache_dir": cache_dir,
+        "inter_token_latency_target": inter_token_latency_target,
+    }  # fmt: skip
+    told = throughput_report(one_of(model, named), weights, wish, Progress(), say, llm_arguments)
+    _deliver(told.text, told.data, told.records, out, commit, as_json)
+
+
 @app.command("kernels")
 def kernels(
     engine: flags.Engine,

@@ -12,7 +12,6 @@ VERBS = {
     "diff": "Compare two engines (not built yet).",
 }
 BENCHES = {
-    "throughput": "Requests of fixed lengths (not built yet).",
     "precision": "Formats beside each other (not built yet).",
     "lora": "With adapters (not built yet).",
     "serve": "Load over HTTP (not built yet).",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ from penstock.kernels import driver
 from penstock.kernels.driver import load_file
 from penstock.runtime.graphs import Bound, Graphs, Memory
 from penstock.runtime.kv import pool
-from penstock.runtime.step import PLAIN_TAIL, SCORES, Scores, Tail, Ticket, Visit
+from penstock.runtime.step import PLAIN_TAIL, SCORES, Scores, Tail, Ticket, Timer, Visit
 from penstock.runtime.upload import Numbers
 from penstock.runtime.weights import Loading, release_pinned
 
@@ -70,6 +70,7 @@ class CudaBackend:
         start = time.perf_counter()
         self.engine, self.annotate = engine, False
         self.visit: Visit | None = None
+        self.timer: Timer | None = None
         self.plan = plan_run(engine, budget, limits)
         self.num_blocks = self.plan.blocks
         self.memory: Mapping[str, int] = self.plan.facts()
@@ -141,17 +142,27 @@ class CudaBackend:
     def _replay(self, tokens: int, rows: int, logits: int) -> Mapping[str, Any]:
         """The step's named results."""
         captured = self.graphs.find(tokens, rows, logits)
-        captured.graph.replay()
+        self._timed(captured.graph.replay)
         return captured.results
+
+    def _timed(self, replay: Callable[[], None]) -> None:
+        if self.timer is None:
+            replay()
+        else:
+            self.timer(replay)
 
     def _replay_parts(self, tokens: int, logits: int, tail: Tail) -> Mapping[str, Any]:
         """The same of a controlled step."""
         before = _allocations()
         front, rest = self.graphs.parts(tokens, logits)
         self._allocated += _allocations() - before  # a capture may
-        front.graph.replay()
-        tail.edit(front.results["logits"])
-        rest.graph.replay()
+
+        def replay() -> None:
+            front.graph.replay()
+            tail.edit(front.results["logits"])
+            rest.graph.replay()
+
+        self._timed(replay)
         return rest.results
 
     def _look(self, tokens: int, rows: int, logits: int, tail: Tail) -> Mapping[str, Any]:

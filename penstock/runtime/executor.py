@@ -18,12 +18,15 @@ from penstock.runtime.intake import Intake, Order, Submission
 from penstock.runtime.job import Job, keep_scores
 from penstock.runtime.kv.blocks import BlockPool
 from penstock.runtime.kv.manager import KvManager
+from penstock.runtime.pace import Pace
 from penstock.runtime.schedule.batch import Event, StepPlan
+from penstock.runtime.schedule.deadlines import Deadlines
 from penstock.runtime.schedule.limits import Limits
 from penstock.runtime.schedule.request import FinishReason, Request
 from penstock.runtime.schedule.scheduler import Scheduler
 from penstock.runtime.stats import Stats
 from penstock.runtime.step import PLAIN_TAIL, Backend, Tail, Ticket
+from penstock.runtime.steplog import StepLog
 from penstock.runtime.upload import Encoder, Source
 from penstock.text.tokenizer import Tokenizer
 
@@ -38,20 +41,27 @@ class Executor:
         tokenizer: Tokenizer | None,
         limits: Limits | None = None,
         reuse: bool = True,
+        pace: Pace | None = None,
     ) -> None:
-        """`limits` within the engine's profile; None: the profile's own. `reuse`: of the KV of equal prefixes."""
+        """`limits` within the engine's profile; None: the profile's own. `reuse`: of the KV of equal prefixes. `pace`:
+        where the time between tokens has a target."""
         profile = engine.profile
         self.engine, self.backend, self.tokenizer = engine, backend, tokenizer
         self.kv = KvManager(BlockPool(backend.num_blocks, profile.block_size), reuse)
         limits = limits or Limits(profile.max_batch_size, profile.max_num_tokens, profile.max_seq_len)
-        self.scheduler = Scheduler(replace(limits, max_steps_in_flight=backend.steps_in_flight), self.kv)
+        limits = replace(limits, max_steps_in_flight=backend.steps_in_flight)
+        self.scheduler = Scheduler(limits, self.kv, pace.budget if pace else None)
         self.stats = Stats()
         self._intake = Intake(engine, tokenizer, self.scheduler)
         self._encoder = Encoder(profile.slots, profile.upload_size)
         self._live: dict[str, Job] = {}
         self._orders: dict[str, set[str]] = {}  # by id, its live jobs
         self._failing: list[tuple[Job, PenstockError]] = []  # of the step being launched
-        self._in_flight: deque[tuple[StepPlan, Ticket]] = deque()
+        self._deadlines = Deadlines()
+        self._pace = pace
+        self._read_at = 0.0  # when the last step was read
+        self._in_flight: deque[tuple[StepPlan, Ticket, float]] = deque()  # with the moment of its launch
+        self.log: StepLog | None = None  # of every step, where somebody measures
         self._counted = 0.0  # the thread's CPU time up to which the host's is counted, or was the device's
 
     @property
@@ -76,6 +86,9 @@ class Executor:
                 for other in order.jobs[:index]:
                     self.scheduler.abort(other.request.id)
                 raise
+        new = order.submission
+        limits = (None if each is None else new.arrival + each for each in (new.queue_timeout, new.timeout))
+        self._deadlines.add(order.id, *limits)
         self._orders[order.id] = {job.request.id for job in order.jobs}
         self._live |= {job.request.id: job for job in order.jobs}
 
@@ -87,6 +100,8 @@ class Executor:
 
     def step(self) -> bool:
         """Launch the next batch if there is one, then take the oldest result that is due. False: nothing to do."""
+        for request_id in self._deadlines.due(time.monotonic()) if len(self._deadlines) else ():
+            self.abort(request_id, "timeout")
         plan = self.scheduler.schedule() if self.scheduler.can_schedule else None
         if plan is not None:
             self._launch(plan)
@@ -129,17 +144,23 @@ class Executor:
         }
 
     def _launch(self, plan: StepPlan) -> None:
+        if self.log is not None:
+            self.log.launching(plan)
+        launched = time.monotonic()
         try:
             upload = self._encoder.encode(plan, self._source)
             ticket = self.backend.launch(upload, plan.num_tokens, plan.num_rows, plan.num_logits, self._tail(plan))
         except Exception as error:  # the step's border: it fails its own requests, and no others
             self._failed(plan, error)
             return
-        self._in_flight.append((plan, ticket))
+        if self.log is not None:
+            self.log.launched()
+        self._in_flight.append((plan, ticket, launched))
         self._end_failing()
         for admission in plan.admitted:
             if job := self._live.get(admission.request.id):
-                job.stream.admit(time.monotonic())
+                job.stream.admit(launched)
+                self._deadlines.admitted(job.order_id)
         stats, now = self.stats, time.thread_time()
         stats.host_seconds += now - self._counted
         stats.host_steps += 1
@@ -175,13 +196,23 @@ class Executor:
         while self._failing:
             self._fail(*self._failing.pop())
 
-    def _retire(self, plan: StepPlan, ticket: Ticket) -> None:
+    def _observe(self, plan: StepPlan, launched: float) -> None:
+        """Tell the pace what the step took: from its launch, or from the end of the step before."""
+        if self._pace is not None:
+            now = time.monotonic()
+            self._pace.observe(plan.num_tokens, plan.num_logits, now - max(launched, self._read_at))
+            self._read_at = now
+
+    def _retire(self, plan: StepPlan, ticket: Ticket, launched: float) -> None:
         try:
             tokens = self.backend.read(ticket)
         except Exception as error:  # as above
             self._failed(plan, error)
             return
         self._counted = time.thread_time()
+        if self.log is not None:
+            self.log.read(plan)
+        self._observe(plan, launched)
         if plan.controlled:
             keep_scores(plan, self.backend.scores(ticket), tokens, lambda request: self._live.get(request.id))
             tokens = [tokens[row] for row in plan.sample_rows]
@@ -191,6 +222,8 @@ class Executor:
             self._handle(event)
 
     def _failed(self, plan: StepPlan, error: Exception) -> None:
+        if self.log is not None:
+            self.log.failed(plan)
         ids = ", ".join(request.id for request in plan.requests)
         failure = ExecutorError(f"step {plan.step_id} failed and ended requests {ids}: {error}")
         failure.__cause__ = error
@@ -240,6 +273,7 @@ class Executor:
         left.remove(job.request.id)
         if not left:
             del self._orders[job.order_id]
+            self._deadlines.remove(job.order_id)
 
 
 def _deliver(live: Job, error: PenstockError) -> None:

@@ -16,6 +16,7 @@ from penstock.kernels.device import detect, software
 from penstock.runtime.executor import Executor
 from penstock.runtime.kv.pool import CPU_POOL_BYTES
 from penstock.runtime.loop import Loop
+from penstock.runtime.pace import Pace
 from penstock.runtime.schedule.limits import Limits
 from penstock.runtime.step import Backend, CpuBackend
 from penstock.text.tokenizer import Tokenizer
@@ -57,7 +58,8 @@ class RunLimits:
     """Limits of a run: the first three at most those of the engine's profile, and None its own.
 
     max_num_queued_reqs, max_num_queued_tokens: of the queue; None: no limit. enable_prefix_caching: whether the KV of
-    equal prefixes is computed once.
+    equal prefixes is computed once. inter_token_latency_target: seconds between the tokens of running requests, which
+    prompts of others may not stretch; None: no target.
     """
 
     max_batch_size: int | None = None
@@ -66,6 +68,7 @@ class RunLimits:
     max_num_queued_reqs: int | None = None
     max_num_queued_tokens: int | None = None
     enable_prefix_caching: bool = True
+    inter_token_latency_target: float | None = None
 
     def within(self, profile: Profile) -> Limits:
         """The scheduler's limits. Raises OptionError for one that is no integer, or above the profile's."""
@@ -130,10 +133,12 @@ def open_loop(
     opened, asked = engine or store.load(directory), limits or RunLimits()
     chosen = asked.within(opened.profile)
     check_match(opened)
+    target = asked.inter_token_latency_target
+    pace = None if target is None else Pace(opened, target, store.timing(directory))
 
     def open_executor() -> Executor:
         backend = open_backend(opened, directory, memory or Memory(), chosen, say)
-        return Executor(opened, backend, tokenizer, chosen, asked.enable_prefix_caching)
+        return Executor(opened, backend, tokenizer, chosen, asked.enable_prefix_caching, pace)
 
     return Loop(open_executor)
 

@@ -1,13 +1,17 @@
-"""A prompt's token ids, checked and made the numbers that steps upload."""
+"""Prompts as callers give them: text or token ids, checked and made the numbers that steps upload."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from penstock.errors import PromptError
+from penstock.errors import OptionError, PromptError, SamplingError
+from penstock.runtime.sampling.params import SamplingParams
 from penstock.runtime.upload import Numbers
+from penstock.text.tokenizer import Tokenizer
+
+Prompt = str | Mapping[str, Sequence[int]]
 
 
 def prompt_numbers(ids: Sequence[int], vocab_size: int) -> Numbers:
@@ -35,3 +39,37 @@ def _refuse_first(ids: Sequence[int], vocab_size: int) -> None:
                 f"token id {token} at position {index} is outside the vocabulary of {vocab_size}: "
                 f"ids go from 0 to {vocab_size - 1}"
             )
+
+
+def read_prompt(prompt: Prompt, tokenizer: Tokenizer | None) -> tuple[str | None, tuple[int, ...]]:
+    """Its text, where it came as such, and its token ids. Raises PromptError for anything else."""
+    if isinstance(prompt, str):
+        if tokenizer is None:
+            raise PromptError("the prompt is text and there is no tokenizer; give {'prompt_token_ids': [...]}")
+        return prompt, tuple(tokenizer.encode(prompt))
+    if not isinstance(prompt, Mapping) or set(prompt) != {"prompt_token_ids"}:
+        raise PromptError(f"prompt {str(prompt)[:80]!r} is neither text nor {{'prompt_token_ids': [...]}}")
+    ids: object = prompt["prompt_token_ids"]
+    if isinstance(ids, str) or not isinstance(ids, Iterable):
+        raise PromptError(f"prompt_token_ids={str(ids)[:80]!r} is a {type(ids).__name__}; give a list of integers")
+    return None, tuple(ids)
+
+
+def prompts_of(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    """One, or several, as a list."""
+    if isinstance(prompts, str | Mapping):
+        return [prompts]
+    if not isinstance(prompts, Iterable):
+        raise PromptError(f"prompts={prompts!r} is a {type(prompts).__name__}; give text, token ids, or a list of them")
+    return list(prompts)
+
+
+def params_of(params: SamplingParams | Sequence[SamplingParams] | None, count: int) -> Sequence[SamplingParams]:
+    """For each of so many prompts. Raises SamplingError, OptionError."""
+    if params is None or isinstance(params, SamplingParams):
+        return [params or SamplingParams()] * count
+    if not isinstance(params, Sequence):
+        raise SamplingError(f"sampling_params={params!r} is a {type(params).__name__}; give one, or one a prompt")
+    if len(params) != count:
+        raise OptionError(f"{len(params)} sampling_params were given for {count} prompts; give one, or one for each")
+    return params

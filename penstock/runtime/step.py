@@ -65,6 +65,7 @@ SCORES = ("top_ids", "top_values", "chosen")
 # Hears of each node of a step as it has run: its phase, the node, its results (padded on a GPU), and the step's own
 # T, S and L. Results are overwritten by nodes that follow.
 Visit = Callable[[str, Node, Sequence[Any], Mapping[str, int]], None]
+Timer = Callable[[Callable[[], None]], None]  # runs a step's replay, and may look at the clock before and after
 
 
 class Backend(Protocol):
@@ -75,6 +76,7 @@ class Backend(Protocol):
     load_seconds: Mapping[str, float]  # opening it took so long, by stage; stages may overlap
     memory: Mapping[str, int]  # bytes, as planned; empty where there is no plan
     visit: Visit | None  # where somebody looks inside: the next steps run node by node
+    timer: Timer | None  # where somebody times replays
     states: Mapping[str, Any]  # by name: the slots, and each layer's KV
 
     def launch(self, upload: Numbers, tokens: int, rows: int, logits: int, tail: Tail = PLAIN_TAIL) -> Ticket:
@@ -133,6 +135,7 @@ class CpuBackend:
         self._scores: Scores | None = None
         self._count = 0
         self.visit: Visit | None = None
+        self.timer: Timer | None = None
         self.memory: Mapping[str, int] = {}
         self.threads = self._quickest_threads()
         self.load_seconds: Mapping[str, float] = {"load": time.perf_counter() - start}
