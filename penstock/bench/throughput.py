@@ -161,9 +161,9 @@ def _as_they_come(llm: LLM, requests: Sequence[Asked]) -> list[RequestOutput]:
 def _submit(llm: LLM, ids: Sequence[int], new: int, put: Any) -> str:
     """Without waiting for a step to end; the request's id."""
     loop = llm._loop
-    job = loop.executor.prepare(llm._submission({"prompt_token_ids": ids}, _params(new), put))
-    loop.post(lambda: loop.executor.submit(job), put)
-    return job.request.id
+    order = loop.executor.prepare(llm._submission({"prompt_token_ids": ids}, _params(new), put))
+    loop.post(lambda: loop.executor.submit(order), put)
+    return order.id
 
 
 def interrupted(llm: LLM, running: int, length: int, longest: int, vocab: int) -> tuple[Waits, Waits]:
