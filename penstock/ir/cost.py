@@ -61,12 +61,13 @@ def seen(queries: int, context: int, window: int = 0) -> int:
 def _streamed(op: str, inputs: Sequence[Type], outputs: Sequence[Type], sizes: Sizes) -> float:
     """Bytes of operands that are read or written whole: not those replaced in part, of pools, or looked up in."""
     writes = get(op).writes or {}
-    read = [t for i, t in enumerate(inputs) if i not in writes and i != _LOOKED_UP.get(op) and not _is_pool(t)]
+    read = [t for i, t in enumerate(inputs) if i not in writes and i not in _LOOKED_UP.get(op, ()) and not _is_pool(t)]
     written = [t for i, t in enumerate(outputs) if i not in writes.values()]
     return float(sum(t.nbytes(sizes) for t in (*read, *written) if "U" not in t.symbols))
 
 
-_LOOKED_UP = {"embedding": 1, "take_rows": 0}  # op -> the input of which only some rows are read
+# op -> the inputs of which only some rows are read
+_LOOKED_UP = {"embedding": (1,), "take_rows": (0,), "adjust": (1,), "logprobs": (1, 3)}
 
 
 def _is_pool(type: Type) -> bool:

@@ -13,7 +13,9 @@ from penstock.kernels.tactic import Config, Draft, KernelUse, Tactic, whole_call
 
 REFERENCE, PARTS = "reference", "parts"
 # Their references read sizes back to the host.
-UNCAPTURABLE = ("attention", "commit", "kv_append", "prepare", "rope_append", "rope_attention")
+UNCAPTURABLE = (
+    "adjust", "attention", "commit", "kv_append", "logprobs", "prepare", "rope_append", "rope_attention",
+)  # fmt: skip
 
 
 class Reference(Tactic):

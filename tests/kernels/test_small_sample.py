@@ -16,7 +16,7 @@ def frequencies(temperature: float, top_k: int, top_p: float) -> torch.Tensor:
     position = torch.arange(DRAWS, dtype=torch.int32)
     seed = torch.full_like(position, 1234)
     k = torch.full_like(position, top_k)
-    tokens = get("sample").reference(logits, column * temperature, k, column * top_p, seed, position)
+    tokens = get("sample").reference(logits, column * temperature, k, column * top_p, column * 0, seed, position)
     return torch.bincount(tokens, minlength=len(LOGITS)) / DRAWS
 
 

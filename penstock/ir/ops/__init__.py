@@ -7,6 +7,18 @@ K KV heads, D head size, F feed-forward, V vocabulary, N blocks, B tokens in a b
 
 from __future__ import annotations
 
-from penstock.ir.ops import attention, embed, fused, linear, norm, pointwise, position, sample, state, weight
+from penstock.ir.ops import attention, control, embed, fused, linear, norm, pointwise, position, sample, state, weight
 
-__all__ = ["attention", "embed", "fused", "linear", "norm", "pointwise", "position", "sample", "state", "weight"]
+__all__ = [
+    "attention",
+    "control",
+    "embed",
+    "fused",
+    "linear",
+    "norm",
+    "pointwise",
+    "position",
+    "sample",
+    "state",
+    "weight",
+]

@@ -34,7 +34,7 @@ def uniform(seed: Any, position: Any, count: int) -> Any:
     return ((bits >> 9).float() + 0.5) * 2.0**-23
 
 
-def _sample(logits: Type, temperature: Type, top_k: Type, top_p: Type, seed: Type, position: Type) -> Type:
+def _sample(logits: Type, temperature: Type, top_k: Type, top_p: Type, min_p: Type, seed: Type, position: Type) -> Type:
     return tensor("i32", *logits.shape[:1])
 
 
@@ -46,17 +46,18 @@ def _example(
     ones = torch.ones(rows, device=device)
     seeds = integers(0, 1 << 30, (rows,), generator, device)
     top_k = torch.full((rows,), 50, dtype=torch.int32, device=device)
-    return [logits, ones * 0.7, top_k, ones * 0.9, seeds, integers(0, 1000, (rows,), generator, device)]
+    at = integers(0, 1000, (rows,), generator, device)
+    return [logits, ones * 0.7, top_k, ones * 0.9, ones * 0.0, seeds, at]
 
 
 @op(_sample, example=_example)
-def sample(logits: Any, temperature: Any, top_k: Any, top_p: Any, seed: Any, position: Any) -> Any:
+def sample(logits: Any, temperature: Any, top_k: Any, top_p: Any, min_p: Any, seed: Any, position: Any) -> Any:
     """One token for each row of logits: [L,V]; the rest [L]. Returns i32[L].
 
     temperature 0: the largest logit, the lowest id where two are equal. Otherwise, in Hugging Face's order: divide by
     the temperature; keep the top_k largest (0: all); of their softmax keep the smallest set of largest whose
-    probabilities reach top_p; draw by the Gumbel-max rule. Logits equal to the last one kept are kept too. A logit that
-    is not a number counts as minus infinity.
+    probabilities reach top_p; keep those at least min_p times as probable as the likeliest; draw by the Gumbel-max
+    rule. Logits equal to the last one kept are kept too. A logit that is not a number counts as minus infinity.
     """
     logits = torch.where(logits.isnan(), -torch.inf, logits)
     greedy = temperature <= 0
@@ -65,6 +66,7 @@ def sample(logits: Any, temperature: Any, top_k: Any, top_p: Any, seed: Any, pos
     scaled = logits.float() / torch.where(greedy, 1.0, temperature)[:, None]
     kept = _keep_top_k(scaled, top_k) if _asked(top_k > 0) else scaled
     kept = _keep_top_p(kept, top_p) if _asked(top_p < 1) else kept
+    kept = _keep_min_p(kept, min_p) if _asked(min_p > 0) else kept
     noise = -torch.log(-torch.log(uniform(seed, position, logits.shape[-1])))
     scores = torch.where(greedy[:, None], logits.float(), kept + noise)
     return scores.argmax(-1)
@@ -89,3 +91,9 @@ def _keep_top_p(kept: Any, top_p: Any) -> Any:
     needed = (mass.cumsum(-1) - mass) < top_p[:, None]
     floor = ordered.masked_fill(~needed, torch.inf).amin(-1, keepdim=True)
     return torch.where((top_p < 1)[:, None] & (kept < floor), -torch.inf, kept)
+
+
+def _keep_min_p(kept: Any, min_p: Any) -> Any:
+    """The likeliest is always kept; log(0) is minus infinity, which keeps all."""
+    floor = kept.amax(-1) + min_p.clamp(max=1).log()
+    return kept.masked_fill(kept < floor[:, None], -torch.inf)

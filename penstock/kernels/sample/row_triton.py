@@ -50,12 +50,12 @@ def noise_key(seed, position, row):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def filters_of(temperature, top_k, top_p, row, V: tl.constexpr):  # type: ignore[no-untyped-def]
-    """(temperature, top_k or 0 where it keeps all, top_p, whether the row filters, whether by a small top_k)."""
-    hot, k, p = tl.load(temperature + row), tl.load(top_k + row), tl.load(top_p + row)
+def filters_of(temperature, top_k, top_p, min_p, row, V: tl.constexpr):  # type: ignore[no-untyped-def]
+    """(temperature, top_k or 0 where it keeps all, top_p, min_p, whether the row filters, whether by a small top_k)."""
+    hot, k, p, least = tl.load(temperature + row), tl.load(top_k + row), tl.load(top_p + row), tl.load(min_p + row)
     k = tl.where((k < 0) | (k >= V), 0, k)
-    filters = (hot > 0) & ((k > 0) | (p < 1))
-    return hot, k, p, filters, filters & (k > 0) & (k <= FEW)
+    filters = (hot > 0) & ((k > 0) | (p < 1) | (least > 0))
+    return hot, k, p, least, filters, filters & (k > 0) & (k <= FEW)
 
 
 @triton.jit

@@ -24,16 +24,16 @@ SOURCE = "penstock.kernels.sample.split_triton"
 MOST = 1 << 19  # tokens of a vocabulary
 GROUP, GROUPS = 16, 8192  # tokens in a group, which doubles where a row would have more groups than these
 HELD, QUADS = 512, 1024  # times four tokens: what a row's program holds in registers, and what it reads at once beside
-LOGITS = ("logits", "temperature", "top_k", "top_p", "seed", "position")
+LOGITS = ("logits", "temperature", "top_k", "top_p", "min_p", "seed", "position")
 PARTIAL = {"best": "*fp32", "where": "*i32", "peaks": "*fp32", "masses": "*fp32", "maxima": "*fp32", "lists": "*i32"}
 
 
 class SplitSample(Tactic):
-    """Rows may be greedy, sampled freely, or filtered by top_k and top_p, in any mixture."""
+    """Rows may be greedy, sampled freely, or filtered by top_k, top_p and min_p, in any mixture."""
 
     op = "sample"
     name = "split"
-    version = 2
+    version = 3
 
     def supports(self, site: Site, sizes: Sizes, device: Device) -> str | None:
         vocabulary = site.inputs[0].shape[-1]

@@ -9,9 +9,10 @@
    * Otherwise the best token of all, perturbed, is drawn again until it is one of those kept. Only tokens above the
      last one drawn can still win, so each draw leaves a uniform share of the mass above it: few draws for any top_p.
      Here too only the groups that reach above the first draw are listed and read.
+   * min_p is an edge that is known at once, a little below the largest: what is drawn below it is drawn again from it.
 
-Rows are told apart by their temperature, top_k and top_p on the device; both launches run for every row. A logit that
-is not a number counts as minus infinity: no search below ever meets one, and each ends whatever it is given.
+Rows are told apart by their temperature, top_k, top_p and min_p on the device; both launches run for every row. A
+logit that is not a number counts as minus infinity: no search below ever meets one, and each ends whatever it is given.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ def survey(  # type: ignore[no-untyped-def]
     temperature,
     top_k,
     top_p,
+    min_p,
     seed,
     position,
     best,
@@ -67,7 +69,7 @@ def survey(  # type: ignore[no-untyped-def]
     group = chunk * LANES + tl.arange(0, LANES)
     token = quad_of(group[None, :], tl.arange(0, SIZE // 4)[:, None], LANES, SIZE)[:, :, None] + tl.arange(0, 4)
     score = logits_at(logits + row.to(tl.int64) * V + token, token < V)
-    hot, k, p, filters, small = filters_of(temperature, top_k, top_p, row, V)
+    hot, k, p, _, filters, small = filters_of(temperature, top_k, top_p, min_p, row, V)
     at = row * tl.num_programs(0) + chunk
     if filters:
         most = scaled_by(tl.max(tl.max(score, 2), 0), hot)
@@ -222,10 +224,10 @@ def _draw(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _again(  # type: ignore[no-untyped-def]
-    token, drawn, x, member, lists, end, source, hot, k, p, mass, edge, top, key, V: tl.constexpr,
+    token, drawn, x, member, lists, end, source, hot, k, p, least, mass, edge, top, key, V: tl.constexpr,
     LANES: tl.constexpr, SIZE: tl.constexpr, HELD: tl.constexpr, QUADS: tl.constexpr, NATIVE: tl.constexpr,
 ):  # fmt: skip
-    """Draw until the token is one of those kept; the first is `token`, if it is `drawn` already."""
+    """Draw until the token is one of those kept, none below `least`; the first is `token`, if it is `drawn` already."""
     more = True
     left = tl.full((), NOWHERE, tl.int32)
     while more:
@@ -233,17 +235,19 @@ def _again(  # type: ignore[no-untyped-def]
             token = _draw(x, member, lists, end, source, hot, edge, key, V, LANES, SIZE, HELD, QUADS, NATIVE)
         drawn = False
         # Should this token not be one of those kept, only those above it can be.
-        edge = tl.maximum(edge, order_of(scaled_by(logits_at(source + token, token < V), hot)) + 1)
+        own = order_of(scaled_by(logits_at(source + token, token < V), hot))
+        edge = tl.maximum(edge, tl.maximum(own + 1, least))
         above, held = _tally(x, member, lists, end, source, hot, edge, top, V, LANES, SIZE, HELD, QUADS)
         # Each draw leaves fewer above it, so there are at most V.
-        more = (above > 0) & (above < left) & (((k > 0) & (above >= k)) | ((p < 1) & (held >= p * mass)))
+        rejected = (own < least) | ((k > 0) & (above >= k)) | ((p < 1) & (held >= p * mass))
+        more = (above > 0) & (above < left) & rejected
         left = above
     return token
 
 
 @triton.jit
 def _filtered(  # type: ignore[no-untyped-def]
-    token, logits, maxima, lists, peaks, masses, row, hot, k, p, small, key,
+    token, logits, maxima, lists, peaks, masses, row, hot, k, p, floor, small, key,
     V: tl.constexpr, CHUNKS: tl.constexpr, PADDED: tl.constexpr, LANES: tl.constexpr, SIZE: tl.constexpr,
     HELD: tl.constexpr, QUADS: tl.constexpr, NATIVE: tl.constexpr,
 ):  # fmt: skip
@@ -256,6 +260,8 @@ def _filtered(  # type: ignore[no-untyped-def]
     most = tl.where(there, most, LOWEST - 1)  # in no list, whatever its edge
     ceiling = tl.max(most, 0) + 1
     top = float_of(ceiling - 1)
+    least = tl.minimum(order_of(top + tl.log(tl.minimum(floor, 1.0))), ceiling - 1)
+    least = tl.where(floor > 0, least, LOWEST)
     lists += groups
     mass = tl.full((), 0.0, tl.float32)
     if k == 0:
@@ -268,7 +274,7 @@ def _filtered(  # type: ignore[no-untyped-def]
     if cuts:
         edge = _floor(most, k, ceiling, HELD // (SIZE // 4))
     else:
-        edge = order_of(scaled_by(logits_at(source + token, token < V), hot)) + 1
+        edge = tl.maximum(order_of(scaled_by(logits_at(source + token, token < V), hot)) + 1, least)
     end = _list(most, edge, lists) * (SIZE // 4)
     # The first parts stay in registers; what lies behind them is read anew each time.
     x, member = _block(lists, 0, end, source, hot, V, LANES, SIZE, HELD)
@@ -276,7 +282,7 @@ def _filtered(  # type: ignore[no-untyped-def]
         edge = _kth(x, lists, end, source, hot, k, edge, ceiling, V, LANES, SIZE, HELD, QUADS)
         _, mass = _tally(x, member, lists, end, source, hot, edge, top, V, LANES, SIZE, HELD, QUADS)
     return _again(
-        token, small == 0, x, member, lists, end, source, hot, k, p, mass, edge, top, key,
+        token, small == 0, x, member, lists, end, source, hot, k, p, least, mass, tl.maximum(edge, least), top, key,
         V, LANES, SIZE, HELD, QUADS, NATIVE,
     )  # fmt: skip
 
@@ -287,6 +293,7 @@ def choose(  # type: ignore[no-untyped-def]
     temperature,
     top_k,
     top_p,
+    min_p,
     seed,
     position,
     best,
@@ -314,7 +321,7 @@ def choose(  # type: ignore[no-untyped-def]
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
     row = tl.program_id(0)
-    hot, k, p, filters, small = filters_of(temperature, top_k, top_p, row, V)
+    hot, k, p, floor, filters, small = filters_of(temperature, top_k, top_p, min_p, row, V)
     key = noise_key(seed, position, row)
     token = tl.full((), V - 1, tl.int32)
     if small == 0:
@@ -325,7 +332,7 @@ def choose(  # type: ignore[no-untyped-def]
         token = tl.minimum(first, V - 1)
     if filters:
         token = _filtered(
-            token, logits, maxima, lists, peaks, masses, row, hot, k, p, small, key,
+            token, logits, maxima, lists, peaks, masses, row, hot, k, p, floor, small, key,
             V, CHUNKS, PADDED, LANES, SIZE, HELD, QUADS, NATIVE,
         )  # fmt: skip
     tl.store(out + row, token)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
 from typing import Any
 
 import torch
@@ -60,7 +61,7 @@ def streams() -> Iterator[Case]:
 
 
 WIDE = 9001  # a vocabulary beyond what a row's program holds in registers
-SAMPLED = ("f32", "i32", "f32", "i32", "i32")  # temperature, top_k, top_p, seed, position
+SAMPLED = ("f32", "i32", "f32", "f32", "i32", "i32")  # temperature, top_k, top_p, min_p, seed, position
 
 
 def samples() -> Iterator[Case]:
@@ -166,7 +167,7 @@ def writes(layout: SlotLayout, generator: torch.Generator) -> torch.Tensor:
 
 def sampling(inputs: Sequence[Any], generator: torch.Generator) -> list[list[Any]]:
     """Rows of every kind, peaked and flat, with ties and with tokens that are forbidden."""
-    logits, temperature, top_k, top_p, seed, position = inputs
+    logits, temperature, top_k, top_p, min_p, seed, position = inputs
     rows, vocabulary = logits.shape
     row = torch.arange(rows, device=logits.device)
     mixed = [
@@ -174,6 +175,7 @@ def sampling(inputs: Sequence[Any], generator: torch.Generator) -> list[list[Any
         torch.where(row % 4 == 0, 0.0, 0.3 + 0.25 * (row % 7)),
         torch.tensor([0, 7, 1, 50, vocabulary, -1], device=logits.device, dtype=torch.int32)[(row + 5) % 6],
         torch.tensor([1.0, 0.9, 0.3, 0.999, 1.0], device=logits.device)[row % 5],
+        torch.tensor([0.05, 0.0, 0.0, 0.3, 0.0, 0.9, 0.01], device=logits.device)[row % 7],
         seed,
         position,
     ]
@@ -181,22 +183,33 @@ def sampling(inputs: Sequence[Any], generator: torch.Generator) -> list[list[Any
     coarse[:, 1::5] = -torch.inf
     flat = logits.float() * 1e-3
     tied = [coarse.to(logits.dtype), *mixed[1:]]
-    free = [temperature * 2, top_k * 0, top_p * 0 + 1.0, -seed - 1, position]
+    free = [temperature * 2, top_k * 0, top_p * 0 + 1.0, min_p, -seed - 1, position]
     spread = [flat.to(logits.dtype), *mixed[1:]]
     if vocabulary == WIDE:  # in flat rows; what peaked ones keep fits, and is met with elsewhere
-        return [spread, [logits, *free], *extremes(inputs), *broken(inputs)]
+        return [spread, [logits, *free], *extremes(inputs), *floors(spread[0], inputs), *broken(inputs)]
     if vocabulary >= 1000:  # so few tokens, nearly equal, that one too many would show: drawn itself, or in the mass
         few = (
-            [spread[0], temperature + 1, ((row + i) % 5 + 1).int(), p, seed * (i + 1), position]
+            [spread[0], temperature + 1, ((row + i) % 5 + 1).int(), p, min_p, seed * (i + 1), position]
             for i, p in enumerate((free[2], free[2] * 0.45, free[2] * 0.45, free[2] * 0.7, free[2] * 0.25))
         )
-        return [mixed, tied, [logits, *free], *few]
+        return [mixed, tied, [logits, *free], *few, *floors(spread[0], inputs)]
     return [mixed, tied, [logits, *free], spread, *broken(inputs)]
+
+
+def floors(flat: torch.Tensor, inputs: Sequence[Any]) -> list[list[Any]]:
+    """min_p alone and behind other filters, over nearly equal logits, of which it keeps one, few or most."""
+    _, temperature, top_k, top_p, _, seed, position = inputs
+    row = torch.arange(len(seed), device=flat.device)
+    spans = torch.tensor([1e-4, 5e-4, 1e-3, 3e-3], device=flat.device)  # of logits, below the largest
+    return [
+        [flat, temperature + 1, top_k * 0 + k, top_p * 0 + p, (-spans[(row + i) % 4] / 1.7).exp(), seed + i, position]
+        for i, (k, p) in enumerate(((0, 1.0), (0, 1.0), (3, 1.0), (0, 0.01), (400, 1.0), (400, 0.5)))
+    ]
 
 
 def broken(inputs: Sequence[Any]) -> list[list[Any]]:
     """Rows with logits that are no numbers: some, all (each bit set but the sign's), all but one, and infinities."""
-    logits, _, _, _, seed, position = inputs
+    logits, _, _, _, min_p, seed, position = inputs
     rows, vocabulary = logits.shape
     token, row = (torch.arange(n, device=logits.device) for n in (vocabulary, rows))
     bits = torch.int32 if logits.element_size() == 4 else torch.int16
@@ -211,7 +224,7 @@ def broken(inputs: Sequence[Any]) -> list[list[Any]]:
     counts = torch.tensor([1, 5, 300, 0], device=logits.device, dtype=torch.int32)
     hot = torch.full((rows,), 0.9, device=logits.device)
     return [
-        [x, hot * t, counts[(row + i) % 4], torch.full_like(hot, p), seed, position]
+        [x, hot * t, counts[(row + i) % 4], torch.full_like(hot, p), min_p + 0.4 * (i % 2), seed, position]
         for x, t, i, p in (
             (nothing, 1, 0, 0.9), (nothing, 1, 3, 1.0), (nothing, 0, 0, 1.0), (some, 0, 0, 1.0), (some, 1, 0, 0.9),
             (some, 1, 1, 1.0), (some, 1, 2, 0.5), (some, 1, 3, 0.9),
@@ -221,24 +234,25 @@ def broken(inputs: Sequence[Any]) -> list[list[Any]]:
 
 def extremes(inputs: Sequence[Any]) -> list[list[Any]]:
     """Rows that mislead a search: all equal, sorted, few tokens allowed, one far above all; cuts small and large."""
-    logits, _, _, _, seed, position = inputs
+    logits, _, _, _, _, seed, position = inputs
     rows, vocabulary = logits.shape
     token = torch.arange(vocabulary, device=logits.device)
     hot = torch.full((rows,), 0.9, device=logits.device)
     ordered = logits.float().sort(-1, descending=True).values
     kinds = [
-        (torch.ones_like(ordered), (200, 1, 0), (1.0, 0.5, 0.001)),
-        (ordered, (200, 64, 300), (0.7, 1.0, 0.95)),
-        (ordered / 4, (1000, 0, 100), (0.9, 1e-5, 1.0)),
-        (torch.where(token % 4001 == 7, ordered, -torch.inf), (2, 0, 50), (0.9, 0.9, 0.5)),
-        (torch.where(token == vocabulary // 2, 6e4, ordered), (50, 0, 5000), (0.9, 0.9999, 1.0)),
+        (torch.ones_like(ordered), (200, 1, 0), (1.0, 0.5, 0.001), (1.0, 0.0, 0.5)),
+        (ordered, (200, 64, 300), (0.7, 1.0, 0.95), (0.0, 0.2, 0.0)),
+        (ordered / 4, (1000, 0, 100), (0.9, 1e-5, 1.0), (0.1, 0.0, 0.9)),
+        (torch.where(token % 4001 == 7, ordered, -torch.inf), (2, 0, 50), (0.9, 0.9, 0.5), (0.0, 1e-30, 0.5)),
+        (torch.where(token == vocabulary // 2, 6e4, ordered), (50, 0, 5000), (0.9, 0.9999, 1.0), (0.0, 0.1, 1e-40)),
     ]
 
     def vector(values: Sequence[float], dtype: torch.dtype) -> torch.Tensor:
         return torch.tensor([values[i % len(values)] for i in range(rows)], device=logits.device, dtype=dtype)
 
     return [
-        [x.to(logits.dtype), hot, vector(k, torch.int32), vector(p, torch.float32), seed, position] for x, k, p in kinds
+        [x.to(logits.dtype), hot, vector(k, torch.int32), *(vector(p, torch.float32) for p in ps), seed, position]
+        for x, k, *ps in kinds
     ]
 
 
@@ -254,16 +268,19 @@ def agree(site: Site, inputs: Sequence[Any], want: Sequence[Any], got: Sequence[
     return "; ".join(problems)
 
 
-def plausible(logits: Any, temperature: Any, top_k: Any, top_p: Any, seed: Any, position: Any, token: int) -> bool:
+def plausible(
+    logits: Any, temperature: Any, top_k: Any, top_p: Any, min_p: Any, seed: Any, position: Any, token: int
+) -> bool:
     """Whether a cut moved by rounding, or a score that is as good up to rounding, explains the token."""
     if float(temperature) <= 0:
         return False
-    for p in (top_p, top_p * (1 - 1e-5), top_p * (1 + 1e-5)):
-        if int(get("sample").reference(logits, temperature, top_k, p, seed, position)) == token:
+    sample = get("sample").reference
+    for p, least in product(*([x, x * (1 - 1e-5), x * (1 + 1e-5)] for x in (top_p, min_p))):
+        best = int(sample(logits, temperature, top_k, p, least, seed, position))
+        if best == token:
             return True
         scaled = logits.double() / temperature
         scores = scaled - (-uniform(seed, position, logits.shape[1]).double().log()).log()
-        best = get("sample").reference(logits, temperature, top_k, p, seed, position)
-        if scaled[0, token] >= scaled[0, int(best)] and abs(float(scores[0, token] - scores[0, int(best)])) < 1e-5:
+        if scaled[0, token] >= scaled[0, best] and abs(float(scores[0, token] - scores[0, best])) < 1e-5:
             return True
     return False

@@ -1,0 +1,1 @@
+"""Penalties, biases and bans on logits."""

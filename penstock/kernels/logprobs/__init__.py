@@ -1,0 +1,1 @@
+"""Log-probabilities of the best tokens and of the chosen one."""
