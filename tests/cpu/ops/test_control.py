@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -137,7 +138,8 @@ def test_what_adjusts_says_so(asked: Controls, adjusts: bool) -> None:
     )
 )  # fmt: skip
 def test_numbers_are_read_as_they_were_written(asked: Controls) -> None:
-    assert Controls.read([*asked.numbers, 7, 7]) == asked
+    want = replace(asked, bad_words=tuple(sorted(asked.bad_words, key=len)))
+    assert Controls.read([*asked.numbers, 7, 7]) == want
 
 
 def scored(
