@@ -55,7 +55,7 @@ class Controls:
         """As a slot has them, without the unused ones at the end."""
         penalties = map(_bits, (self.repetition_penalty, self.presence_penalty, self.frequency_penalty))
         bias = [x for token, value in self.bias for x in (token, _bits(value))]
-        bad = [x for word in self.bad_words for x in (len(word), *word)]
+        bad = [x for word in sorted(self.bad_words, key=len) for x in (len(word), *word)]  # kernels take a size at once
         return [
             *(self.prompt_length, self.least_length, *penalties, self.no_repeat_ngram_size),
             *(len(self.ends), len(self.bias), len(bad), int(self.adjusts), self.num_logprobs, int(self.by_adjusted)),
@@ -64,7 +64,7 @@ class Controls:
 
     @classmethod
     def read(cls, numbers: Sequence[int]) -> Controls:
-        """The inverse of `numbers`; what lies behind them does not matter."""
+        """The inverse of `numbers`, but for the order of bad words; what lies behind them does not matter."""
         given = dict(zip(NUMBERS, numbers[: len(NUMBERS)], strict=True))
         bias_at = LISTS + given["num_ends"]
         bad_at = bias_at + 2 * given["num_bias"]

@@ -44,7 +44,7 @@ class SlicedAdjust(Tactic):
         return unfit(site, device, (0,))
 
     def tunables(self, site: Site, sizes: Sizes, device: Device) -> tuple[Config, ...]:
-        return tuple({"slice": s, "warps": w} for s, w in ((4096, 8), (2048, 8), (2048, 4), (8192, 8), (1024, 4)))
+        return tuple({"slice": s, "warps": w} for s, w in ((4096, 8), (2048, 8), (2048, 4)))
 
     def plan(self, site: Site, sizes: Sizes, device: Device, config: Config) -> Draft:
         vocabulary, rows = gpu.width(site.inputs[0]), gpu.rows(site.inputs[0], sizes)

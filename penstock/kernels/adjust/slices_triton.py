@@ -27,12 +27,12 @@ def _mark(marks, token, mark, mine):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _is_gram(history, at, mine, length, size):  # type: ignore[no-untyped-def]
-    """Which of the places `at` end an n-gram of `size` whose other tokens are the history's last."""
-    same = mine & (at >= size - 1)
+def _completes(numbers, at, mine, size, history, length):  # type: ignore[no-untyped-def]
+    """Which of the places `at` of some numbers have size - 1 others before them that are the history's last."""
+    same = mine & (size <= length + 1)
     back = 1
     while (back < size) & (tl.max(same.to(tl.int32), 0) > 0):
-        same = same & (tl.load(history + at - back, mask=same, other=-1) == tl.load(history + length - back))
+        same = same & (tl.load(numbers + at - back, mask=same, other=-1) == tl.load(history + length - back))
         back += 1
     return same
 
@@ -48,23 +48,24 @@ def _mark_history(  # type: ignore[no-untyped-def]
         _mark(marks, token, SEEN, mine & (at < prompt))
         tl.atomic_add(marks + token, 1, mask=mine & (at >= prompt), sem="relaxed")
         if size > 0:
-            _mark(marks, token, BANNED, _is_gram(history, at, mine, length, size))
+            _mark(marks, token, BANNED, _completes(history, at, mine & (at >= size - 1), size, history, length))
 
 
 @triton.jit
-def _mark_words(marks, words, count, history, length, start, end):  # type: ignore[no-untyped-def]
-    """The last tokens of bad words whose others are the history's last."""
-    word = 0
-    while word < count:
-        size = tl.load(words + word)
-        last = tl.load(words + word + size)
-        same = _within(last, start, end) & (size <= length + 1)
-        back = 1
-        while same & (back < size):
-            same = tl.load(words + word + size - back) == tl.load(history + length - back)
-            back += 1
-        _mark(marks, last, BANNED, same)
-        word += 1 + size
+def _mark_words(  # type: ignore[no-untyped-def]
+    marks, words, count, history, length, start, end, BLOCK: tl.constexpr
+):
+    """The last tokens of bad words whose others are the history's last: at once as many as follow in one size."""
+    first, number = 0, tl.arange(0, BLOCK)
+    while first < count:
+        size = tl.load(words + first)
+        word = first + number * (size + 1)
+        other = tl.load(words + word, mask=word < count, other=0)
+        alike = tl.min(tl.where(other == size, BLOCK, number), 0)  # what lies behind another size is no word's start
+        last = tl.load(words + word + size, mask=number < alike, other=-1)
+        mine = _within(last, start, end)
+        _mark(marks, last, BANNED, _completes(words, word + size, mine, size, history, length))
+        first += alike * (size + 1)
 
 
 @triton.jit
@@ -121,7 +122,7 @@ def _adjusted(  # type: ignore[no-untyped-def]
     size = tl.load(asked + 5)
     if (size > 0) | (_real(asked + 2) != 1.0) | (_real(asked + 3) != 0.0) | (_real(asked + 4) != 0.0):
         _mark_history(marks, history, length, tl.load(asked), size, start, end, BLOCK)
-    _mark_words(marks, bias + 2 * num_bias, tl.load(asked + 8), history, length, start, end)
+    _mark_words(marks, bias + 2 * num_bias, tl.load(asked + 8), history, length, start, end, BLOCK)
     if length < tl.load(asked + 1):
         _mark_ends(marks, ends, num_ends, start, end, BLOCK)
     tl.debug_barrier()

@@ -8,6 +8,7 @@ from penstock.ir.ops.control import MOST_LOGPROBS
 from penstock.kernels import gpu
 from penstock.kernels.adjust.slices import places, unfit
 from penstock.kernels.prepare.step import slot_layout
+from penstock.kernels.sample.split import group_size
 from penstock.kernels.tactic import (
     Config,
     Draft,
@@ -21,11 +22,11 @@ from penstock.kernels.tactic import (
 )
 
 SOURCE = "penstock.kernels.logprobs.chunks_triton"
-HELD = 2048  # candidates of a row for each four warps that merge them
+GROUPS = 16384  # of a row, whose keys a program holds in registers
 
 
 class ChunkedLogprobs(Tactic):
-    """Rows that ask nothing end at once; of the others each chunk finds as many of its best as the row asks for."""
+    """Rows that ask nothing end at once; the first launch does the same for any number of best tokens."""
 
     op = "logprobs"
     name = "chunks"
@@ -34,28 +35,24 @@ class ChunkedLogprobs(Tactic):
         return unfit(site, device, (0, 1))
 
     def tunables(self, site: Site, sizes: Sizes, device: Device) -> tuple[Config, ...]:
-        return tuple({"chunk": c, "warps": w} for c, w in ((2048, 4), (4096, 8), (4096, 4), (8192, 8)))
+        return tuple({"survey": s, "warps": w} for s, w in ((4, 16), (4, 8), (8, 16)))
 
     def plan(self, site: Site, sizes: Sizes, device: Device, config: Config) -> Draft:
         vocabulary, rows = gpu.width(site.inputs[0]), gpu.rows(site.inputs[0], sizes)
-        chunks = cdiv(vocabulary, config["chunk"])
-        few, many = 4 * rows * chunks, 4 * rows * chunks * MOST_LOGPROBS
-        offsets, total = gpu.layout(few, few, many, many)
-        padded = next_power_of_2(chunks)
-        partial = (("peaks", "*fp32"), ("masses", "*fp32"), ("values", "*fp32"), ("ids", "*i32"))
+        lanes, size = 32 * config["survey"], group_size(vocabulary, GROUPS)
+        chunks = cdiv(vocabulary, lanes * size)
+        offsets, total = gpu.layout(*[4 * rows * chunks] * 2, 8 * rows * chunks * lanes)
         names = ("logits", "adjusted", "sampled", "slots", "logit_slots", "sample_position")
         given = tuple(zip(names, map(gpu.pointer, site.inputs), strict=True))
+        partial = (("peaks", "*fp32"), ("masses", "*fp32"), ("keys", "*i64"))
         results = (("top_ids", "*i32"), ("top_values", "*fp32"), ("chosen", "*fp32"))
-        shape = (("V", vocabulary), *places(slot_layout(site)), ("MOST", MOST_LOGPROBS), gpu.pdl(device))
-        survey = TritonKernel(
-            f"{SOURCE}:survey", (*given, *partial), (*shape, ("CHUNK", config["chunk"])), config["warps"]
+        shape = (
+            *(("V", vocabulary), *places(slot_layout(site))),
+            *(("LANES", lanes), ("SIZE", size), ("MOST", MOST_LOGPROBS), gpu.pdl(device)),
         )
-        merge = TritonKernel(
-            f"{SOURCE}:merge",
-            (*given, *partial, *results),
-            (*shape, ("CHUNKS", chunks), ("PADDED", padded)),
-            min(16, 4 * max(1, padded * MOST_LOGPROBS // HELD)),
-        )
+        whole = (("CHUNKS", chunks), ("PADDED", next_power_of_2(chunks)))
+        survey = TritonKernel(f"{SOURCE}:survey", (*given, *partial), shape, config["survey"])
+        merge = TritonKernel(f"{SOURCE}:merge", (*given, *partial, *results), (*shape, *whole), config["warps"])
         args = (*inputs(*range(len(names))), *gpu.workspace(*offsets))
         uses = (KernelUse(survey, (chunks, rows, 1), args), KernelUse(merge, (rows, 1, 1), (*args, *outputs(0, 1, 2))))
         return Draft(uses, total)

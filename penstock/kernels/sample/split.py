@@ -46,7 +46,7 @@ class SplitSample(Tactic):
 
     def plan(self, site: Site, sizes: Sizes, device: Device, config: Config) -> Draft:
         vocabulary, rows = gpu.width(site.inputs[0]), gpu.rows(site.inputs[0], sizes)
-        lanes, size = 32 * config["survey"], _group(vocabulary)
+        lanes, size = 32 * config["survey"], group_size(vocabulary)
         chunks = cdiv(vocabulary, lanes * size)
         places, total = _places(rows, chunks, lanes)
         types = {name: gpu.pointer(t) for name, t in zip(LOGITS, site.inputs, strict=True)} | PARTIAL | {"out": "*i32"}
@@ -71,9 +71,9 @@ class SplitSample(Tactic):
 Constants = tuple[tuple[str, int | bool], ...]
 
 
-def _group(vocabulary: int) -> int:
-    """Tokens in a group."""
-    return max(GROUP, next_power_of_2(cdiv(vocabulary, GROUPS)))
+def group_size(vocabulary: int, groups: int = GROUPS) -> int:
+    """Tokens in a group, of which a row has at most so many."""
+    return max(GROUP, next_power_of_2(cdiv(vocabulary, groups)))
 
 
 def _places(rows: int, chunks: int, lanes: int) -> tuple[Mapping[str, Arg], int]:

@@ -218,6 +218,16 @@ def test_errors_are_by_row_and_found_in_every_slice(monkeypatch: pytest.MonkeyPa
     assert row_error(torch.zeros(0, 4), torch.zeros(0, 4)) == 0.0 == row_error(torch.zeros(3, 0), torch.zeros(3, 0))
 
 
+def test_infinities_have_to_agree_and_hide_no_other_fault() -> None:
+    want = torch.tensor([[2.0, -torch.inf, 1.0], [-torch.inf] * 3])
+    assert row_error(want.clone(), want) == 0.0
+    for column, wrong, least in ((2, 1.5, 0.25), (1, 0.0, 1e30), (1, torch.inf, 1e30), (0, -torch.inf, 1e30)):
+        got = want.clone()
+        got[0, column] = wrong
+        assert row_error(got, want) >= least
+    assert row_error(torch.zeros(2, 3), want) > 1e30
+
+
 # --- on a GPU, but for the graph ------------------------------------------------------------------------------------
 
 
