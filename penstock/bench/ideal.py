@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from penstock.bench.requests import Asked
 from penstock.bench.roofs import AttentionCost
@@ -26,33 +27,63 @@ class Ideal:
 def ideal(engine: Engine, roof: Roof, requests: Sequence[Asked], batch: int, reuse: bool) -> Ideal:
     """Requests are served in order, at most `batch` at once. A prompt's tokens, less those that `reuse` finds, cost
     their operations, in steps that read no weights of their own; then every step gives each running request a token.
+    A prefix that was found is read once a step, whoever shares it.
     """
-    work, attention = engine.work, AttentionCost(engine)
-    block = engine.profile.block_size
-    running: list[tuple[int, int]] = []  # (step at which it ends, tokens it then has)
-    waiting, step, context = list(reversed(requests)), 0, 0
-    serial = overlapped = 0.0
-    while waiting or running:
-        while waiting and len(running) < batch:
-            each = waiting.pop()
-            found = min(each.shared, len(each.prompt) - 1) // block * block if reuse else 0
-            new = len(each.prompt) - found
-            operations = new * work["flops_per_token"] + work["flops_per_logit"] + attention.flops(new, found)
-            serial += operations / roof.flops_per_s
-            overlapped += operations / roof.flops_per_s
-            if each.new > 1:
-                heapq.heappush(running, (step + each.new - 1, len(each.prompt) + each.new - 1))
-                context += len(each.prompt)
-        if not running:
-            continue
-        rows = len(running)
-        context += rows
+    model, waiting = _Model(engine, roof, reuse), list(reversed(requests))
+    while waiting or model.running:
+        while waiting and len(model.running) < batch:
+            model.admit(waiting.pop())
+        if model.running:
+            model.step()
+    return Ideal(model.serial, model.overlapped)
+
+
+class _Row(NamedTuple):
+    """The step at which it ends, the tokens it then has, and those of them that another has too."""
+
+    end: int
+    tokens: int
+    found: int
+
+
+@dataclass
+class _Model:
+    engine: Engine
+    roof: Roof
+    reuse: bool
+    running: list[_Row] = field(default_factory=list)  # a heap
+    serial: float = 0.0
+    overlapped: float = 0.0
+    _steps: int = 0
+    _context: int = 0  # tokens of all running
+
+    def __post_init__(self) -> None:
+        self._attention, self._work = AttentionCost(self.engine), self.engine.work
+
+    def admit(self, each: Asked) -> None:
+        """Its prompt, and with that its first token."""
+        block, length = self.engine.profile.block_size, len(each.prompt)
+        found = min(each.shared, length - 1) // block * block if self.reuse else 0
+        operations = (length - found) * self._work["flops_per_token"] + self._work["flops_per_logit"]
+        seconds = (operations + self._attention.flops(length - found, found)) / self.roof.flops_per_s
+        self.serial, self.overlapped = self.serial + seconds, self.overlapped + seconds
+        if each.new > 1:
+            heapq.heappush(self.running, _Row(self._steps + each.new - 1, length + each.new - 1, found))
+            self._context += length
+
+    def step(self) -> None:
+        rows, work = len(self.running), self._work
+        self._context += rows
         products = rows * (work["flops_per_token"] + work["flops_per_logit"])
-        read = context * work["kv_bytes_per_token"]
-        scores = rows * attention.flops(1, context // rows)
-        serial += roof.seconds(work["weight_bytes"], products) + roof.seconds(read, scores)
-        overlapped += roof.seconds(work["weight_bytes"] + read, products + scores)
-        step += 1
-        while running and running[0][0] == step:
-            context -= heapq.heappop(running)[1]
-    return Ideal(serial, overlapped)
+        read = (self._context - self._read_already()) * work["kv_bytes_per_token"]
+        scores = rows * self._attention.flops(1, self._context // rows)
+        self.serial += self.roof.seconds(work["weight_bytes"], products) + self.roof.seconds(read, scores)
+        self.overlapped += self.roof.seconds(work["weight_bytes"] + read, products + scores)
+        self._steps += 1
+        while self.running and self.running[0].end == self._steps:
+            self._context -= heapq.heappop(self.running).tokens
+
+    def _read_already(self) -> int:
+        """Tokens that several share, but for the first that reads them: who computed them, or one who found them."""
+        found = [row.found for row in self.running]
+        return sum(found) - (max(found) if all(found) else 0)

@@ -19,9 +19,9 @@ HEAD = (
     "inter-token P50/P99 (ms)", "latency mean (s)", "GPU busy", "host (us)", "rows", "reused", "preempted", "waste",
 )  # fmt: skip
 LEGEND = (
-    "roof: products and attention in turn, each at the rate that bounds it, all requests there at the start. host: CPU\n"
-    "time of the executor's thread for a step, waits left out. rows: mean of the steps. waste: share of the room in held\n"
-    "KV blocks that holds no token, mean. latency: from arrival to the end."
+    "roof: products and attention in turn, each at the rate that bounds it, all requests there at the start. host:\n"
+    "CPU time of the executor's thread for a step, waits left out. rows: mean of the steps. waste: share of the room\n"
+    "in held KV blocks that holds no token, mean. latency: from arrival to the end."
 )
 
 
