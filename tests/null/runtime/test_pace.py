@@ -105,7 +105,7 @@ def test_a_step_that_takes_just_the_target_is_within_it() -> None:
 
 
 def test_logits_of_many_rows_take_their_part() -> None:
-    """Up to 8 rows give logits for nothing, the next bucket of them takes as long as 200 tokens; a prompt's end is one."""
+    """Up to 8 give logits for nothing, 9 to 64 take as long as 200 tokens; a prompt that ends is one of them."""
     here = Pace(engine(), (100 + 4 * 480) / 1e6 * 1.0001, timings(lambda t: 25.0 + t, lambda n: 800.0 * (n > 8)))
     assert 7 + here.budget(7) == 480 and 8 + here.budget(8) == 256
 
