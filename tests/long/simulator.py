@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter, deque
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from penstock.errors import QueueFullError
@@ -50,13 +50,13 @@ class Setting:
 
     @staticmethod
     def drawn(draw: random.Random) -> Setting:
-        slots, block_size, length = draw.randint(4, 16), draw.choice((4, 8, 16)), 192
+        slots, block_size, length = draw.randint(2, 16), draw.choice((4, 8, 16)), 256
         whole = slots * -(-length // block_size)
         return Setting(
             slots, draw.randint(0, 64), 1 + max(length // block_size, int(whole * draw.choice((0.12, 0.2, 0.4, 1.0)))),
             block_size, length, draw.randint(1, 3), draw.random() < 0.75, draw.choice((None, None, 1, 16)),
             draw.choice((0.5, 0.9, 1.0, 1.5)), draw.choice((1.0, 3.0, 12.0)), draw.choice((12.0, 40.0)),
-            draw.choice((24.0, 48.0)), draw.randint(8, 48), 0.1, draw.choice((0.0, 1e-4, 1e-3)),
+            draw.choice((24.0, 48.0, 96.0)), draw.randint(8, 48), 0.1, draw.choice((0.0, 1e-4, 1e-3)),
         )  # fmt: skip
 
 
@@ -76,7 +76,7 @@ class Found:
     ends: Counter[str] = field(default_factory=Counter)
 
     def facts(self) -> dict[str, Any]:
-        return asdict(self)
+        return {**vars(self), "ends": dict(self.ends)}
 
 
 class Simulation:

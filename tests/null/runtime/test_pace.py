@@ -99,6 +99,17 @@ def test_the_largest_bucket_within_the_target_is_filled() -> None:
     assert pace(1.0).budget(32) == 2048 - 32
 
 
+def test_a_step_that_takes_just_the_target_is_within_it() -> None:
+    exact = pace(1.0)._clock.seconds(480, 33)
+    assert pace(exact).budget(32) == 480 - 32
+
+
+def test_logits_of_many_rows_take_their_part() -> None:
+    """Up to 8 give logits for nothing, 9 to 64 take as long as 200 tokens; a prompt that ends is one of them."""
+    here = Pace(engine(), (100 + 4 * 480) / 1e6 * 1.0001, timings(lambda t: 25.0 + t, lambda n: 800.0 * (n > 8)))
+    assert 7 + here.budget(7) == 480 and 8 + here.budget(8) == 256
+
+
 def test_a_step_of_one_token_more_runs_as_the_next_bucket() -> None:
     """With 33 decoding the step runs as 64 tokens: 31 of a prompt cost nothing. With 32 any costs 32."""
     fits_64 = (100 + 4 * 64 + 5) / 1e6 * 1.0001
@@ -175,6 +186,13 @@ def test_without_timings_nothing_is_known_before_a_step_has_run(device: Device) 
     assert here.budget(8) == LEAST_CHUNK, "prompts have not been seen yet"
     here.observe(24, 9, 0.02)
     assert here.budget(8) == (48 if device is CPU else 32) - 8, "no more than twice what was seen"
+
+
+def test_where_prompts_seem_to_cost_nothing_a_token_still_costs_a_little() -> None:
+    here = Pace(engine(CPU), 0.49)
+    here.observe(8, 8, 1.0)
+    here.observe(40, 9, 0.5)
+    assert here.budget(8) == 27 - 8, "12.8 tokens fewer are taken to save 0.01 s"
 
 
 @pytest.mark.parametrize("timed", [True, False])
