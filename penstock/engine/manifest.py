@@ -17,7 +17,7 @@ from penstock.errors import EngineCorruptError, EngineSchemaError, ModelError
 from penstock.ir.graph import Graph, Node, Type
 from penstock.ir.text import graph_from_json, graph_to_json, parse_type
 
-SCHEMA = 4
+SCHEMA = 5
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from penstock.engine.profile import Profile
-from penstock.engine.program import Phase, Program, Site, bucket_name
+from penstock.engine.program import PLAIN, Phase, Program, Site, bucket_name
 from penstock.engine.timings import Timings
-
-NOT_PLAIN = ("controlled",)  # phases that stand in for others in some steps
-
 
 @dataclass(frozen=True)
 class StepTime:
@@ -27,7 +24,7 @@ class StepTime:
     @staticmethod
     def of(program: Program, profile: Profile, timings: Timings) -> StepTime | None:
         """The sum over the nodes of a plain step's phases; None where nothing was timed by size, as on a CPU."""
-        chosen = [phase for name, phase in program.phases.items() if name not in NOT_PLAIN]
+        chosen = [program.phases[name] for name in PLAIN]
         largest = profile.token_buckets[-1]
         tokens = {
             size: sum(_of(chosen, program, profile, timings, size, profile.logit_buckets(size)[-1], "T"))

@@ -200,7 +200,7 @@ class Executor:
         """Tell the pace what the step took: from its launch, or from the end of the step before."""
         if self._pace is not None:
             now = time.monotonic()
-            self._pace.observe(plan.num_tokens, plan.num_logits, now - max(launched, self._read_at))
+            self._pace.observe(plan.num_tokens, plan.num_rows, now - max(launched, self._read_at))
             self._read_at = now
 
     def _retire(self, plan: StepPlan, ticket: Ticket, launched: float) -> None:
