@@ -162,9 +162,10 @@ class SchedulerMachine(RuleBasedStateMachine):
     def check_service(self, plan: StepPlan) -> None:
         """Rows go on where they were, the budget holds, and prompts take what is left of it."""
         assert plan.num_tokens <= self.limits.max_num_tokens and len(plan.rows) <= self.limits.max_batch_size
-        prompts = [c for c in plan.chunks if not (c.request.lockstep and c.request.output and c.num_tokens == 1)]
-        if len(plan.rows) > len(prompts) and self.share is not None:
-            assert sum(chunk.num_tokens for chunk in prompts) <= max(1, self.share)
+        steady = [c for c in plan.chunks if c.request.lockstep and c.request.output and c.samples and c.num_tokens == 1]
+        entered = {admission.slot for admission in plan.admitted}
+        if (plan.decoders.requests or {c.slot for c in steady} - entered) and self.share is not None:
+            assert sum(chunk.num_tokens for chunk in plan.chunks if chunk not in steady) <= max(1, self.share)
         self.check_logits(plan)
         for row in plan.rows:
             request, truth = self.requests[row.request_id], self.truths[row.request_id]
@@ -244,7 +245,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert ended[: len(unfinished)] == unfinished and all(event.error is error for event in events)
         for event in events:
             self.hear_end(event)
-        self.device.dead.update(ended)
+        self.device.dead.update(ended, [row.request_id for row in plan.rows])  # ghosts, too
 
     @rule(steps=st.integers(1, 8))
     def run(self, steps: int) -> None:
