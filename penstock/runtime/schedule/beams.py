@@ -8,6 +8,7 @@ best `width` hypotheses are kept. The best `width` continuations that do not end
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from heapq import nsmallest
@@ -28,7 +29,7 @@ class BeamRules:
     early_stopping: bool | Literal["never"] = False
 
     def score(self, total: float, length: int) -> float:
-        return total / length**self.length_penalty
+        return total / math.pow(length, self.length_penalty)
 
 
 class Hypothesis(NamedTuple):
@@ -91,11 +92,10 @@ class BeamSearch:
         return picks
 
     def _finish(self, picks: Sequence[Pick]) -> None:
-        length = self.length + 1
-        new = [
-            Hypothesis((*self.live[p.parent][0], p.token), p.total, self.rules.score(p.total, length), p.token in self.end_ids)
-            for p in picks
-        ]  # fmt: skip
+        new = []
+        for parent, token, total in picks:
+            score = self.rules.score(total, self.length + 1)
+            new.append(Hypothesis((*self.live[parent][0], token), total, score, token in self.end_ids))
         self.finished = sorted([*self.finished, *new], key=lambda each: -each.score)[: self.rules.width]
 
     def _enough(self, best: float) -> bool:
