@@ -54,6 +54,13 @@ class BeamGroup:
         shared = self.leader.prompt_length // kv.pool.block_size
         return shared + self.rules.width * (kv.blocks_for(self.leader.max_length) - shared)
 
+    def num_spare(self, kv: KvManager) -> int:
+        """Blocks to leave it beside those of its prompt: for the first fork; all it may need once it was preempted, or
+        it would come back at once, only to be preempted again."""
+        if not self.leader.num_preemptions:
+            return self.rules.width - 1
+        return self.num_blocks(kv) - kv.blocks_for(self.leader.prompt_length)
+
     def num_copies(self, kv: KvManager) -> int:
         """Blocks that the next fork takes: later ones take no more than they free."""
         partial = self.leader.num_computed % kv.pool.block_size

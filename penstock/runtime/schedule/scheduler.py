@@ -214,7 +214,8 @@ class Scheduler:
             if len(request.members) > len(self._free_slots):
                 break
             keys = self._shareable(request)
-            fit = self.kv.fit(keys, request.goal, spare=len(self._slots) + len(request.members) - 1)
+            spare = request.group.num_spare(self.kv) if request.group else 0
+            fit = self.kv.fit(keys, request.goal, spare=len(self._slots) + spare)
             if fit is Fit.YES:
                 return self._enter(request, keys)
             if fit is Fit.NO:
