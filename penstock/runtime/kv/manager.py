@@ -30,6 +30,13 @@ class Grown(NamedTuple):
     block: int
 
 
+class Copy(NamedTuple):
+    """A block whose contents another gets, before the step that this comes with runs."""
+
+    source: int
+    target: int
+
+
 class KvManager:
     """Tables over one pool, keyed by slot."""
 
@@ -88,6 +95,23 @@ class KvManager:
         (ref,) = self.pool.allocate(1)
         table.append(ref)
         return Grown(slot, len(table) - 1, ref.block)
+
+    def fork(self, parent: int, child: int, num_tokens: int) -> Copy | None:
+        """The child's table, empty so far, becomes one of the parent's first tokens: their full blocks are shared, and
+        of the last, where it is not full, the child gets one to copy it to. The caller has asked the pool."""
+        assert not self._tables[child], f"slot {child} already holds blocks"
+        full, rest = divmod(num_tokens, self.pool.block_size)
+        shared = self._tables[parent][:full]
+        for ref in shared:
+            self.pool.hold(ref)
+        own = self.pool.allocate(1 if rest else 0)
+        self._tables[child] = [*shared, *own]
+        return Copy(self._tables[parent][full].block, own[0].block) if rest else None
+
+    def clear(self, slot: int) -> None:
+        """The slot's table becomes empty."""
+        self.free(slot)
+        self._tables[slot] = []
 
     def publish(self, slot: int, first: int, keys: Sequence[bytes]) -> tuple[BlockRef, ...]:
         """The slot's blocks from `first` on hold the tokens of these keys, once the steps planned so far have run."""

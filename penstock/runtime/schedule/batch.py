@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 from penstock.runtime.kv.blocks import BlockRef
-from penstock.runtime.kv.manager import Grown
+from penstock.runtime.kv.manager import Copy, Grown
 from penstock.runtime.schedule.request import FinishReason, Request
 
 
@@ -86,12 +86,28 @@ class Admission(NamedTuple):
     num_reused: int = 0
 
 
+class Fork(NamedTuple):
+    """A slot goes on with another beam's text: `length` tokens of it in the blocks of `table`, once `copy` is made.
+
+    `request` knows all of the text, a token more. `fresh`: the slot holds nothing of the group yet, of what an
+    admission brings neither.
+    """
+
+    slot: int
+    table: tuple[int, ...]
+    length: int
+    request: Request
+    fresh: bool
+    copy: Copy | None
+
+
 @dataclass(frozen=True)
 class StepPlan:
     """One ragged batch: decode rows first, then prompt chunks, each in order of admission.
 
     `rounds`: steps that went before with the same decoders. `grown`: blocks that their tables get with this step.
-    `published`: blocks that others may read from the next step on, since this one fills them.
+    `published`: blocks that others may read from the next step on, since this one fills them. `retabled`: slots whose
+    table is replaced, before it gets what is `grown`.
     """
 
     step_id: int
@@ -101,12 +117,13 @@ class StepPlan:
     admitted: tuple[Admission, ...] = ()
     grown: tuple[Grown, ...] = ()
     published: tuple[BlockRef, ...] = ()
+    retabled: tuple[Fork, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.chunks:
             assert self.decoders.requests and not self.admitted, "a step has rows, and who is admitted has one"
             return
-        assert len(self.slots) == self.num_rows, f"a slot has two rows: {self.rows}"
+        assert len(self._row_slots()) == self.num_rows, f"a slot has two rows: {self.rows}"
         assert min(chunk.num_tokens for chunk in self.chunks) >= 1, f"an empty row: {self.rows}"
         starts = {chunk.slot: chunk.start for chunk in self.chunks}
         for admission in self.admitted:
@@ -145,7 +162,15 @@ class StepPlan:
     @cached_property
     def slots(self) -> frozenset[int]:
         """Every slot this step reads or writes."""
+        return self._row_slots().union(fork.slot for fork in self.retabled)
+
+    def _row_slots(self) -> frozenset[int]:
         return self.decoders.slot_set.union(chunk.slot for chunk in self.chunks)
+
+    @property
+    def copies(self) -> tuple[Copy, ...]:
+        """Blocks to copy before the step; none is source and target."""
+        return tuple(fork.copy for fork in self.retabled if fork.copy)
 
     @property
     def num_rows(self) -> int:

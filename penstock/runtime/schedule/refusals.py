@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from penstock.errors import PromptError, QueueFullError
+from penstock.errors import OptionError, PromptError, QueueFullError
 from penstock.runtime.kv.manager import KvManager
 from penstock.runtime.schedule.limits import Limits
 from penstock.runtime.schedule.queue import WaitingQueue
 from penstock.runtime.schedule.request import Request
 
 
-def refuse_impossible(request: Request, kv: KvManager) -> None:
-    """PromptError if it could never run."""
+def refuse_impossible(request: Request, kv: KvManager, limits: Limits) -> None:
+    """PromptError if it could never run, OptionError if its beams are more than there are slots."""
+    width, pool = len(request.members), kv.pool
+    if width > limits.max_batch_size:
+        raise OptionError(
+            f"request {request.id!r} has beam_width={width}, the limit is max_batch_size={limits.max_batch_size}: each "
+            f"beam takes a slot; lower the first or raise the second"
+        )
     length, limit = len(request.prompt), request.max_seq_len
     if not length:
         raise PromptError(f"the prompt of request {request.id!r} is empty; give at least 1 token")
@@ -19,12 +25,13 @@ def refuse_impossible(request: Request, kv: KvManager) -> None:
             f"the prompt of request {request.id!r} has {length} tokens, the limit is {limit - 1} (max_seq_len="
             f"{limit} less 1 to generate); shorten it or raise max_seq_len"
         )
-    if not kv.fits_pool(request.max_length):
-        pool = kv.pool
+    if (kv.blocks_for(request.max_length) if request.group is None else request.group.num_blocks(kv)) > pool.num_usable:
+        beams = f", for each of {width} beams" if width > 1 else ""
+        size = pool.block_size
         raise PromptError(
             f"request {request.id!r} may become {request.max_length} tokens long ({length} of prompt and "
-            f"{request.output_limit} to generate), and the whole KV pool holds {pool.num_usable * pool.block_size} "
-            f"({pool.num_usable} blocks of {pool.block_size}); lower max_tokens, shorten the prompt, or raise "
+            f"{request.output_limit} to generate{beams}), and the whole KV pool holds {pool.num_usable * size} "
+            f"({pool.num_usable} blocks of {size}); lower max_tokens, shorten the prompt, or raise "
             f"gpu_memory_utilization or max_gpu_bytes"
         )
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from penstock.runtime.schedule.groups import BeamGroup
 
 FinishReason = Literal["stop", "length", "abort", "timeout", "error"]
 
@@ -22,9 +25,10 @@ class Request:
     The caller gives the first block of fields. `hears_all`: whether every token is news, or only the first and the end.
     `priority`: the lower, the sooner. `salt`: requests share KV only where it is the same. `controlled`: its logit rows
     need the controlled tail. `lockstep`: no step takes a token of it before the host knows its last sample. `scores`:
-    every token of its prompt gives a logit row. The second block follows from the first and is kept, because every step
-    asks for it of every request. The scheduler alone changes the third; all else is derived. The host lags the device:
-    `num_sampled` samples are launched, of which `output` are known.
+    every token of its prompt gives a logit row. `group`: whose beam it is. The second block
+    follows from the first and is kept, because every step asks for it of every request. The scheduler alone changes the
+    third; all else is derived. The host lags the device: `num_sampled` samples are launched, of which `output` are
+    known.
 
     A request that is preempted gives its slot and blocks back and waits again: `goal` tokens, its prompt and what it
     had sampled, are computed anew before it goes on. One in lockstep has a goal one token further for each sample.
@@ -43,6 +47,7 @@ class Request:
     controlled: bool = False
     lockstep: bool = False
     scores: bool = False
+    group: BeamGroup | None = None
 
     prompt_length: int = field(init=False)
     output_limit: int = field(init=False)  # tokens it may sample: `max_tokens`, or less where `max_seq_len` ends it
@@ -70,6 +75,11 @@ class Request:
         if self.finish_reason is not None:
             return Status.FINISHED
         return Status.WAITING if self.slot is None else Status.RUNNING
+
+    @property
+    def members(self) -> tuple[Request, ...]:
+        """Who comes and goes with it: the beams of its group, the first of which stands for all."""
+        return (self,) if self.group is None else self.group.beams
 
     def in_prompt(self) -> bool:
         """Whether a part of the prompt (and of what is computed anew) is in no step yet."""

@@ -12,7 +12,7 @@ is preempted: it gives up its slot and blocks and waits again, to be computed an
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import count
 
 import numpy as np
@@ -21,8 +21,10 @@ from penstock.errors import OptionError
 from penstock.runtime.kv.blocks import BlockRef
 from penstock.runtime.kv.keys import extend_keys
 from penstock.runtime.kv.manager import Fit, Grown, KvManager
-from penstock.runtime.schedule.batch import Admission, Chunk, Decoders, Event, StepPlan
+from penstock.runtime.schedule.batch import Admission, Chunk, Decoders, Event, Fork, StepPlan
+from penstock.runtime.schedule.beams import Candidate
 from penstock.runtime.schedule.draft import Draft
+from penstock.runtime.schedule.groups import BeamGroup
 from penstock.runtime.schedule.limits import Counters, Limits, PromptBudget
 from penstock.runtime.schedule.queue import WaitingQueue
 from penstock.runtime.schedule.refusals import refuse_full, refuse_impossible
@@ -48,6 +50,8 @@ class Scheduler:
         self._prompts: dict[int, Request] = {}  # of them, those with a part of their prompt in no step yet, by slot
         self._leaving: dict[int, Request] = {}  # of them, those that have finished or are preempted
         self._spoiled: set[int] = set()  # of them, those that a failed step should have written to
+        self._forking: dict[str, BeamGroup] = {}  # whose round is over, by id
+        self._forked: dict[int, Fork] = {}  # slots that got another's blocks and no step has told the device of
         self._decoders: Decoders | None = None  # None: somebody has joined or left
         self._in_flight: dict[int, StepPlan] = {}
         self._next_step = 0
@@ -96,9 +100,13 @@ class Scheduler:
         self._live[request.id] = request
         self._waiting.add(request)
 
+    def add_beams(self, group: BeamGroup) -> None:
+        """Queue a beam search, as `add` does. It has one event, its end; `group.search.finished` is what it found."""
+        self.add(group.leader)
+
     def refuse_impossible(self, request: Request) -> None:
-        """PromptError if it could never run. Reads nothing that changes, so that any thread may ask."""
-        refuse_impossible(request, self.kv)
+        """PromptError or OptionError if it could never run. Reads nothing that changes, so that any thread may ask."""
+        refuse_impossible(request, self.kv, self.limits)
 
     def name_blocks(self, request: Request) -> None:
         """Work out the keys of the full blocks of all that is known of a request. A new one's on any thread."""
@@ -109,6 +117,8 @@ class Scheduler:
     def schedule(self) -> StepPlan | None:
         """Plan the next step, or None when nothing can run before a step in flight retires (or at all)."""
         assert self.can_schedule, f"{self.num_in_flight} steps are in flight, retire one first"
+        for group in tuple(self._forking.values()):
+            self._fork(group)
         decoders, grown = self._grow()
         draft = self._draft(len(decoders.requests))
         if not (decoders.requests or draft.chunks):
@@ -137,6 +147,15 @@ class Scheduler:
         if decoding and self._prompt_budget is not None:
             return min(room, max(1, self._prompt_budget(decoding)))
         return room
+
+    def _fork(self, group: BeamGroup) -> None:
+        """Let a group go on whose round is over, as soon as there are blocks for its copies."""
+        while group.num_copies(self.kv) > self.kv.pool.num_free + self._coming() and self._preempt():
+            continue
+        if group.id in self._forking and group.num_copies(self.kv) <= self.kv.pool.num_free:
+            del self._forking[group.id]
+            self._forked |= {fork.slot: fork for fork in group.fork(self.kv)}
+            self._prompts |= {beam.slot: beam for beam in group.beams if beam.slot is not None}
 
     def _gather(self, without: Sequence[Request] = ()) -> Decoders:
         """Who decodes from now on."""
@@ -177,7 +196,7 @@ class Scheduler:
 
     def _preempt(self) -> bool:
         """Send the last of the running requests back to the queue; not the only one."""
-        running = [r for slot, r in self._slots.items() if slot not in self._leaving]
+        running = [r for slot, r in self._slots.items() if slot not in self._leaving and r is r.members[0]]
         if len(running) < 2:
             return False
         self._leave(max(running, key=lambda request: (request.priority, request.arrival)))
@@ -188,14 +207,15 @@ class Scheduler:
     def _admit(self) -> Admission | None:
         """Give the next waiting request a slot and blocks for all that is known of it.
 
-        Running requests are left a block each to grow by. Who waits for a prefix that another is computing is passed
-        over; nobody else is, or a long request would starve.
+        Running requests, and beams to come, are left a block each to grow by. Who waits for a prefix that another is
+        computing is passed over; nobody else is, or a long request would starve.
         """
-        if not self._free_slots:
-            return None
         for request in self._waiting:
+            if len(request.members) > len(self._free_slots):
+                break
             keys = self._shareable(request)
-            fit = self.kv.fit(keys, request.goal, spare=len(self._slots))
+            spare = request.group.num_spare(self.kv) if request.group else 0
+            fit = self.kv.fit(keys, request.goal, spare=len(self._slots) + spare)
             if fit is Fit.YES:
                 return self._enter(request, keys)
             if fit is Fit.NO:
@@ -208,8 +228,11 @@ class Scheduler:
 
     def _enter(self, request: Request, keys: Sequence[bytes]) -> Admission:
         self._waiting.admit(request)
-        slot = request.slot = heapq.heappop(self._free_slots)
-        self._slots[slot] = self._prompts[slot] = request
+        slot = self._seat(request)
+        self._prompts[slot] = request
+        for beam in request.members[1:]:  # has nothing to do until it forks
+            self.kv.admit(self._seat(beam), (), 0)
+            beam.goal = beam.num_computed = 0
         reused = self.kv.admit(slot, keys, request.goal) * self.kv.pool.block_size
         request.num_computed = reused
         if not request.num_preemptions:
@@ -218,11 +241,17 @@ class Scheduler:
             self.counters.reused_tokens += reused
         return Admission(slot, request, self.kv.table(slot), reused)
 
+    def _seat(self, request: Request) -> int:
+        slot = request.slot = heapq.heappop(self._free_slots)
+        self._slots[slot] = request
+        return slot
+
     def _plan(self, decoders: Decoders, draft: Draft, grown: tuple[Grown, ...]) -> StepPlan:
         rounds = decoders.advance() if decoders.requests else 0
         published = tuple([ref for chunk in draft.chunks for ref in self._publish(chunk)])
-        parts = tuple(draft.chunks), tuple(draft.admitted), grown, published
+        parts = tuple(draft.chunks), tuple(draft.admitted), grown, published, tuple(self._forked.values())
         plan = StepPlan(self._next_step, decoders, rounds, *parts)
+        self._forked = {}
         for chunk in plan.chunks:
             if chunk.samples:  # its prompt is done: it decodes from the next step on
                 del self._prompts[chunk.slot]
@@ -240,23 +269,33 @@ class Scheduler:
         first, end = chunk.start // size, (chunk.start + chunk.num_tokens) // size
         return self.kv.publish(chunk.slot, first, chunk.request.keys[first:end])
 
-    def retire(self, step_id: int, tokens: Sequence[int]) -> tuple[Event, ...]:
+    def retire(
+        self, step_id: int, tokens: Sequence[int], candidates: Iterable[Sequence[Candidate]] = ()
+    ) -> tuple[Event, ...]:
         """Learn the tokens of the oldest step in flight, one for each request that samples; ghosts' are dropped.
 
-        Events in row order; a request that does not hear all has one for its first token and one for its end.
+        `candidates`: for each of them that is a beam its likeliest tokens, as many as its search asks for. Events in
+        row order; a request that does not hear all has one for its first token and one for its end.
         """
         assert step_id == next(iter(self._in_flight), None), f"step {step_id} is not the oldest of {[*self._in_flight]}"
         plan = self._in_flight.pop(step_id)
         assert len(tokens) == len(plan.sampling), f"{len(tokens)} tokens, {len(plan.sampling)} were sampled"
-        events = self._accept(plan.sampling, tokens)
+        events = self._accept(plan.sampling, tokens, iter(candidates))
         self._release_idle()
         return tuple(events)
 
-    def _accept(self, requests: Sequence[Request], tokens: Sequence[int]) -> list[Event]:
-        events, ghosts = [], 0
+    def _accept(
+        self, requests: Sequence[Request], tokens: Sequence[int], candidates: Iterator[Sequence[Candidate]]
+    ) -> list[Event]:
+        events: list[Event] = []
+        ghosts = 0
         for request, token in zip(requests, tokens, strict=True):
+            found = next(candidates) if request.group else ()
             if request.finish_reason is not None:
                 ghosts += 1
+                continue
+            if request.group is not None:
+                events += self._accept_beam(request, request.group, found)
                 continue
             reason = request.accept(token)
             if reason is not None:
@@ -268,6 +307,15 @@ class Scheduler:
                 events.append(Event(request.id, token, None))
         self.counters.generated_tokens += len(tokens) - ghosts
         return events
+
+    def _accept_beam(self, request: Request, group: BeamGroup, found: Sequence[Candidate]) -> tuple[Event, ...]:
+        """The group's end, if this is the last result of its last round. One that is preempted begins anew."""
+        if request.slot in self._leaving or not group.take(request, found):
+            return ()
+        if group.search.done:
+            return (self._end(request, group.finish_reason),)
+        self._forking[group.id] = group
+        return ()
 
     def _go_on(self, request: Request) -> None:
         """One in lockstep may compute the sample just learnt, unless it is preempted."""
@@ -281,18 +329,18 @@ class Scheduler:
         And so do those of later steps that were to read the blocks which this one should have filled.
         """
         plan = self._in_flight.pop(step_id)
-        doomed = {request.id: request for request in plan.requests}
+        doomed = dict.fromkeys((*plan.requests, *(fork.request for fork in plan.retabled)))
         bad = set(plan.published)
         self.kv.withdraw(plan.published)
-        for later in self._in_flight.values():
-            for admission in later.admitted if later.step_id > step_id else ():
-                if bad.intersection(self.kv.refs(admission.slot)):
-                    doomed[admission.request.id] = admission.request
-                    own = [ref for ref in self.kv.refs(admission.slot) if ref in later.published]
-                    self.kv.withdraw(own)
-                    bad.update(own)
-        self._spoiled.update(r.slot for r in doomed.values() if r.slot is not None)
-        events = [self._end(r, "error", error=error) for r in doomed.values() if not r.finish_reason]
+        for later in [later for later in self._in_flight.values() if later.step_id > step_id]:
+            readers = [each for each in later.admitted if bad.intersection(self.kv.refs(each.slot))]
+            doomed |= dict.fromkeys(reader.request for reader in readers)
+            refs = {ref for request in doomed if request.slot is not None for ref in self.kv.refs(request.slot)}
+            lost = refs.intersection(later.published)
+            self.kv.withdraw(lost)
+            bad |= lost
+        self._spoiled.update(each.slot for r in doomed for each in r.members if each.slot is not None)
+        events = [self._end(r, "error", error=error) for r in doomed if not r.finish_reason]
         self._release_idle()
         return tuple(events)
 
@@ -309,7 +357,8 @@ class Scheduler:
         self, request: Request, reason: FinishReason, token: int | None = None, error: Exception | None = None
     ) -> Event:
         del self._live[request.id]
-        request.finish_reason = reason
+        for member in request.members:
+            member.finish_reason = reason
         if request.slot is None:
             self._waiting.remove(request)
         else:
@@ -318,32 +367,45 @@ class Scheduler:
 
     def _leave(self, request: Request) -> None:
         """No step will take a token of it any more; its slot is its own until those in flight have retired."""
-        slot = request.slot
-        assert slot is not None
-        self._leaving[slot] = request
-        if self._prompts.pop(slot, None):
-            self.kv.break_promises(slot)
+        self._forking.pop(request.id, None)
+        for member in request.members:
+            slot = member.slot
+            assert slot is not None
+            self._leaving[slot] = member
+            self._forked.pop(slot, None)
+            if self._prompts.pop(slot, None):
+                self.kv.break_promises(slot)
         if request.decodes:  # otherwise it is not among the decoders, or has left them with its last launch
             self._decoders = None
 
     def _release_idle(self) -> None:
-        """Free the slots of those that leave and that no step in flight touches."""
+        """Free the slots of those that leave and that no step in flight touches; a group's at once."""
+        touched = {slot for plan in self._in_flight.values() for slot in plan.slots} if self._leaving else ()
         for slot, request in tuple(self._leaving.items()):
-            if not any(slot in plan.slots for plan in self._in_flight.values()):
-                del self._slots[slot], self._leaving[slot]
-                self._publish_known(request, slot)
-                self.kv.free(slot)
-                heapq.heappush(self._free_slots, slot)
-                request.slot = None
-                if request.finish_reason is None:  # preempted
-                    request.rewind()
-                    self._waiting.add(request)
+            if any(member.slot in touched for member in request.members):
+                continue
+            del self._slots[slot], self._leaving[slot]
+            self._publish_known(request, slot)
+            self.kv.free(slot)
+            heapq.heappush(self._free_slots, slot)
+            request.slot = None
+            if request.finish_reason is None:
+                self._requeue(request)
+
+    def _requeue(self, request: Request) -> None:
+        """It was preempted."""
+        if request.group is not None:
+            request.output = []
+            request.group.restart()
+        request.rewind()
+        if request is request.members[0]:
+            self._waiting.add(request)
 
     def _publish_known(self, request: Request, slot: int) -> None:
-        """What it has generated may be another's prompt, or its own again."""
+        """What it has generated may be another's prompt, or its own again. Beams' are not: nobody asks for the like."""
         if slot in self._spoiled:
             self._spoiled.remove(slot)
-        else:
+        elif request.group is None:
             self.name_blocks(request)
             full = min(request.num_computed, request.num_known) // self.kv.pool.block_size
             self.kv.publish(slot, 0, request.keys[:full])
@@ -364,5 +426,6 @@ class Scheduler:
         assert prompts == set(self._prompts) and finished <= set(self._leaving), "a slot is listed under another state"
         for slot, request in staying.items():
             assert self.kv.num_blocks(slot) >= self.kv.blocks_for(request.num_computed), f"slot {slot} lacks blocks"
+        assert self._forked.keys() <= staying.keys(), "a slot that leaves is to be told of a fork"
         for plan in self._in_flight.values():
             assert plan.slots <= self._slots.keys(), f"step {plan.step_id} touches a free slot"

@@ -10,14 +10,18 @@ preempted and computed anew, and must say the same.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from penstock.errors import OptionError, PromptError
 from penstock.runtime.kv.blocks import DUMMY_BLOCK, BlockPool
 from penstock.runtime.kv.manager import Fit, KvManager
 from penstock.runtime.schedule.batch import Event, StepPlan
+from penstock.runtime.schedule.beams import BeamRules, BeamSearch
+from penstock.runtime.schedule.groups import BeamGroup
 from penstock.runtime.schedule.limits import Limits
 from penstock.runtime.schedule.request import Request
 from penstock.runtime.schedule.scheduler import Scheduler
@@ -38,6 +42,7 @@ class Truth:
     heard: int = 0  # tokens reported
     scored: int = 0  # tokens of its prompt whose logit rows have retired
     ends: list[str] = field(default_factory=list)
+    rules: BeamRules | None = None
 
     def token(self, sample: int) -> int:
         return EOS if sample == self.stop_at else 1 + (self.mark + sample) % 3
@@ -53,6 +58,21 @@ class Truth:
         return "length" if sample == self.limit - 1 else None
 
 
+def likely(text: Text, count: int) -> list[tuple[int, float]]:
+    """What follows a beam's text: a few tokens and their log-probabilities, which depend on all of it."""
+    every = [(token, -(1 + hash((text, token)) % 97) / 16) for token in range(10)]
+    return sorted(every, key=lambda each: -each[1])[:count]
+
+
+def alone(truth: Truth) -> BeamSearch:
+    """The search that a group is to carry out."""
+    assert truth.rules is not None
+    search = BeamSearch(truth.rules, truth.limit, frozenset({EOS}))
+    while not search.done:
+        search.advance([likely((*truth.prompt, *tokens), search.num_candidates) for tokens, _ in search.live])
+    return search
+
+
 class Device:
     """Slots and KV contents; knows nothing of requests but what plans tell it."""
 
@@ -62,8 +82,32 @@ class Device:
         self.tables: dict[int, list[int]] = {}
         self.cells: dict[tuple[int, int], tuple[bytes, Text]] = {}
         self.dead: set[str] = set()  # failed: what their rows in flight read is nobody's concern
+        self.told: set[int | None] = set()  # slots that hold their group's parameters
+        self.texts: dict[tuple[int, int], Text] = {}  # of a step's rows of beams, by slot
+
+    def see(self, plan: StepPlan) -> None:
+        """The texts that the plan's upload brings of beams: their requests may change before it runs."""
+        for chunk in [chunk for chunk in plan.chunks if chunk.request.group]:
+            known = (*chunk.request.prompt, *chunk.request.output)
+            self.texts[plan.step_id, chunk.slot] = known[: chunk.start + chunk.num_tokens]
+        for admission in plan.admitted:
+            self.told -= {member.slot for member in admission.request.members[1:]}
+            self.told.add(admission.slot)
+        for fork in plan.retabled:
+            assert fork.length + 1 == fork.request.num_known == fork.request.goal
+            assert fork.fresh == (fork.slot not in self.told)
+            self.told.add(fork.slot)
+
+    def copy(self, plan: StepPlan) -> None:
+        sources, targets = {copy.source for copy in plan.copies}, [copy.target for copy in plan.copies]
+        assert sources.isdisjoint(targets) and len(set(targets)) == len(targets)
+        for source, target in plan.copies:
+            for at in range(BLOCK):
+                self.cells[target, at] = self.cells.get((source, at), (b"", ()))
 
     def take_upload(self, plan: StepPlan) -> None:
+        for fork in plan.retabled:
+            self.slots[fork.slot], self.tables[fork.slot] = fork.request.id, list(fork.table)
         for slot, request, table, _ in plan.admitted:
             self.slots[slot], self.tables[slot] = request.id, list(table)
         for slot, index, block in plan.grown:
@@ -71,17 +115,20 @@ class Device:
             self.tables[slot].append(block)
 
     def run(self, plan: StepPlan) -> None:
+        self.copy(plan)
         self.take_upload(plan)
         for row in plan.rows:
             owner, table = self.slots[row.slot], self.tables[row.slot]
             assert owner == row.request_id, f"slot {row.slot} was given to {owner} under {row.request_id}"
             end, truth = row.start + row.num_tokens, self.truths[row.request_id]
+            text = self.texts.get((plan.step_id, row.slot)) or truth.text(end)
+            assert len(text) == end
             assert end <= len(table) * BLOCK, "a row runs past its block table"
             for position in range(row.start, end):
-                self.cells[table[position // BLOCK], position % BLOCK] = (truth.salt, truth.text(position + 1))
+                self.cells[table[position // BLOCK], position % BLOCK] = (truth.salt, text[: position + 1])
             for position in range(end) if row.request_id not in self.dead else ():
                 cell = self.cells[table[position // BLOCK], position % BLOCK]
-                assert cell == (truth.salt, truth.text(position + 1)), "a cell holds another's text"
+                assert cell == (truth.salt, text[: position + 1]), "a cell holds another's text"
 
 
 class SchedulerMachine(RuleBasedStateMachine):
@@ -136,6 +183,30 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.requests[name] = request
         self.scheduler.add(request)
 
+    @rule(
+        prompt=st.integers(1, 14),
+        kind=st.integers(0, 2),
+        max_tokens=st.integers(1, 9),
+        width=st.integers(1, 4),
+        penalty=st.sampled_from((-1.0, 0.0, 1.0)),
+        early=st.sampled_from((False, True, "never")),
+        priority=st.integers(0, 1),
+    )
+    def arrive_beams(
+        self, prompt: int, kind: int, max_tokens: int, width: int, penalty: float, early: Any, priority: int
+    ) -> None:
+        name, text = f"r{len(self.truths)}", (1 + kind,) * prompt
+        rules = BeamRules(width, penalty, early)
+        eos = frozenset({EOS})
+        group = BeamGroup(Request(name, text, max_tokens, self.limits.max_seq_len, eos, priority=priority), rules)
+        try:
+            self.scheduler.refuse_impossible(group.leader)
+        except (OptionError, PromptError):
+            return
+        self.truths[name] = Truth(text, b"", group.leader.output_limit, None, kind, rules=rules)
+        self.requests[name] = group.leader
+        self.scheduler.add_beams(group)
+
     @precondition(lambda self: self.scheduler.can_schedule)
     @rule()
     def schedule(self) -> None:
@@ -147,7 +218,17 @@ class SchedulerMachine(RuleBasedStateMachine):
             return
         self.check_admissions(plan, waiting)
         self.check_service(plan)
+        self.check_writes(plan)
+        self.device.see(plan)
         self.flight.append(plan)
+
+    def check_writes(self, plan: StepPlan) -> None:
+        """Nobody writes what another may read, and a fork's slot is in no other step."""
+        for row in plan.rows:
+            for ref in self.kv.refs(row.slot)[row.start // BLOCK : -(-(row.start + row.num_tokens) // BLOCK)]:
+                assert self.kv.pool.holders(ref) == 1, "a block is shared and written"
+        for earlier in self.flight:
+            assert earlier.slots.isdisjoint(fork.slot for fork in plan.retabled)
 
     def check_admissions(self, plan: StepPlan, waiting: set[str]) -> None:
         """Into slots that no step in flight may touch, and blocks of their own but for what is found."""
@@ -162,16 +243,18 @@ class SchedulerMachine(RuleBasedStateMachine):
     def check_service(self, plan: StepPlan) -> None:
         """Rows go on where they were, the budget holds, and prompts take what is left of it."""
         assert plan.num_tokens <= self.limits.max_num_tokens and len(plan.rows) <= self.limits.max_batch_size
-        prompts = [c for c in plan.chunks if not (c.request.lockstep and c.request.output and c.num_tokens == 1)]
-        if len(plan.rows) > len(prompts) and self.share is not None:
-            assert sum(chunk.num_tokens for chunk in prompts) <= max(1, self.share)
+        steady = [c for c in plan.chunks if c.request.lockstep and c.request.output and c.samples and c.num_tokens == 1]
+        entered = {admission.slot for admission in plan.admitted}
+        if (plan.decoders.requests or {c.slot for c in steady} - entered) and self.share is not None:
+            assert sum(chunk.num_tokens for chunk in plan.chunks if chunk not in steady) <= max(1, self.share)
         self.check_logits(plan)
-        for row in plan.rows:
-            request, truth = self.requests[row.request_id], self.truths[row.request_id]
+        for row, request in zip(plan.rows, plan.requests, strict=True):
+            truth = self.truths[row.request_id]
             assert row.samples == (row.start + row.num_tokens >= request.goal)
             end = row.start + row.num_tokens
             assert end < len(truth.prompt) + truth.limit, "the last token is never fed back"
-            assert end <= len(truth.prompt) + truth.heard or not request.lockstep, "its last sample is not known"
+            known = len(request.output) if request.group else truth.heard
+            assert end <= len(truth.prompt) + known or not request.lockstep, "its last sample is not known"
 
     def check_logits(self, plan: StepPlan) -> None:
         """A row for each sample, and where a prompt scores for each token; room for them all."""
@@ -192,19 +275,33 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.device.run(plan)
         self.take_scores(plan)
         sampled = [row for row in plan.rows if row.samples]
-        tokens = []
-        for row in sampled:
+        tokens, candidates = [], []
+        for row, request in zip(sampled, plan.sampling, strict=True):
             truth = self.truths[row.request_id]
+            if request.group:
+                text = self.device.texts[plan.step_id, row.slot]
+                candidates.append(likely(text, request.group.search.num_candidates))
             tokens.append(truth.token(row.start + row.num_tokens - len(truth.prompt)))
-        expected = [row.request_id for row in sampled if not self.truths[row.request_id].ends]
-        events = self.scheduler.retire(plan.step_id, tokens)
-        assert [event.request_id for event in events] == expected
-        for event in events:
+        expected = [r.id for r in plan.sampling if not (r.group or self.truths[r.id].ends)]
+        events = self.scheduler.retire(plan.step_id, tokens, candidates)
+        of_groups = [event for event in events if self.truths[event.request_id].rules]
+        assert [event.request_id for event in events if event not in of_groups] == expected
+        for event in of_groups:
+            self.hear_group(event)
+        for event in [event for event in events if event not in of_groups]:
             truth = self.truths[event.request_id]
             assert event.token == truth.token(truth.heard) and event.finish_reason == truth.end(truth.heard)
             assert truth.scored == len(truth.prompt) or not self.requests[event.request_id].scores
             truth.heard += 1
             self.hear_end(event)
+
+    def hear_group(self, event: Event) -> None:
+        truth, group = self.truths[event.request_id], self.requests[event.request_id].group
+        assert group is not None
+        search = alone(truth)
+        reason = "stop" if search.finished[0].stopped else "length"
+        assert event == Event(event.request_id, None, reason) and group.search.finished == search.finished
+        self.hear_end(event)
 
     def take_scores(self, plan: StepPlan) -> None:
         """Logit rows of prompts come in order and without a gap; after a preemption anew from the start."""
@@ -238,13 +335,14 @@ class SchedulerMachine(RuleBasedStateMachine):
         if not newest:
             self.device.take_upload(plan)
         error = RuntimeError("the step died")
-        unfinished = [row.request_id for row in plan.rows if not self.truths[row.request_id].ends]
+        rows = dict.fromkeys([row.request_id for row in plan.rows] + [fork.request.id for fork in plan.retabled])
+        unfinished = [name for name in rows if not self.truths[name].ends]
         events = self.scheduler.fail(plan.step_id, error)
         ended = [event.request_id for event in events]
         assert ended[: len(unfinished)] == unfinished and all(event.error is error for event in events)
         for event in events:
             self.hear_end(event)
-        self.device.dead.update(ended)
+        self.device.dead.update(ended, rows)  # ghosts, too
 
     @rule(steps=st.integers(1, 8))
     def run(self, steps: int) -> None:
@@ -272,7 +370,10 @@ class SchedulerMachine(RuleBasedStateMachine):
         if not hasattr(self, "scheduler"):
             return
         left = [truth for truth in self.truths.values() if not truth.ends]
-        bound = 8 + 4 * sum(len(truth.prompt) + truth.limit + 2 for truth in left) * (1 + len(left))
+        tokens = sum(
+            (len(truth.prompt) + truth.limit + 2) * (truth.rules.width if truth.rules else 1) for truth in left
+        )
+        bound = 8 + 4 * tokens * (1 + len(left))
         for _ in range(bound):
             if not self.scheduler.has_work:
                 break
