@@ -10,6 +10,7 @@ from penstock.engine.profile import Profile
 from penstock.engine.program import PLAIN, Phase, Program, Site, bucket_name
 from penstock.engine.timings import Timings
 
+
 @dataclass(frozen=True)
 class StepTime:
     """Seconds of a step's operations: by timed token size, and by rows of logits, what depends on their number alone.

@@ -199,12 +199,16 @@ class CudaBackend:
         seen = self._lanes[ticket.number % RING].seen
         return Scores(*(seen[name][: ticket.logits] for name in SCORES))
 
-    def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
+    def fork(self, histories: Sequence[tuple[int, int]], blocks: Sequence[tuple[int, int]]) -> None:
         """A copy for each pair and layer: a pitch between layers may be more than one copy of many rows can have."""
+        layout = self.engine.profile.slots
+        self._copy_rows(self.states["slots"].data_ptr() + 4 * layout.history_at, 4 * layout.history, histories)
         for state in (state for name, state in self.states.items() if name != "slots"):
-            size = state.stride(0) * state.element_size()
-            for source, target in pairs:
-                driver.copy(state.data_ptr() + target * size, state.data_ptr() + source * size, size, self._stream)
+            self._copy_rows(state.data_ptr(), state.stride(0) * state.element_size(), blocks)
+
+    def _copy_rows(self, base: int, size: int, pairs: Sequence[tuple[int, int]]) -> None:
+        for source, target in pairs:
+            driver.copy(base + target * size, base + source * size, size, self._stream)
 
     def idle(self) -> bool:
         before = _allocations()

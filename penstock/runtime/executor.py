@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -15,11 +16,13 @@ from typing import Any
 from penstock.engine.manifest import Engine
 from penstock.errors import ExecutorError, OptionError, PenstockError, SamplingError
 from penstock.runtime.intake import Intake, Order, Submission
-from penstock.runtime.job import Job, keep_scores
+from penstock.runtime.job import Job, candidates_of, keep_scores
 from penstock.runtime.kv.blocks import BlockPool
 from penstock.runtime.kv.manager import KvManager
+from penstock.runtime.output import Stream
 from penstock.runtime.pace import Pace
 from penstock.runtime.schedule.batch import Event, StepPlan
+from penstock.runtime.schedule.beams import Candidate
 from penstock.runtime.schedule.deadlines import Deadlines
 from penstock.runtime.schedule.limits import Limits
 from penstock.runtime.schedule.request import FinishReason, Request
@@ -81,7 +84,7 @@ class Executor:
             self._counted = time.thread_time()
         for index, job in enumerate(order.jobs):
             try:
-                self.scheduler.add(job.request)
+                self._add(job.request)
             except PenstockError:
                 for other in order.jobs[:index]:
                     self.scheduler.abort(other.request.id)
@@ -91,6 +94,12 @@ class Executor:
         self._deadlines.add(order.id, *limits)
         self._orders[order.id] = {job.request.id for job in order.jobs}
         self._live |= {job.request.id: job for job in order.jobs}
+
+    def _add(self, request: Request) -> None:
+        if request.group is None:
+            self.scheduler.add(request)
+        else:
+            self.scheduler.add_beams(request.group)
 
     def abort(self, request_id: str, reason: FinishReason = "abort") -> None:
         """End a request now, with what it has; unknown ids have ended already."""
@@ -149,6 +158,8 @@ class Executor:
         launched = time.monotonic()
         try:
             upload = self._encoder.encode(plan, self._source)
+            if plan.retabled:
+                self.backend.fork([(fork.parent, fork.slot) for fork in plan.retabled], plan.copies)
             ticket = self.backend.launch(upload, plan.num_tokens, plan.num_rows, plan.num_logits, self._tail(plan))
         except Exception as error:  # the step's border: it fails its own requests, and no others
             self._failed(plan, error)
@@ -213,10 +224,13 @@ class Executor:
         if self.log is not None:
             self.log.read(plan)
         self._observe(plan, launched)
+        found: Sequence[Sequence[Candidate]] = ()
         if plan.controlled:
-            keep_scores(plan, self.backend.scores(ticket), tokens, lambda request: self._live.get(request.id))
+            scores = self.backend.scores(ticket)
+            keep_scores(plan, scores, tokens, lambda request: self._live.get(request.id))
+            found = candidates_of(plan, scores)
             tokens = [tokens[row] for row in plan.sample_rows]
-        events = self.scheduler.retire(plan.step_id, tokens)
+        events = self.scheduler.retire(plan.step_id, tokens, found)
         self.stats.generated_tokens = self.scheduler.num_generated
         for event in events:
             self._handle(event)
@@ -242,7 +256,7 @@ class Executor:
 
     def _tell(self, live: Job, event: Event) -> None:
         now, stopped = time.monotonic(), False
-        if event.token is not None:
+        if event.token is not None and isinstance(live.stream, Stream):
             stopped = live.stream.add(event.token, now)
         if stopped and event.finish_reason is None:
             self.scheduler.abort(event.request_id, reason="stop")

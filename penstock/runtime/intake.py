@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from penstock.engine.manifest import Engine
 from penstock.errors import OptionError, SamplingError
+from penstock.ir.ops.control import MOST_LOGPROBS, Controls
 from penstock.ir.ops.state import FIELDS
+from penstock.runtime.beams import BeamStream
 from penstock.runtime.job import Job, Sink
 from penstock.runtime.output import Stream
 from penstock.runtime.prompt import prompt_numbers
 from penstock.runtime.requests import SamplingParams
 from penstock.runtime.sampling.resolve import Resolver
 from penstock.runtime.sampling.translate import controls_of, fields_of
+from penstock.runtime.schedule.beams import BeamRules
+from penstock.runtime.schedule.groups import BeamGroup
 from penstock.runtime.schedule.request import Request
 from penstock.runtime.schedule.scheduler import Scheduler
 from penstock.runtime.several import Several
@@ -84,6 +88,8 @@ class Intake:
         """Raises PromptError, SamplingError and the like."""
         params, notes = self._resolver.resolve(new.params)
         numbers = prompt_numbers(new.prompt_token_ids, self._engine.vocab_size)
+        if params.use_beam_search:
+            return Order(new, (self._search(new, params, notes, numbers),))
         if params.width == 1:
             return Order(new, (self._job(new, params, notes, numbers, new.id, new.sink),))
         if new.streaming and params.width > params.n:
@@ -101,22 +107,48 @@ class Intake:
         self, new: Submission, params: SamplingParams, notes: tuple[str, ...], numbers: Numbers, id: str, sink: Sink,
         index: int = 0,
     ) -> Job:  # fmt: skip
+        request = self._request(new, params, id)
+        controls = controls_of(params, request, self._engine.vocab_size, self._tokenizer)
+        request.lockstep = bool(params.logits_processors)
+        request.controlled = controls.adjusts or controls.num_logprobs > 0 or request.lockstep
+        source = self._source(new, params, numbers, request, controls, index)
+        stream = Stream(request, new.prompt, params, new.arrival, self._tokenizer, notes, index)
+        return Job(new.id, request, stream, source, sink, new.streaming)
+
+    def _search(self, new: Submission, params: SamplingParams, notes: tuple[str, ...], numbers: Numbers) -> Job:
+        """All beams are one job; the first of them stands for it."""
+        pattern = self._request(new, params, new.id)
+        pattern.controlled = True
+        group = BeamGroup(pattern, BeamRules(params.width, params.length_penalty, params.early_stopping))
+        count = group.search.num_candidates
+        if count > MOST_LOGPROBS:
+            raise SamplingError(
+                f"beam_width={params.width} with {len(pattern.end_ids)} tokens that end a text needs the {count} "
+                f"likeliest tokens of each beam, at most {MOST_LOGPROBS} are known; give fewer beams or stop_token_ids"
+            )
+        controls = controls_of(params, pattern, self._engine.vocab_size, self._tokenizer)
+        controls = replace(controls, num_logprobs=1 + count, by_adjusted=True)
+        source = self._source(new, params, numbers, group.leader, controls)
+        stream = BeamStream(group, new.prompt, params, new.arrival, self._tokenizer, notes)
+        return Job(new.id, group.leader, stream, source, new.sink, False)
+
+    def _request(self, new: Submission, params: SamplingParams, id: str) -> Request:
         assert params.max_tokens is not None
         has_text = params.detokenize and self._tokenizer is not None
-        request = Request(
+        return Request(
             id, new.prompt_token_ids, params.max_tokens, self._scheduler.limits.max_seq_len, self._eos,
             frozenset(params.stop_token_ids), params.ignore_eos, hears_all=new.streaming or has_text,
-            priority=new.priority,
+            priority=new.priority, scores=params.prompt_logprobs is not None,
         )  # fmt: skip
+
+    def _source(
+        self, new: Submission, params: SamplingParams, numbers: Numbers, request: Request, controls: Controls,
+        index: int = 0,
+    ) -> Source:  # fmt: skip
+        """What uploads need of the request. It is refused if it could never run, and gets the names of its blocks."""
         self._scheduler.refuse_impossible(request)
-        controls = controls_of(params, request, self._engine.vocab_size, self._tokenizer)
-        numbers_of_controls = np.array(controls.numbers, np.int32)
         freqs = inverse_frequencies(self._rope, request.max_length) if self._rope else ()
         slot = slot_numbers(fields_of(params, index), tuple(freqs))
-        request.controlled = controls.adjusts or controls.num_logprobs > 0 or bool(params.logits_processors)
-        request.lockstep = bool(params.logits_processors)
-        request.scores = params.prompt_logprobs is not None
         request.salt = slot[len(FIELDS) :].tobytes() + new.cache_salt.encode()  # its rope, where that is its own
         self._scheduler.name_blocks(request)
-        stream = Stream(request, new.prompt, params, new.arrival, self._tokenizer, notes, index)
-        return Job(new.id, request, stream, Source(numbers, slot, numbers_of_controls), sink, new.streaming)
+        return Source(numbers, slot, np.array(controls.numbers, np.int32))

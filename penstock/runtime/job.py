@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from penstock.errors import PenstockError, SamplingError
+from penstock.runtime.beams import BeamStream
 from penstock.runtime.output import Stream
 from penstock.runtime.requests import RequestOutput
 from penstock.runtime.schedule.batch import StepPlan
+from penstock.runtime.schedule.beams import Candidate
 from penstock.runtime.schedule.request import Request
 from penstock.runtime.step import Scores
 from penstock.runtime.upload import Source
@@ -24,7 +26,7 @@ class Job:
 
     order_id: str
     request: Request
-    stream: Stream
+    stream: Stream | BeamStream
     source: Source
     sink: Sink
     streaming: bool
@@ -54,12 +56,22 @@ def rows_of_prompts(plan: StepPlan) -> Iterator[tuple[Request, int, range]]:
         row += chunk.num_logits
 
 
+def candidates_of(plan: StepPlan, scores: Scores) -> list[list[Candidate]]:
+    """Of each beam that gets a token, the likeliest ones, as many as its search asks for."""
+    return [
+        [*zip(scores.top_ids[row, :count].tolist(), scores.top_values[row, :count].tolist(), strict=True)]
+        for request, row in zip(plan.sampling, plan.sample_rows, strict=True)
+        if request.group is not None
+        for count in (request.group.search.num_candidates,)
+    ]
+
+
 def keep_scores(plan: StepPlan, scores: Scores, tokens: list[int], live: Callable[[Request], Job | None]) -> None:
     """Give each text what its rows of logits say, before the tokens that were sampled from them."""
     for request, row in zip(plan.sampling, plan.sample_rows, strict=True):
         job = live(request)
-        if job is not None and job.stream.is_scored:
+        if job is not None and isinstance(job.stream, Stream) and job.stream.is_scored:
             job.stream.score(tokens[row], scores, row)
     for request, start, rows in rows_of_prompts(plan):
-        if (job := live(request)) is not None:
+        if (job := live(request)) is not None and isinstance(job.stream, Stream):
             job.stream.score_prompt(start, scores, rows)

@@ -91,8 +91,9 @@ class Backend(Protocol):
         """Of a controlled step that was read just now; good until the next launch."""
         ...
 
-    def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
-        """Copy KV blocks, (from, to), all layers of each, before whatever is launched next and behind all before."""
+    def fork(self, histories: Sequence[tuple[int, int]], blocks: Sequence[tuple[int, int]]) -> None:
+        """Copy slots' histories, and KV blocks with all their layers, (from, to) each: behind all that was launched,
+        before whatever is launched next."""
         ...
 
     def idle(self) -> bool:
@@ -181,11 +182,13 @@ class CpuBackend:
         assert self._scores is not None and ticket.number == self._count, f"step {ticket.number} was not controlled"
         return self._scores
 
-    def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
-        sources, targets = ([pair[i] for pair in pairs] for i in (0, 1))
-        for name, state in self.states.items():
-            if name != "slots":
-                state[targets] = state[sources]
+    def fork(self, histories: Sequence[tuple[int, int]], blocks: Sequence[tuple[int, int]]) -> None:
+        layout = self.engine.profile.slots
+        own = self.states["slots"][layout.history_at :].view(layout.num_slots, layout.history)
+        paged = [(state, blocks) for name, state in self.states.items() if name != "slots"]
+        for state, pairs in [(own, histories), *paged]:
+            sources, targets = ([pair[i] for pair in pairs] for i in (0, 1))
+            state[targets] = state[sources]
 
     def idle(self) -> bool:
         return False

@@ -10,12 +10,14 @@ from numpy.typing import NDArray
 
 from penstock.ir.ops.state import FIELDS, HEADER, REALS, ROW, SlotLayout
 from penstock.runtime.kv.manager import Grown
-from penstock.runtime.schedule.batch import Admission, Chunk, Decoders, StepPlan
+from penstock.runtime.schedule.batch import Admission, Chunk, Decoders, Fork, StepPlan
 from penstock.runtime.schedule.request import Request
 
 Numbers = NDArray[np.int32]
 Reals = NDArray[np.float32]
 LENGTH = FIELDS.index("length")
+NOTHING: Numbers = np.zeros(0, np.int32)
+assert LENGTH == 0, "the length is the first field"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +66,8 @@ class Encoder:
         end = begin = HEADER + ROW * plan.num_rows
         for admission in plan.admitted:
             end = self._admission(end, admission, source(admission.request))
+        for fork in plan.retabled:
+            end = self._fork(end, fork, source(fork.request))
         if plan.grown:
             end = self._growth(end, plan.grown)
         for chunk in plan.chunks:
@@ -85,15 +89,23 @@ class Encoder:
             rows[count:] = [(chunk.slot, chunk.num_tokens, chunk.num_logits) for chunk in plan.chunks]
 
     def _admission(self, at: int, admission: Admission, source: Source) -> int:
-        parts = source.slot, source.controls, np.array(admission.block_table, np.int32)
+        slot, _, table, length = admission
+        return self._slot(at, slot, length, (source.slot, source.controls, np.array(table, np.int32)))
+
+    def _fork(self, at: int, fork: Fork, source: Source) -> int:
+        """A slot that held a beam of the same group already keeps all but its length and table."""
+        fields, controls = (source.slot, source.controls) if fork.fresh else (source.slot[: LENGTH + 1], NOTHING)
+        return self._slot(at, fork.slot, fork.length, (fields, controls, np.array(fork.table, np.int32)))
+
+    def _slot(self, at: int, slot: int, length: int, parts: tuple[Numbers, Numbers, Numbers]) -> int:
+        """The first fields and frequencies, controls, and the entries of the block table."""
         size = sum(map(len, parts))
-        pairs, places = self._pairs(at, size), self._slot_places(admission.slot)
-        start = 0
-        for part, its in zip(parts, places, strict=True):
+        pairs, start = self._pairs(at, size), 0
+        for part, its in zip(parts, self._slot_places(slot), strict=True):
             pairs[start : start + len(part), 0] = its[: len(part)]
             pairs[start : start + len(part), 1] = part
             start += len(part)
-        pairs[LENGTH, 1] = admission.num_reused
+        pairs[LENGTH, 1] = length
         return at + 2 * size
 
     def _growth(self, at: int, grown: Sequence[Grown]) -> int:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from functools import cache
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from penstock.errors import SamplingError
 from penstock.ir.ops.control import MOST_LOGPROBS
@@ -46,7 +46,7 @@ _LEAST_TOP_P: Final = 1e-6
 _MOST_BIAS: Final = 100.0
 # What has no meaning beside a search for the likeliest text, and what has none without one.
 _NOT_WITH_BEAMS: Final = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "best_of", "logprobs",
-                          "prompt_logprobs", "logits_processors")  # fmt: skip
+                          "prompt_logprobs", "logits_processors", "stop")  # fmt: skip
 _ONLY_WITH_BEAMS: Final = ("beam_width", "length_penalty", "early_stopping")
 
 
@@ -73,7 +73,7 @@ class SamplingParams:
     use_beam_search: bool = False
     beam_width: int | None = None
     length_penalty: float = 1.0
-    early_stopping: bool | str = False
+    early_stopping: bool | Literal["never"] = False
     max_tokens: int | None = None
     min_tokens: int = 0
     temperature: float | None = None

@@ -89,8 +89,8 @@ class Admission(NamedTuple):
 class Fork(NamedTuple):
     """A slot goes on with another beam's text: `length` tokens of it in the blocks of `table`, once `copy` is made.
 
-    `request` knows all of the text, a token more. `fresh`: the slot holds nothing of the group yet, of what an
-    admission brings neither.
+    `request` knows all of the text, a token more; slot `parent` has had all but that token until now. `fresh`: the slot
+    holds nothing of the group yet, of what an admission brings neither.
     """
 
     slot: int
@@ -99,6 +99,7 @@ class Fork(NamedTuple):
     request: Request
     fresh: bool
     copy: Copy | None
+    parent: int
 
 
 @dataclass(frozen=True)

@@ -108,4 +108,4 @@ def _fork(kv: KvManager, parent: Request, child: Request, fresh: bool) -> Fork:
     length = parent.num_computed
     assert parent.slot is not None and child.slot is not None
     copy = kv.fork(parent.slot, child.slot, length)
-    return Fork(child.slot, kv.table(child.slot), length, child, fresh, copy)
+    return Fork(child.slot, kv.table(child.slot), length, child, fresh, copy, parent.slot)
