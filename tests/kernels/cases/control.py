@@ -15,6 +15,7 @@ from penstock.ir.ops.state import SlotLayout
 from tests.kernels import subprocess_cases
 
 Case = tuple[Site, Mapping[str, int]]
+SHORT = 2  # tokens known in the first row, all of which a bad word starts with
 BY_ROW = tensor("i32", "L")
 
 
@@ -79,7 +80,7 @@ def varied(inputs: list[Any], layout: SlotLayout, generator: torch.Generator, od
     def draw(low: int, high: int, *shape: int) -> torch.Tensor:
         return torch.randint(low, max(high, low + 1), shape, generator=host, dtype=torch.int32)
 
-    coarse = [(x.float() * 2).round().to(x.dtype) / 2 for x in logits[:2] if x.dim() == 2]
+    coarse = [(x.float() / 2).round().to(x.dtype) for x in logits[:2] if x.dim() == 2]  # zeros of either sign
     for x in coarse:
         if odd:
             x[:, ::5], x[0, 1::2] = torch.nan, -torch.inf
@@ -93,6 +94,7 @@ def varied(inputs: list[Any], layout: SlotLayout, generator: torch.Generator, od
         own[slot] = -5  # behind the last list anything may lie
         own[slot, : len(numbers)] = numbers.to(slots.device)
     placed = draw(-1, layout.num_slots, rows), draw(0, layout.history, rows)
+    placed[0][0], placed[1][0] = 0, SHORT
     return [*coarse, *logits[len(coarse) :], slots, *(x.to(slots.device) for x in placed)]
 
 
@@ -107,7 +109,7 @@ def request(known: Sequence[int], vocabulary: int, room: int, host: torch.Genera
 
     most = (room - 16) // 8
     at = [one(0, len(known)) for _ in range(min(20, most // 3))]
-    words = [(*known[max(0, i - one(0, 4)) : i], *tokens(1)) for i in at]
+    words = [(*known[max(0, i - one(0, 4)) : i], *tokens(1)) for i in at] + [(*known[:SHORT], *tokens(1))]
     bias = tuple((token, float(one(-20, 20)) / 4) for token in tokens(one(0, most)))
     length = one(0, len(known))
     return Controls(
