@@ -62,6 +62,8 @@ class BeamStream:
         skip = self.params.skip_special_tokens
         written = self.params.detokenize and self.tokenizer is not None
         text = self.tokenizer.decode(shown, skip_special_tokens=skip) if written and self.tokenizer else ""
-        reason: FinishReason | None = "stop" if found.stopped else self.finish_reason
+        reason: FinishReason | None = "length" if self.group.search.done else self.finish_reason
         stop = last if found.stopped and last in self.request.stop_ids else None
-        return CompletionOutput(index, text, tokens, reason, stop, None, found.total, found.score)
+        return CompletionOutput(
+            index, text, tokens, "stop" if found.stopped else reason, stop, None, found.total, found.score
+        )

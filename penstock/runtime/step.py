@@ -132,8 +132,8 @@ class CpuBackend:
         self.states: Mapping[str, Any] = {"slots": slots, **pool.allocate(engine, self.num_blocks, pool.host_bytes)}
         self.last: dict[str, Any] = {}  # named results of the last step, for tests and for looking inside
         self._phases = {name: _Phase(name, phase) for name, phase in engine.programs["decode"].phases.items()}
-        self._results: dict[int, list[int]] = {}
-        self._scores: Scores | None = None
+        self._results: dict[int, tuple[list[int], Scores | None]] = {}
+        self._scores: Scores | None = None  # of the step that was read last
         self._count = 0
         self.visit: Visit | None = None
         self.timer: Timer | None = None
@@ -151,8 +151,8 @@ class CpuBackend:
             leaves |= self._phases[CONTROLLED_TAIL if tail.controlled else TAIL].run(leaves, sizes, self.visit)
         self.last = leaves
         self._count += 1
-        self._scores = Scores(*(leaves[name].numpy() for name in SCORES)) if tail.controlled else None
-        self._results[self._count] = leaves["sampled"].tolist()
+        scores = Scores(*(leaves[name].numpy() for name in SCORES)) if tail.controlled else None
+        self._results[self._count] = leaves["sampled"].tolist(), scores
         return Ticket(self._count, logits)
 
     def _quickest_threads(self) -> int:
@@ -176,10 +176,11 @@ class CpuBackend:
         return chosen
 
     def read(self, ticket: Ticket) -> list[int]:
-        return self._results.pop(ticket.number)
+        tokens, self._scores = self._results.pop(ticket.number)
+        return tokens
 
     def scores(self, ticket: Ticket) -> Scores:
-        assert self._scores is not None and ticket.number == self._count, f"step {ticket.number} was not controlled"
+        assert self._scores is not None, f"step {ticket.number} was not controlled"
         return self._scores
 
     def fork(self, histories: Sequence[tuple[int, int]], blocks: Sequence[tuple[int, int]]) -> None:
