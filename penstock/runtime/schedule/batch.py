@@ -35,6 +35,11 @@ class Chunk(NamedTuple):
     num_logits: int
     samples: bool
 
+    def filled(self, block_size: int) -> tuple[int, list[bytes]]:
+        """The first block that it fills, and the keys of all: they can be found from the next step on."""
+        first, end = self.start // block_size, (self.start + self.num_tokens) // block_size
+        return first, self.request.keys[first:end]
+
 
 class Decoders:
     """The requests that take one token in each step, in order of admission, for as long as nobody joins or leaves.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from penstock.runtime.schedule.batch import Admission, Chunk
@@ -29,6 +30,12 @@ class Draft:
         self.admitted.append(admission)
         self.logits -= 1
         self.give(admission.request)
+
+    def fill(self, prompts: Iterable[Request]) -> None:
+        """Prompts under way, as far as they fit."""
+        for request in prompts:
+            if request.in_prompt() and not request.keeps_step and not self.full:
+                self.give(request)
 
     def give(self, request: Request) -> None:
         """As much of the request's prompt as fits; a token of one that keeps step counts as decoding."""

@@ -6,6 +6,10 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
+
+from penstock.runtime.kv.keys import extend_keys
+
 if TYPE_CHECKING:
     from penstock.runtime.schedule.groups import BeamGroup
 
@@ -115,6 +119,11 @@ class Request:
         """Whether the tokens it computes give logit rows each. Its first sample is known no sooner than all rows of its
         prompt; preempted before that, it scores all of the prompt again, and after that nothing."""
         return self.scores and not self.output
+
+    def name_blocks(self, block_size: int) -> None:
+        """Work out the keys of the full blocks of all that is known of it."""
+        if len(self.keys) < self.num_known // block_size:
+            extend_keys(self.keys, np.array([*self.prompt, *self.output], np.int32), block_size, self.salt)
 
     def rewind(self) -> None:
         """Start anew with all that is known: it has lost its slot and blocks."""

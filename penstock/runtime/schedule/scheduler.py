@@ -11,17 +11,12 @@ is preempted: it gives up its slot and blocks and waits again, to be computed an
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import count
 
-import numpy as np
-
 from penstock.errors import OptionError
-from penstock.runtime.kv.blocks import BlockRef
-from penstock.runtime.kv.keys import extend_keys
 from penstock.runtime.kv.manager import Fit, Grown, KvManager
-from penstock.runtime.schedule.batch import Admission, Chunk, Decoders, Event, Fork, StepPlan
+from penstock.runtime.schedule.batch import Admission, Decoders, Event, StepPlan
 from penstock.runtime.schedule.beams import Candidate
 from penstock.runtime.schedule.draft import Draft
 from penstock.runtime.schedule.groups import BeamGroup
@@ -29,6 +24,7 @@ from penstock.runtime.schedule.limits import Counters, Limits, PromptBudget
 from penstock.runtime.schedule.queue import WaitingQueue
 from penstock.runtime.schedule.refusals import refuse_full, refuse_impossible
 from penstock.runtime.schedule.request import FinishReason, Request, Status
+from penstock.runtime.schedule.slots import Slots
 
 
 class Scheduler:
@@ -45,13 +41,8 @@ class Scheduler:
         self._prompt_budget = prompt_budget
         self._live: dict[str, Request] = {}  # not yet finished, by id
         self._waiting = WaitingQueue()
-        self._slots: dict[int, Request] = {}  # the occupied ones; those that leave too, while a step touches them
-        self._free_slots = list(range(limits.max_batch_size))  # a heap, so that slots in use stay dense at the low end
-        self._prompts: dict[int, Request] = {}  # of them, those with a part of their prompt in no step yet, by slot
-        self._leaving: dict[int, Request] = {}  # of them, those that have finished or are preempted
-        self._spoiled: set[int] = set()  # of them, those that a failed step should have written to
+        self._slots = Slots(limits.max_batch_size)
         self._forking: dict[str, BeamGroup] = {}  # whose round is over, by id
-        self._forked: dict[int, Fork] = {}  # slots that got another's blocks and no step has told the device of
         self._decoders: Decoders | None = None  # None: somebody has joined or left
         self._in_flight: dict[int, StepPlan] = {}
         self._next_step = 0
@@ -60,7 +51,7 @@ class Scheduler:
     @property
     def has_work(self) -> bool:
         """Whether a step is left to plan or to retire."""
-        return bool(self._waiting or self._slots)
+        return bool(self._waiting or self._slots.occupied)
 
     @property
     def num_waiting(self) -> int:
@@ -110,9 +101,8 @@ class Scheduler:
 
     def name_blocks(self, request: Request) -> None:
         """Work out the keys of the full blocks of all that is known of a request. A new one's on any thread."""
-        if self.kv.reuse and len(request.keys) < request.num_known // self.kv.pool.block_size:
-            tokens = np.array([*request.prompt, *request.output], np.int32)
-            extend_keys(request.keys, tokens, self.kv.pool.block_size, request.salt)
+        if self.kv.reuse:
+            request.name_blocks(self.kv.pool.block_size)
 
     def schedule(self) -> StepPlan | None:
         """Plan the next step, or None when nothing can run before a step in flight retires (or at all)."""
@@ -129,15 +119,13 @@ class Scheduler:
     def _draft(self, decoding: int) -> Draft:
         """Who keeps step, then prompts under way, in order of admission, then those that wait, as far as they fit."""
         room = self.limits.max_num_tokens - decoding
-        draft = Draft(room, room, self.limits.max_batch_size - decoding - len(self._prompts))
-        if not (self._prompts or self._waiting):
+        draft = Draft(room, room, self.limits.max_batch_size - decoding - len(self._slots.prompts))
+        if not (self._slots.prompts or self._waiting):
             return draft
-        for request in [r for r in self._prompts.values() if r.keeps_step and not self._lacks_block(r)]:
+        for request in [r for r in self._slots.prompts.values() if r.keeps_step and not self._lacks_block(r)]:
             draft.give(request)
         draft.share = self._share(decoding + len(draft.chunks), draft.room)
-        for request in [r for r in self._prompts.values() if r.in_prompt() and not r.keeps_step]:
-            if not draft.full:
-                draft.give(request)
+        draft.fill(self._slots.prompts.values())
         while not draft.full and draft.logits and (admission := self._admit()):
             draft.admit(admission)
         return draft
@@ -154,13 +142,12 @@ class Scheduler:
             continue
         if group.id in self._forking and group.num_copies(self.kv) <= self.kv.pool.num_free:
             del self._forking[group.id]
-            self._forked |= {fork.slot: fork for fork in group.fork(self.kv)}
-            self._prompts |= {beam.slot: beam for beam in group.beams if beam.slot is not None}
+            self._slots.forked |= {fork.slot: fork for fork in group.fork(self.kv)}
+            self._slots.prompts |= {beam.slot: beam for beam in group.beams if beam.slot is not None}
 
     def _gather(self, without: Sequence[Request] = ()) -> Decoders:
         """Who decodes from now on."""
-        leaving = self._leaving
-        decoding = [r for slot, r in self._slots.items() if slot not in leaving and r.decodes and r not in without]
+        decoding = [r for r in self._slots.staying() if r.decodes and r not in without]
         self._decoders = Decoders(decoding, self.kv.pool.block_size)
         return self._decoders
 
@@ -181,9 +168,7 @@ class Scheduler:
 
     def _growing(self, decoders: Decoders) -> Sequence[Request]:
         """Those whose next token is the first of a block."""
-        if not self._prompts:
-            return decoders.growing()
-        return [*decoders.growing(), *(r for r in self._prompts.values() if self._lacks_block(r))]
+        return [*decoders.growing(), *filter(self._lacks_block, self._slots.prompts.values())]
 
     def _lacks_block(self, request: Request) -> bool:
         """Whether one that keeps step has no block for its next token."""
@@ -192,11 +177,11 @@ class Scheduler:
 
     def _coming(self) -> int:
         """Blocks that are free as soon as the steps in flight have retired, or more."""
-        return sum(self.kv.num_own(slot) for slot in self._leaving)
+        return sum(self.kv.num_own(slot) for slot in self._slots.leaving)
 
     def _preempt(self) -> bool:
         """Send the last of the running requests back to the queue; not the only one."""
-        running = [r for slot, r in self._slots.items() if slot not in self._leaving and r is r.members[0]]
+        running = [r for r in self._slots.staying() if r is r.members[0]]
         if len(running) < 2:
             return False
         self._leave(max(running, key=lambda request: (request.priority, request.arrival)))
@@ -211,11 +196,11 @@ class Scheduler:
         computing is passed over; nobody else is, or a long request would starve.
         """
         for request in self._waiting:
-            if len(request.members) > len(self._free_slots):
+            if len(request.members) > self._slots.num_free:
                 break
             keys = self._shareable(request)
             spare = request.group.num_spare(self.kv) if request.group else 0
-            fit = self.kv.fit(keys, request.goal, spare=len(self._slots) + spare)
+            fit = self.kv.fit(keys, request.goal, spare=len(self._slots.occupied) + spare)
             if fit is Fit.YES:
                 return self._enter(request, keys)
             if fit is Fit.NO:
@@ -228,10 +213,10 @@ class Scheduler:
 
     def _enter(self, request: Request, keys: Sequence[bytes]) -> Admission:
         self._waiting.admit(request)
-        slot = self._seat(request)
-        self._prompts[slot] = request
+        slot = self._slots.seat(request)
+        self._slots.prompts[slot] = request
         for beam in request.members[1:]:  # has nothing to do until it forks
-            self.kv.admit(self._seat(beam), (), 0)
+            self.kv.admit(self._slots.seat(beam), (), 0)
             beam.goal = beam.num_computed = 0
         reused = self.kv.admit(slot, keys, request.goal) * self.kv.pool.block_size
         request.num_computed = reused
@@ -241,20 +226,16 @@ class Scheduler:
             self.counters.reused_tokens += reused
         return Admission(slot, request, self.kv.table(slot), reused)
 
-    def _seat(self, request: Request) -> int:
-        slot = request.slot = heapq.heappop(self._free_slots)
-        self._slots[slot] = request
-        return slot
-
     def _plan(self, decoders: Decoders, draft: Draft, grown: tuple[Grown, ...]) -> StepPlan:
         rounds = decoders.advance() if decoders.requests else 0
-        published = tuple([ref for chunk in draft.chunks for ref in self._publish(chunk)])
-        parts = tuple(draft.chunks), tuple(draft.admitted), grown, published, tuple(self._forked.values())
+        size = self.kv.pool.block_size
+        published = [ref for chunk in draft.chunks for ref in self.kv.publish(chunk.slot, *chunk.filled(size))]
+        parts = tuple(draft.chunks), tuple(draft.admitted), grown, tuple(published), tuple(self._slots.forked.values())
         plan = StepPlan(self._next_step, decoders, rounds, *parts)
-        self._forked = {}
+        self._slots.forked = {}
         for chunk in plan.chunks:
             if chunk.samples:  # its prompt is done: it decodes from the next step on
-                del self._prompts[chunk.slot]
+                del self._slots.prompts[chunk.slot]
                 if chunk.request.decodes:
                     self._decoders = None
         if not decoders.steps_left:
@@ -262,12 +243,6 @@ class Scheduler:
         self._in_flight[plan.step_id] = plan
         self._next_step += 1
         return plan
-
-    def _publish(self, chunk: Chunk) -> tuple[BlockRef, ...]:
-        """The blocks that a chunk fills can be found from the next step on."""
-        size = self.kv.pool.block_size
-        first, end = chunk.start // size, (chunk.start + chunk.num_tokens) // size
-        return self.kv.publish(chunk.slot, first, chunk.request.keys[first:end])
 
     def retire(
         self, step_id: int, tokens: Sequence[int], candidates: Iterable[Sequence[Candidate]] = ()
@@ -310,7 +285,7 @@ class Scheduler:
 
     def _accept_beam(self, request: Request, group: BeamGroup, found: Sequence[Candidate]) -> tuple[Event, ...]:
         """The group's end, if this is the last result of its last round. One that is preempted begins anew."""
-        if request.slot in self._leaving or not group.take(request, found):
+        if request.slot in self._slots.leaving or not group.take(request, found):
             return ()
         if group.search.done:
             return (self._end(request, group.finish_reason),)
@@ -319,9 +294,9 @@ class Scheduler:
 
     def _go_on(self, request: Request) -> None:
         """One in lockstep may compute the sample just learnt, unless it is preempted."""
-        if request.slot is not None and request.slot not in self._leaving:
+        if request.slot is not None and request.slot not in self._slots.leaving:
             request.goal += 1
-            self._prompts[request.slot] = request
+            self._slots.prompts[request.slot] = request
 
     def fail(self, step_id: int, error: Exception) -> tuple[Event, ...]:
         """A step in flight died (any: a launch fails while an older step runs); its unfinished requests end so too.
@@ -339,7 +314,7 @@ class Scheduler:
             lost = refs.intersection(later.published)
             self.kv.withdraw(lost)
             bad |= lost
-        self._spoiled.update(each.slot for r in doomed for each in r.members if each.slot is not None)
+        self._slots.spoiled.update(each.slot for r in doomed for each in r.members if each.slot is not None)
         events = [self._end(r, "error", error=error) for r in doomed if not r.finish_reason]
         self._release_idle()
         return tuple(events)
@@ -369,26 +344,19 @@ class Scheduler:
         """No step will take a token of it any more; its slot is its own until those in flight have retired."""
         self._forking.pop(request.id, None)
         for member in request.members:
-            slot = member.slot
-            assert slot is not None
-            self._leaving[slot] = member
-            self._forked.pop(slot, None)
-            if self._prompts.pop(slot, None):
-                self.kv.break_promises(slot)
+            if self._slots.leave(member) and member.slot is not None:
+                self.kv.break_promises(member.slot)
         if request.decodes:  # otherwise it is not among the decoders, or has left them with its last launch
             self._decoders = None
 
     def _release_idle(self) -> None:
         """Free the slots of those that leave and that no step in flight touches; a group's at once."""
-        touched = {slot for plan in self._in_flight.values() for slot in plan.slots} if self._leaving else ()
-        for slot, request in tuple(self._leaving.items()):
-            if any(member.slot in touched for member in request.members):
-                continue
-            del self._slots[slot], self._leaving[slot]
-            self._publish_known(request, slot)
+        for request in self._slots.idle(self._in_flight.values()):
+            slot = request.slot
+            assert slot is not None
+            if self._slots.vacate(request):
+                self._publish_known(request, slot)
             self.kv.free(slot)
-            heapq.heappush(self._free_slots, slot)
-            request.slot = None
             if request.finish_reason is None:
                 self._requeue(request)
 
@@ -403,29 +371,21 @@ class Scheduler:
 
     def _publish_known(self, request: Request, slot: int) -> None:
         """What it has generated may be another's prompt, or its own again. Beams' are not: nobody asks for the like."""
-        if slot in self._spoiled:
-            self._spoiled.remove(slot)
-        elif request.group is None:
+        if request.group is None:
             self.name_blocks(request)
             full = min(request.num_computed, request.num_known) // self.kv.pool.block_size
             self.kv.publish(slot, 0, request.keys[:full])
 
     def waste(self) -> float:
         """Share of the room in held blocks that holds no token; 0 to 1."""
-        return self.kv.waste({slot: request.num_computed for slot, request in self._slots.items()})
+        return self.kv.waste({slot: request.num_computed for slot, request in self._slots.occupied.items()})
 
     def check(self) -> None:
-        """Prove that every slot is free or occupied once, and that exactly the occupied ones hold blocks."""
+        """Prove that slots, blocks and steps in flight agree."""
         self.kv.check()
-        every = sorted([*self._free_slots, *self._slots])
-        assert every == list(range(self.limits.max_batch_size)), f"free {self._free_slots}, occupied {[*self._slots]}"
-        assert self.kv.slots == self._slots.keys(), f"blocks of {self.kv.slots}, occupied {[*self._slots]}"
-        staying = {slot: r for slot, r in self._slots.items() if slot not in self._leaving}
-        prompts = {slot for slot, r in staying.items() if r.in_prompt()}
-        finished = {slot for slot, r in self._slots.items() if r.finish_reason}
-        assert prompts == set(self._prompts) and finished <= set(self._leaving), "a slot is listed under another state"
-        for slot, request in staying.items():
-            assert self.kv.num_blocks(slot) >= self.kv.blocks_for(request.num_computed), f"slot {slot} lacks blocks"
-        assert self._forked.keys() <= staying.keys(), "a slot that leaves is to be told of a fork"
+        self._slots.check(self.kv.slots)
+        for request in self._slots.staying():
+            slot, blocks = request.slot, self.kv.blocks_for(request.num_computed)
+            assert slot is not None and self.kv.num_blocks(slot) >= blocks, f"slot {slot} lacks blocks"
         for plan in self._in_flight.values():
-            assert plan.slots <= self._slots.keys(), f"step {plan.step_id} touches a free slot"
+            assert plan.slots <= self._slots.occupied.keys(), f"step {plan.step_id} touches a free slot"

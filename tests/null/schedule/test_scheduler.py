@@ -110,7 +110,7 @@ def test_blocks_come_as_they_are_needed_and_nobody_overtakes() -> None:
         grown += plans[-1].grown
         retire(s, plans.pop(0))
     assert [(slot, at) for slot, at, _ in grown] == [(0, 2)], "a's position 8 is the first of a block"
-    held = sum(r.num_computed for r in s._slots.values())
+    held = sum(r.num_computed for r in s._slots.occupied.values())
     assert s.waste() == pytest.approx(1 - held / (4 * s.kv.pool.num_used))
 
 
