@@ -6,6 +6,7 @@ record of each model, format and figure. A figure is never typed by hand. NAME m
 * `results:NAME/peers`: the figures that people compare, beside those of NAME/peers.jsonl, which are others' engines.
 * `results:NAME/checks`: NAME/checks.jsonl alone, which holds what is right rather than fast.
 * `results:NAME/scaling`: NAME/scaling.jsonl alone, by batch and context.
+* `results:NAME/throughput`: NAME/throughput.jsonl alone, a row for each workload and below it what compares them.
 """
 
 from __future__ import annotations
@@ -20,8 +21,15 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 SECTION = re.compile(r"(<!-- results:([\w./-]+)((?: [\w.-]+)*) -->\n).*?(<!-- end of results -->)", re.DOTALL)
-CHECKS, PEERS, SCALING = "checks", "peers", "scaling"  # names of files that have tables of their own
-APART = (CHECKS, PEERS, SCALING)
+# Names of files that have tables of their own.
+CHECKS, PEERS, SCALING, THROUGHPUT = "checks", "peers", "scaling", "throughput"
+APART = (CHECKS, PEERS, SCALING, THROUGHPUT)
+SIDE = "."  # between a workload and what was measured beside its rate
+BESIDE = (
+    ("all (tok/s)", "total"), ("TTFT mean (ms)", "ttft_mean_ms"), ("P99", "ttft_p99_ms"),
+    ("inter-token P50 (ms)", "itl_p50_ms"), ("P99", "itl_p99_ms"), ("GPU busy (%)", "busy"),
+    ("host (us a step)", "host_us_per_step"), ("rows a step", "rows_per_step"), ("KV waste (%)", "kv_waste"),
+)  # fmt: skip
 NOTHING = "No results are kept yet: `bench/results/{name}/` is empty.\n"
 MISSING = "not measured yet"
 LESS_IS_BETTER = ("ms", "s", "us", "GiB", "GB")
@@ -51,6 +59,8 @@ def section(name: str, folder: Path, metrics: Sequence[str] = ()) -> str:
         return _page(beside(ours, others), [*ours, *others], marked)
     checks = folder.name == CHECKS
     records = latest(read(folder))
+    if folder.name == THROUGHPUT and records:
+        return _page(workloads(records), []) + _page(_rows(compared(records), False), records)
     if metrics:
         chosen = [r for r in records if r["metric"] in metrics]
         return _page(_rows(chosen, False, [m for m in metrics if m not in {r["metric"] for r in chosen}]), chosen)
@@ -86,6 +96,24 @@ def beside(ours: Sequence[Record], others: Sequence[Record]) -> Iterator[list[st
             if metric in own or any(row):
                 cells = ["" if r is None else f"{_number(r['value'])} {r['unit']}{_mark(r)}" for r in row]
                 yield [model, format, metric, *cells, *_own(own.get(metric))]
+
+
+def workloads(records: Sequence[Record]) -> Iterator[list[str]]:
+    """A row for each rate that has figures beside it."""
+    yield ["model", "format", "workload", "out (tok/s)", "of the roof", *(head for head, _ in BESIDE), "commit"]
+    by_name = {(r["model"], r["format"], r["metric"]): r for r in records}
+    for (model, format, name), record in by_name.items():
+        side = [by_name.get((model, format, f"{name}{SIDE}{metric}")) for _, metric in BESIDE]
+        if any(side):
+            cells = ["" if each is None else _number(each["value"]) for each in side]
+            own = [_number(record["value"]), _share(record)]
+            yield [model, format, name, *own, *cells, record.get("commit", "")]
+
+
+def compared(records: Sequence[Record]) -> list[Record]:
+    """What stands in no row of a workload: ratios, and the roof."""
+    rates = {r["metric"].partition(SIDE)[0] for r in records if SIDE in r["metric"]}
+    return [r for r in records if SIDE not in r["metric"] and r["metric"] not in rates]
 
 
 def roof(record: Record) -> float | None:

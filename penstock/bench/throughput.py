@@ -189,7 +189,7 @@ def interrupted(llm: LLM, running: int, length: int, longest: int, vocab: int) -
                 )
         finally:
             llm._loop.abort(*ids)
-    alone = waits(log.steps[first - IDLE_STEPS : first])
+    alone = waits(log.steps[first - IDLE_STEPS - 1 : first])
     return alone, waits(log.steps[first - 1 : last])
 
 

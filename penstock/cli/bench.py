@@ -37,6 +37,28 @@ Utilization = Annotated[
     float, typer.Option("--gpu_memory_utilization", metavar="SHARE", help="Share of a GPU's memory to use.")
 ]
 
+_WORKLOADS = (
+    "random, mixed, lognormal, shared-prefix, interrupted, trace, or IN/OUT lengths such as 128/2048; each with :COUNT "
+    "requests and @BATCH at most at once, where they differ."
+)
+Workloads = Annotated[str, typer.Option("--workload", metavar="NAME,...", help=_WORKLOADS)]
+Trace = Annotated[
+    Path | None,
+    typer.Option("--trace", metavar="FILE", help="JSON lines: prompt_tokens or prompt, output_tokens, arrival."),
+]
+InputLen = Annotated[str | None, typer.Option("--input_len", metavar="N|LOW:HIGH", help="Tokens of a prompt.")]
+OutputLen = Annotated[
+    str | None, typer.Option("--output_len", metavar="N|LOW:HIGH", help="Tokens to generate; lognormal: the median.")
+]
+PrefixLen = Annotated[int | None, typer.Option("--prefix_len", metavar="N", help="Tokens that all prompts share.")]
+NumRequests = Annotated[int | None, typer.Option("--num_requests", metavar="N", help="How many; of a trace the first.")]
+Rate = Annotated[
+    float | None, typer.Option("--rate", metavar="N", help="Requests a second, by a Poisson process; else all at once.")
+]
+Static = Annotated[bool, typer.Option("--static", help="Also in batches that wait for their longest, for the ratio.")]
+NoReuse = Annotated[bool, typer.Option("--no_prefix_caching", help="Compute the KV of equal prefixes each time.")]
+LatencyTarget = Annotated[float | None, typer.Option("--inter_token_latency_target", metavar="SECONDS", help="Of LLM.")]
+
 
 @app.command("latency")
 def latency(
@@ -133,39 +155,16 @@ def scaling(
 def throughput(
     model: Subject = None,
     named: Named = None,
-    workload: Annotated[
-        str,
-        typer.Option(
-            "--workload",
-            metavar="NAME,...",
-            help="random, mixed, lognormal, shared-prefix, interrupted, trace, or IN/OUT lengths such as 128/2048; "
-            "each with :COUNT requests and @BATCH at most at once, where they differ.",
-        ),
-    ] = "mixed",
-    trace: Annotated[
-        Path | None,
-        typer.Option("--trace", metavar="FILE", help="JSON lines: prompt_tokens or prompt, output_tokens, arrival."),
-    ] = None,
-    input_len: Annotated[
-        str | None, typer.Option("--input_len", metavar="N|LOW:HIGH", help="Tokens of a prompt.")
-    ] = None,
-    output_len: Annotated[
-        str | None, typer.Option("--output_len", metavar="N|LOW:HIGH", help="Tokens to generate; lognormal: median.")
-    ] = None,
-    prefix_len: Annotated[int | None, typer.Option("--prefix_len", metavar="N", help="Tokens that all share.")] = None,
-    num_requests: Annotated[int | None, typer.Option("--num_requests", metavar="N", help="How many.")] = None,
-    rate: Annotated[
-        float | None, typer.Option("--rate", metavar="N", help="Requests a second, Poisson; default: all at once.")
-    ] = None,
-    static: Annotated[
-        bool, typer.Option("--static", help="Also in batches that wait for their longest, for the ratio.")
-    ] = False,
-    no_prefix_caching: Annotated[
-        bool, typer.Option("--no_prefix_caching", help="Compute the KV of equal prefixes again.")
-    ] = False,
-    inter_token_latency_target: Annotated[
-        float | None, typer.Option("--inter_token_latency_target", metavar="SECONDS", help="As LLM takes it.")
-    ] = None,
+    workload: Workloads = "mixed",
+    trace: Trace = None,
+    input_len: InputLen = None,
+    output_len: OutputLen = None,
+    prefix_len: PrefixLen = None,
+    num_requests: NumRequests = None,
+    rate: Rate = None,
+    static: Static = False,
+    no_prefix_caching: NoReuse = False,
+    inter_token_latency_target: LatencyTarget = None,
     weights: flags.Weights = "checkpoint",
     dtype: flags.Dtype = "auto",
     device: flags.Device = "auto",
