@@ -16,17 +16,15 @@ from penstock.bench.subject import find, open_subject
 from penstock.bench.workload import percentile
 from penstock.errors import OptionError, PromptError
 from penstock.runtime.requests import SamplingParams
-from penstock.unsupported import UNSUPPORTED
 
 LOWEST_ID, HIGHEST_ID = 1, 1000  # of the random prompts, where the vocabulary has them
 WARM_UP = 3  # runs at each length that are not counted
-PENALTY: Final = "repetition_penalty"
-SAMPLING: Final[dict[str, Any]] = {"temperature": 0.7, "top_p": 0.9, "top_k": 50, PENALTY: 1.1}
+SAMPLING: Final[dict[str, Any]] = {"temperature": 0.7, "top_p": 0.9, "top_k": 50, "repetition_penalty": 1.1}
 
 
 @dataclass(frozen=True, slots=True)
 class Ttft:
-    """Milliseconds to the first token. `note`: what of the classic sampling was not applied."""
+    """Milliseconds to the first token."""
 
     prompt_length: int
     mean_ms: float
@@ -34,12 +32,11 @@ class Ttft:
     min_ms: float
     max_ms: float
     iterations: int
-    note: str
 
 
 @dataclass(frozen=True, slots=True)
 class Percentiles:
-    """Milliseconds to the first token, by nearest rank. `note`: what of the classic sampling was not applied."""
+    """Milliseconds to the first token, by nearest rank."""
 
     prompt_length: int
     p50_ms: float
@@ -48,21 +45,13 @@ class Percentiles:
     mean_ms: float
     std_ms: float
     iterations: int
-    note: str
-
-
-def sampling() -> tuple[SamplingParams, str]:
-    """The classic parameters for one new token, and what of them the runtime cannot apply yet."""
-    known = {name: value for name, value in SAMPLING.items() if name not in UNSUPPORTED}
-    left = [f"{name}={value} is not applied: not built yet" for name, value in SAMPLING.items() if name in UNSUPPORTED]
-    return SamplingParams(max_tokens=1, ignore_eos=True, detokenize=False, **known), "; ".join(left)
 
 
 class LatencyBenchmark:
     """Times first tokens of a model: a directory, hub name, engine or workload's name; None: the bundled model.
 
-    Keyword arguments are LLM's own. Use as a context manager, or call `close`. `note` says what of SAMPLING is not
-    applied; so does every record.
+    Keyword arguments are LLM's own. Use as a context manager, or call `close`. Every prompt is sampled by SAMPLING,
+    whose penalty makes each step a controlled one.
     """
 
     def __init__(
@@ -71,7 +60,7 @@ class LatencyBenchmark:
     ) -> None:  # fmt: skip
         folder = None if cache_dir is None else Path(cache_dir)
         subject = find(model_name, weights, folder)
-        self._params, self.note = sampling()
+        self._params = SamplingParams(max_tokens=1, ignore_eos=True, detokenize=False, **SAMPLING)
         self._opened = open_subject(subject, cache_dir=folder, **arguments)
         settle(self._opened.llm)
 
@@ -90,7 +79,7 @@ class LatencyBenchmark:
     def benchmark_ttft(self, prompt_lengths: Sequence[int], iterations: int = 5) -> list[Ttft]:
         """A record for each prompt length."""
         runs = self._measured(prompt_lengths, iterations)
-        return [Ttft(n, mean(x), pstdev(x), min(x), max(x), iterations, self.note) for n, x in runs]
+        return [Ttft(n, mean(x), pstdev(x), min(x), max(x), iterations) for n, x in runs]
 
     def benchmark_p99(self, prompt_lengths: Sequence[int], iterations: int = 100) -> list[Percentiles]:
         """A record for each prompt length."""
@@ -98,7 +87,7 @@ class LatencyBenchmark:
 
     def _percentiles(self, length: int, ms: Sequence[float]) -> Percentiles:
         p50, p95, p99 = (percentile(ms, q) for q in (50, 95, 99))
-        return Percentiles(length, p50, p95, p99, mean(ms), pstdev(ms), len(ms), self.note)
+        return Percentiles(length, p50, p95, p99, mean(ms), pstdev(ms), len(ms))
 
     def close(self) -> None:
         """Stop the runtime and free the device."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from penstock.bench import LatencyBenchmark, classic
+from penstock.bench import LatencyBenchmark
 from penstock.errors import OptionError, PromptError
 
 
@@ -29,7 +29,7 @@ def test_first_tokens_by_length(benchmark: LatencyBenchmark) -> None:
     records = benchmark.benchmark_ttft([3, 17], iterations=3)
     assert [r.prompt_length for r in records] == [3, 17] and all(r.iterations == 3 for r in records)
     assert all(0 < r.min_ms <= r.mean_ms <= r.max_ms and r.std_ms >= 0 for r in records)
-    assert [f.name for f in fields(records[0])][:-1] == [
+    assert [f.name for f in fields(records[0])] == [
         "prompt_length", "mean_ms", "std_ms", "min_ms", "max_ms", "iterations",
     ]  # fmt: skip
 
@@ -56,19 +56,12 @@ def test_what_cannot_be_measured_is_refused_before_a_run(
         benchmark.benchmark_ttft([3], iterations=0)
 
 
-def test_the_penalty_that_is_not_built_is_named_and_the_rest_is_applied(
+def test_every_prompt_is_sampled_in_the_classic_way(
     benchmark: LatencyBenchmark, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(classic, "UNSUPPORTED", {"repetition_penalty": "not yet"})
-    params, note = classic.sampling()
+    before = benchmark._opened.llm.stats()["controlled_steps"]
+    benchmark.benchmark_ttft([2], 1)
+    assert benchmark._opened.llm.stats()["controlled_steps"] > before
+    params = benchmark._params
     assert (params.temperature, params.top_p, params.top_k, params.max_tokens) == (0.7, 0.9, 50, 1)
-    assert params.repetition_penalty == 1.0 and note == "repetition_penalty=1.1 is not applied: not built yet"
-    records = [*benchmark.benchmark_ttft([2], 1), *benchmark.benchmark_p99([2], 1)]
-    assert {r.note for r in records} == {benchmark.note}
-
-
-def test_a_penalty_that_is_built_is_applied(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(classic, "UNSUPPORTED", {})
-    monkeypatch.setattr(classic, "SamplingParams", lambda **given: given)
-    params, note = classic.sampling()
-    assert params["repetition_penalty"] == 1.1 and not note  # type: ignore[index]
+    assert params.repetition_penalty == 1.1

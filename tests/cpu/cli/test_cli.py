@@ -176,7 +176,7 @@ def test_inspect_tells_every_section(run: Run, engine: Path) -> None:
     wanted = ["2 of 4 heads of 16 over 2 KV heads", "fuse_qkv 2x", "reference", "[torch", "at 100 GB/s", "T tokens"]
     for said in (
         *wanted,
-        "block_table 20",
+        "block_table 24",
         "dense_block(",
         "where the time of a step of",
         "linear f32[",

@@ -95,7 +95,9 @@ def test_the_refused_and_the_slower_are_listed(engine: Path, capsys: pytest.Capt
     data = json.loads(inspected(engine, capsys, "--json"))
     linear = next(n for n in data["nodes"] if n["op"] == "linear")
     for choice in linear["choices"]:
-        assert choice["refused"] == {"cublas": "too slow to wait for"} and choice["tactic"] != "cublas"
+        refused = dict(choice["refused"])  # which others come near depends on the layout, and that on invented times
+        assert refused.pop("cublas") == "too slow to wait for" and choice["tactic"] != "cublas"
+        assert all(why.startswith("not tried: an estimated ") for why in refused.values())
         medians = [r["median_us"] for r in choice["runners_up"]]
         assert medians == sorted(medians)
     seen = {i for n in data["nodes"] for c in n["choices"] for i in c["instructions"]}

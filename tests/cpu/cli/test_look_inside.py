@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from penstock.bench.timeline import NodeTime, Timeline
 from penstock.cli.profile import _statement
 from penstock.engine import store
+from penstock.engine.program import PLAIN
 from penstock.kernels.roof import Roof
 from penstock.runtime.batch import Batch
 from tests.cpu.cli.test_cli import engine, model, run
@@ -22,7 +23,7 @@ def test_profile_shows_every_node_and_what_is_lost(run: Any, engine: Path) -> No
     ran = run("profile", engine, "--batch", 2, "--context", 20, "--nodes")
     assert ran.code == 0, ran.err
     phases = store.load(engine).programs["decode"].phases
-    names = [f"{name}/%{i}" for name, p in phases.items() for i, n in enumerate(p.graph.nodes) if not n.is_leaf]
+    names = [f"{name}/%{i}" for name in PLAIN for i, n in enumerate(phases[name].graph.nodes) if not n.is_leaf]
     lines = [line.split() for line in ran.out.splitlines()]
     assert [words[1] for words in lines if len(words) > 1 and words[1] in names] == names
     assert "a step of 2 x 1 token behind 20" in ran.out and "lost:" in ran.out and "of the roof" in ran.out
