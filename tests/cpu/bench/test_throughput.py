@@ -153,7 +153,7 @@ def test_the_roof_of_a_workload_by_hand(tiny_engine: Path, rate: float) -> None:
 
 def test_at_most_so_many_run_at_once_and_a_found_prefix_costs_nothing(tiny_engine: Path) -> None:
     engine = store.load(tiny_engine)
-    requests = [Asked([1] * 150, 9, shared=128 * (i > 0)) for i in range(4)]
+    requests = [Asked([1] * 150, 9, shared=140 * (i > 0)) for i in range(4)]
     alone, both, reused = (ideal(engine, ROOF, requests, n, reuse) for n, reuse in ((1, False), (4, False), (4, True)))
     once = max(engine.work["weight_bytes"] / 1e9, 0)
     assert alone.serial - both.serial == pytest.approx(24 * once, rel=0.1)  # 32 steps instead of 8
