@@ -65,6 +65,7 @@ def attend(
     else:
         k = tl.load(start + offset)
         v = tl.load(start + K * B * D + offset)
+    k, v = k.to(q.dtype), v.to(q.dtype)
     score = tl.dot(q, tl.trans(k), input_precision="ieee")
     if SOFTCAP > 0:
         # tanh(x) = 1 - 2 / (exp(2x) + 1)
@@ -116,6 +117,7 @@ def attend_apart(
     keep = alive[:, :, None] & (d < D)[None, None, :]
     k = tl.load(place, mask=keep, other=0.0)
     v = tl.load(place + K * B * D, mask=keep, other=0.0)
+    k, v = k.to(q.dtype), v.to(q.dtype)
     score = tl.dot(q, tl.trans(k, (0, 2, 1)))
     if SOFTCAP > 0:
         score = SOFTCAP - 2 * SOFTCAP / (tl.exp2(score * (2 * LOG2E * SCALE / SOFTCAP)) + 1)

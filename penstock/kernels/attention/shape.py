@@ -20,20 +20,21 @@ AT_ONCE = 2  # programs of the larger configuration on a multiprocessor
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What of a site shapes its kernels; its second input is the cache."""
+    """What of a site shapes its kernels; its first input is the queries, or qkv, and its second the cache."""
 
     heads: int
     kv_heads: int
     head_size: int
     block_size: int
-    pointer: str
-    bytes: int
+    pointer: str  # to queries and results
+    pool: str  # to the cache
+    bytes: int  # of a number in products: the cache's are widened to the queries' format
 
     @staticmethod
     def of(site: Site) -> Shape:
-        kv = site.inputs[1]
+        q, kv = site.inputs[:2]
         _, _, kv_heads, block, size = (0, *map(_int, kv.shape[1:]))
-        return Shape(int(site.attr("heads")), kv_heads, size, block, gpu.pointer(kv), kv.format.bytes)
+        return Shape(int(site.attr("heads")), kv_heads, size, block, gpu.pointer(q), gpu.pointer(kv), q.format.bytes)
 
     @property
     def group(self) -> int:
@@ -67,9 +68,9 @@ def refusal(site: Site, sizes: Sizes, device: Device) -> str | None:
     """Why neither family of kernels can run on the site's first two inputs (queries or qkv, and the cache)."""
     if why := gpu.refusal(site, device, (0, 1), 80):
         return why
-    formats = {str(t.format) for t in (*site.inputs[:2], *site.outputs)}
-    if len(formats) > 1:
-        return f"queries, cache and result must share one format, not {sorted(formats)}"
+    q, kv, y = (t.format.name for t in (*site.inputs[:2], site.outputs[0]))
+    if q != y or (kv != q and kv in gpu.FLOATS):
+        return f"queries, cache and result must share one format, not {q}, {kv} and {y}, but for a cache in fp8"
     shape = Shape.of(site)
     if shape.block_size < 16 or shape.block_size & (shape.block_size - 1):
         return f"blocks of {shape.block_size} tokens; a power of two from 16 is needed"
@@ -201,7 +202,7 @@ def prefill(site: Site, sizes: Sizes, device: Device, config: Config, short: int
     """
     shape = Shape.of(site)
     signature = (
-        ("q_ptr", shape.pointer), ("kv_ptr", shape.pointer), *ROWS, ("table_ptr", "*i32"),
+        ("q_ptr", shape.pointer), ("kv_ptr", shape.pool), *ROWS, ("table_ptr", "*i32"),
         ("out_ptr", shape.pointer), ("S", "i32"), ("M", "i32"),
     )  # fmt: skip
     named = {**constants(site, sizes, device, short), "PM": config["PM"], "PN": config["PN"]}
