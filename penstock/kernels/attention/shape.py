@@ -28,13 +28,23 @@ class Shape:
     block_size: int
     pointer: str  # to queries and results
     pool: str  # to the cache
-    bytes: int  # of a number in products: the cache's are widened to the queries' format
+    bytes: int  # of a number of queries
+    narrow: bool  # the cache is in fp8
 
     @staticmethod
     def of(site: Site) -> Shape:
         q, kv = site.inputs[:2]
         _, _, kv_heads, block, size = (0, *map(_int, kv.shape[1:]))
-        return Shape(int(site.attr("heads")), kv_heads, size, block, gpu.pointer(q), gpu.pointer(kv), q.format.bytes)
+        return Shape(
+            int(site.attr("heads")),
+            kv_heads,
+            size,
+            block,
+            gpu.pointer(q),
+            gpu.pointer(kv),
+            q.format.bytes,
+            kv.format.bytes == 1,
+        )
 
     @property
     def group(self) -> int:
@@ -72,6 +82,8 @@ def refusal(site: Site, sizes: Sizes, device: Device) -> str | None:
     if q != y or (kv != q and kv in gpu.FLOATS):
         return f"queries, cache and result must share one format, not {q}, {kv} and {y}, but for a cache in fp8"
     shape = Shape.of(site)
+    if shape.narrow and shape.head_size % 2:
+        return f"heads of {shape.head_size} numbers; of a cache in fp8 they are read in pairs"
     if shape.block_size < 16 or shape.block_size & (shape.block_size - 1):
         return f"blocks of {shape.block_size} tokens; a power of two from 16 is needed"
     if shape.head_size > 256:
@@ -115,18 +127,24 @@ def decode_configs(shape: Shape, few: bool) -> tuple[dict[str, int], ...]:
     take a share of a tile's keys by themselves (1: all together). `few`: AT_ONCE programs a multiprocessor hold a task
     of every row."""
     if shape.bytes == 4:
-        rows = max(16, next_power_of_2(shape.group))
-        keys = 32 if shape.padded_size <= 128 and rows <= 32 else 16
-        return ({"BN": keys, "STAGES": 2, "WARPS": plain_warps(shape), "TASKS": 4, "LEAST": 1, "APART": 1},)
+        return (
+            {"BN": plain_keys(shape), "STAGES": 2, "WARPS": plain_warps(shape), "TASKS": 4, "LEAST": 1, "APART": 1},
+        )
     if shape.decode_rows > 32 or shape.padded_size > 128:
         together = {"BN": 64 if shape.padded_size <= 128 else 32, "STAGES": 3, "APART": 1}
         together["WARPS"] = 8 if shape.decode_rows > 32 else 4
         return tuple({**together, "TASKS": n, "LEAST": 4} for n in (2, 4))
     # Joining tasks costs about as much as 256 keys.
     apart = {"BN": 64, "WARPS": 4, "APART": 4, "STAGES": 3, "TASKS": 2, "LEAST": 4}
+    if shape.narrow:  # its loads are half as long, and three fit on a multiprocessor
+        return ({**apart, "STAGES": 2}, apart, {**apart, "STAGES": 2, "TASKS": 6})
     # Small enough for four on a multiprocessor, so that those of many rows run at once. Those of few would crowd on the
     # multiprocessors that the kernel ahead leaves first, which the timing of one op by itself does not see.
     return (apart,) if few else ({**apart, "APART": 1, "STAGES": 2}, apart)
+
+
+def plain_keys(shape: Shape) -> int:
+    return 32 if shape.padded_size <= 128 and shape.decode_rows <= 32 and not shape.narrow else 16
 
 
 def plain_warps(shape: Shape) -> int:
@@ -137,11 +155,9 @@ def plain_warps(shape: Shape) -> int:
 def prefill_configs(shape: Shape) -> tuple[dict[str, int], ...]:
     """PM, PN: rows and keys of a tile."""
     if shape.bytes == 4:
-        rows = max(16, next_power_of_2(shape.group))
-        keys = 32 if shape.padded_size <= 128 and rows <= 32 else 16
-        return ({"PM": rows, "PN": keys, "PSTAGES": 2, "PWARPS": plain_warps(shape)},)
+        return ({"PM": shape.decode_rows, "PN": plain_keys(shape), "PSTAGES": 2, "PWARPS": plain_warps(shape)},)
     if shape.padded_size > 128:
-        return ({"PM": 128, "PN": 32, "PSTAGES": 2, "PWARPS": 8},)
+        return ({"PM": 64 if shape.narrow else 128, "PN": 32, "PSTAGES": 2, "PWARPS": 8},)
     big = {"PM": 128, "PN": 64, "PSTAGES": 3, "PWARPS": 8}
     if shape.group > 64:
         return (big,)
@@ -184,7 +200,7 @@ def constants(site: Site, sizes: Sizes, device: Device, short: int) -> dict[str,
 
 def short_constants(shape: Shape, config: Config) -> dict[str, int]:
     """Those of a kernel of short rows."""
-    return {"BM": shape.decode_rows, "BN": config["BN"], "W": config["APART"]}
+    return {"BM": shape.decode_rows, "BN": config["BN"], "W": config["APART"], "NATIVE": True}
 
 
 def _scanned(sequences: int) -> int:

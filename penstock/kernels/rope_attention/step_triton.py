@@ -44,7 +44,7 @@ def step(
     SHORT: tl.constexpr, QP: tl.constexpr, BM: tl.constexpr, W: tl.constexpr, BN: tl.constexpr, TT: tl.constexpr,
     HALF: tl.constexpr, BY_ROW: tl.constexpr, FACTOR: tl.constexpr, NORM: tl.constexpr, EPS: tl.constexpr,
     OFFSET: tl.constexpr, SCALE: tl.constexpr, SOFTCAP: tl.constexpr, WINDOW: tl.constexpr,
-    PDL: tl.constexpr,
+    NATIVE: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """One task of one short row, or TT tokens to look through, and one KV head. Grid: (tasks at most + T / TT, K).
 
@@ -105,8 +105,9 @@ def step(
     if WINDOW > 0:
         low = tl.maximum(past - WINDOW + 1, 0)
     m, total, acc = over_pages(
-        q, kv_ptr, table, begin, end, low, context, at, head, K, D, DP, B, BM, W, BN, SCALE, SOFTCAP, WINDOW
-    )
+        q, kv_ptr, table, begin, end, low, context, at, head,
+        K, D, DP, B, BM, W, BN, SCALE, SOFTCAP, WINDOW, NATIVE,
+    )  # fmt: skip
     live = (r < count * GP) & (r % GP < G)
     keep = live[:, None] & (d < D)[None, :]
     place = ((token + r // GP) * H + head * G + r % GP)[:, None] * D + d[None, :]
