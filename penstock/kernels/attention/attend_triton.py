@@ -153,14 +153,26 @@ def attend_apart(
 
 
 @triton.jit
-def together(m, total, acc, W: tl.constexpr, BM: tl.constexpr, DP: tl.constexpr):
+def together(m, total, acc, W: tl.constexpr, BM: tl.constexpr, DP: tl.constexpr, NARROW: tl.constexpr):
     """The running softmax over all that W warps have seen: [W,BM], [W,BM], [W,BM,DP] to [BM], [BM], [BM,DP].
 
-    acc is added in halves, which moves it between warps at once; a reduction would move number after number.
+    NARROW: acc comes as its even columns and its odd ones.
     """
     highest = tl.max(m, 0)
     base = tl.where(highest == float("-inf"), 0.0, highest)
     weight = tl.exp2(m - base[None, :])
+    if NARROW:
+        even, odd = _added(acc[0], weight, W, BM, DP // 2), _added(acc[1], weight, W, BM, DP // 2)
+        y = tl.reshape(tl.join(even, odd), (BM, DP))
+    else:
+        y = _added(acc, weight, W, BM, DP)
+    return highest, tl.sum(total * weight, 0), y
+
+
+@triton.jit
+def _added(acc, weight, W: tl.constexpr, BM: tl.constexpr, DP: tl.constexpr):
+    """The weighted sum over warps: in halves, which moves numbers between warps at once; a reduction would move one
+    after another."""
     x = tl.permute(acc * weight[:, :, None], (1, 2, 0))
     if W >= 8:
         left, right = tl.split(tl.reshape(x, (BM, DP, W // 2, 2)))
@@ -169,7 +181,7 @@ def together(m, total, acc, W: tl.constexpr, BM: tl.constexpr, DP: tl.constexpr)
         left, right = tl.split(tl.reshape(x, (BM, DP, 2, 2)))
         x = left + right
     left, right = tl.split(x)
-    return highest, tl.sum(total * weight, 0), left + right
+    return left + right
 
 
 @triton.jit
@@ -210,10 +222,5 @@ def over_pages(
                 K, D, DP, B, W, BN // W, SCALE, SOFTCAP, WINDOW, NATIVE,
             )  # fmt: skip
             blocks = blocks_apart(table, tile + 1, low, context, B, W, BN // W)
-        if NARROW:
-            _, _, even = together(m, total, acc[0], W, BM, DP // 2)
-            m, total, odd = together(m, total, acc[1], W, BM, DP // 2)
-            acc = tl.reshape(tl.join(even, odd), (BM, DP))
-        else:
-            m, total, acc = together(m, total, acc, W, BM, DP)
+        m, total, acc = together(m, total, acc, W, BM, DP, NARROW)
     return m, total, acc
