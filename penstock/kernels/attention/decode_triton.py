@@ -52,6 +52,10 @@ def decode(
         q, kv_ptr, table, begin, end, low, context, at, head,
         K, D, DP, B, BM, W, BN, SCALE, SOFTCAP, WINDOW, NATIVE,
     )  # fmt: skip
+    if kv_ptr.dtype.element_ty == tl.float8e4nv:
+        # Read again: what is not held over the loop leaves its registers to it.
+        token = tl.load(query_start_ptr + row, cache_modifier=".cg").to(tl.int64)
+        place = ((token + r // G) * H + head * G + r % G)[:, None] * D + d[None, :]
     finish(
         m, total, acc, out_ptr, acc_ptr, ml_ptr, count_ptr, place, keep, live, task, part, parts, row, head,
         K, D, DP, BM,

@@ -136,8 +136,8 @@ def decode_configs(shape: Shape, few: bool) -> tuple[dict[str, int], ...]:
         return tuple({**together, "TASKS": n, "LEAST": 4} for n in (2, 4))
     # Joining tasks costs about as much as 256 keys.
     apart = {"BN": 64, "WARPS": 4, "APART": 4, "STAGES": 3, "TASKS": 2, "LEAST": 4}
-    if shape.narrow:  # its loads are half as long, and three fit on a multiprocessor
-        return ({**apart, "STAGES": 2}, apart, {**apart, "STAGES": 2, "TASKS": 6})
+    if shape.narrow:  # three fit on a multiprocessor; of many rows more are aimed at, for the last round to be short
+        return (apart,) if few else ({**apart, "STAGES": 4, "TASKS": 4},)
     # Small enough for four on a multiprocessor, so that those of many rows run at once. Those of few would crowd on the
     # multiprocessors that the kernel ahead leaves first, which the timing of one op by itself does not see.
     return (apart,) if few else ({**apart, "APART": 1, "STAGES": 2}, apart)
@@ -159,6 +159,8 @@ def prefill_configs(shape: Shape) -> tuple[dict[str, int], ...]:
     if shape.padded_size > 128:
         return ({"PM": 64 if shape.narrow else 128, "PN": 32, "PSTAGES": 2, "PWARPS": 8},)
     big = {"PM": 128, "PN": 64, "PSTAGES": 3, "PWARPS": 8}
+    if shape.narrow:  # widening costs the same whatever the rows; four warps are faster, though some registers spill
+        return (big, {**big, "PWARPS": 4})
     if shape.group > 64:
         return (big,)
     # Two programs of four warps share a multiprocessor: one multiplies while the other takes exponents.
