@@ -16,9 +16,10 @@ from penstock.compiler.options import BuildOptions
 from penstock.engine import store
 from penstock.engine.device import CPU, H200
 from penstock.engine.manifest import Engine
-from penstock.errors import OptionError
+from penstock.errors import ConfigError, OptionError
 from penstock.formats.fp8 import FP8_E4M3
 from penstock.ir.op import get
+from penstock.models.config import stored_format
 from penstock.runtime.step import CpuBackend
 from penstock.text.tokenizer import Tokenizer
 from tests.cpu.engines.test_bundled_engine import PROMPTS
@@ -26,10 +27,9 @@ from tests.cpu.runtime.test_independence import Job, _run
 from tests.forced import Forced
 
 JOBS = [Job(tuple(range(2 + i, 2 + i + length)), 0.0, 0, 12, i) for i, length in enumerate((1, 70, 33, 90, 16, 64))]
-# Of the largest logit of a row. Each number of KV is rounded by at most a sixteenth, to either side alike: over the
-# bundled model's six layers that came to less than a tenth. A scale that is off by two, or keys and values that are
-# not read back as they were written, come to far more.
-LOGITS = 0.15
+# Of the largest logit of a row. Each number of KV is rounded by at most a sixteenth, to either side alike, so that most
+# of it averages out over heads and layers: it came to a twentieth. The bound is twice that.
+LOGITS = 0.1
 
 
 def _loaded(model: Path, cache: Path, tokens: int, **more: str) -> tuple[Engine, CpuBackend]:
@@ -83,6 +83,12 @@ def test_what_cannot_be_is_refused_before_any_work(tiny_model: Path, tmp_path: P
     assert not any(tmp_path.iterdir())
 
 
+def test_weights_are_not_read_from_fp8() -> None:
+    """A format of the KV pool: as weights it would need scales that are stored beside them."""
+    with pytest.raises(ConfigError, match="float8_e4m3fn"):
+        stored_format({"dtype": "float8_e4m3fn"})
+
+
 def test_values_beyond_the_range_become_the_largest() -> None:
     kv = torch.zeros(2, 2, 1, 16, 4).to(torch.float8_e4m3fn)
     k = torch.tensor([[447.0, 1e6, -torch.inf, torch.nan], [0.01, -465.0, 464.0, 1.0]])
@@ -111,7 +117,7 @@ def test_the_bundled_models_text_stays_close(pair: tuple[LLM, LLM]) -> None:
     same = [
         next((i for i, (x, y) in enumerate(zip(a, b, strict=True)) if x != y), 24) for a, b in zip(*texts, strict=True)
     ]
-    assert sum(same) >= 24, f"of 24 tokens each, {same} agree before the first difference"
+    assert sum(same) >= 48, f"of 24 tokens each, {same} agree before the first difference"
 
 
 def test_the_bundled_models_logits_are_within_the_bound(pair: tuple[LLM, LLM]) -> None:
