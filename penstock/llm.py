@@ -41,6 +41,7 @@ class LLM:
     model: a Hugging Face directory, a Penstock checkpoint, an engine directory, or a hub name; None: the bundled model.
     revision, token: for hub names. weights: "checkpoint", or "random" for the shapes of a config alone.
     dtype: "auto", "bfloat16", "float16", "float32". device: "auto", "cuda", "cpu".
+    kv_cache_dtype: what KV is kept in: "auto", the type that the model computes in; "fp8", half the bytes of 16 bits.
     max_batch_size, max_num_tokens, max_seq_len: limits of a step and of a request; None: what fits model and device, or
     what the engine was built for, above which an engine directory cannot go.
     gpu_memory_utilization, max_gpu_bytes: how much of the GPU may be used.
@@ -49,8 +50,8 @@ class LLM:
     inter_token_latency_target: seconds between tokens that others' prompts may not stretch, where they can go slower.
     tokenizer: a directory, where the model's own is elsewhere; skip_tokenizer_init: token ids in and out.
     cache_dir: where engines and timings are kept. tactics: {op: tactic}, pinned. progress(stage, done, total).
-    quantization, kv_cache_dtype, tensor_parallel_size, pipeline_parallel_size, lora_paths, max_loras, max_lora_rank,
-    speculative: not built yet; UnsupportedError for anything but their defaults.
+    quantization, tensor_parallel_size, pipeline_parallel_size, lora_paths, max_loras, max_lora_rank, speculative: not
+    built yet; UnsupportedError for anything but their defaults.
 
     Raises OptionError for an unknown argument, or one that an engine directory contradicts; ModelError, TokenizerError
     and CheckpointError where the model cannot be read, ResourceError where memory or disk does not suffice: all before
@@ -94,14 +95,15 @@ class LLM:
         adapters = {"lora_paths": lora_paths, "max_loras": max_loras, "max_lora_rank": max_lora_rank}
         _refuse_unbuilt(None, quantization=quantization, speculative=speculative, **adapters)
         _refuse_unbuilt(1, tensor_parallel_size=tensor_parallel_size, pipeline_parallel_size=pipeline_parallel_size)
-        _refuse_unbuilt("auto", kv_cache_dtype=kv_cache_dtype)
         self._memory = Memory(gpu_memory_utilization, max_gpu_bytes)
         limits, queued = (max_batch_size, max_num_tokens, max_seq_len), (max_num_queued_reqs, max_num_queued_tokens)
         self._limits = RunLimits(*limits, *queued, enable_prefix_caching, inter_token_latency_target)
         self._text_home = None if tokenizer is None else Path(tokenizer)
         self._skip_tokenizer, self._progress = skip_tokenizer_init, progress
         self._root = cache_root(cache_dir)
-        options = BuildOptions(dtype, weights, device, *limits, pins=tactics or {}, cache_dir=self._root)
+        options = BuildOptions(
+            dtype, weights, device, *limits, pins=tactics or {}, cache_dir=self._root, kv_cache_dtype=kv_cache_dtype
+        )
         self._memory.check_for(detect(device).kind)
         path = _located(model, revision, token)
         self.tokenizer = self._read_tokenizer(path)  # before a build, so that a bad one costs nothing
@@ -360,6 +362,7 @@ def _check_given(engine: Engine, path: Path, options: BuildOptions) -> None:
             f"dtype={options.dtype!r}, but the engine in {path} computes in {engine.format}; leave it out, or build "
             f"an engine of that type from the checkpoint"
         )
+    options.check_kv(engine, str(path))
     if options.weights == "random" and has != "random":
         raise OptionError(
             f"weights='random', but the engine in {path} has the weights of a checkpoint; leave it out, or build an "

@@ -13,7 +13,6 @@ UNSUPPORTED: Final[dict[str, str]] = {
     # LLM and build arguments
     "quantization": "quantised weights; use dtype 'bfloat16' or 'float16'",
     "quant_mode": "quantised weights; use dtype 'bfloat16' or 'float16'",
-    "kv_cache_dtype": "KV in another type than the model's; use 'auto'",
     "tensor_parallel_size": "more than one rank; use 1",
     "pipeline_parallel_size": "more than one pipeline stage; use 1",
     "tp_size": "running on more than one rank; use 1",

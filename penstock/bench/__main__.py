@@ -82,7 +82,7 @@ def figures(arguments: argparse.Namespace, device: str, folder: Path) -> Iterato
 
 
 def _built(name: str, engine: Engine, peak: Peak, seconds: float) -> Iterator[Record]:
-    figure = Maker(name, engine.format)
+    figure = Maker(name, engine.formats)
     yield figure("build_s", seconds, "s", note=f"random weights; {dict(engine.build_seconds)}")
     yield figure("weight_gib", engine.weight_bytes / 2**30, "GiB")
     yield figure("build_host_gib", peak.host / 2**30, "GiB", note="peak of this process, mapped files not counted")
@@ -93,7 +93,7 @@ def _built(name: str, engine: Engine, peak: Peak, seconds: float) -> Iterator[Re
 
 def _run(arguments: argparse.Namespace, directory: Path, engine: Engine) -> Iterator[Record]:
     device = detect(engine.device.kind)
-    figure, left = Maker(arguments.model, engine.format), skipped(arguments.skip, device.kind)
+    figure, left = Maker(arguments.model, engine.formats), skipped(arguments.skip, device.kind)
     if arguments.skip is None and left:
         _say(f"on a CPU {', '.join(sorted(left))} is skipped: it takes minutes; --skip= measures it too")
     _say("measuring the roof of this machine ...")

@@ -101,7 +101,7 @@ def report(figures: Figures, records: Sequence[Record], held: int) -> Report:
     )  # fmt: skip
     decode = tuple(r for r in records if r.metric.startswith(("decode_bs", "host_us_per_step")))
     engine = opened.engine
-    return Report(opened.subject.name, engine.format, engine.device.name, rows, decode, dict(figures.left_out))
+    return Report(opened.subject.name, engine.formats, engine.device.name, rows, decode, dict(figures.left_out))
 
 
 def timings(timing: Mapping[str, Any]) -> dict[str, int]:

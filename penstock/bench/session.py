@@ -104,7 +104,7 @@ def scaling_report(
         measured = scaling.Scaling(opened, roof, held, new)
         points = list(measured.points(pairs, say))
         records += [record for point in points for record in point.records(opened.figure)]
-    title = f"{subject.name} ({format}) on {device.name}"
+    title = f"{subject.name} ({opened.engine.formats}) on {device.name}"
     if picture and points:
         plot.scaling(points, title, picture)
     refused = [{"batch": b, "context": c, "reason": why} for (b, c), why in measured.refused.items()]

@@ -57,7 +57,7 @@ class Opened:
 
     @property
     def figure(self) -> Maker:
-        return Maker(self.subject.name, self.engine.format)
+        return Maker(self.subject.name, self.engine.formats)
 
     def refusal(self, batch: int, tokens: int) -> str:
         """Why so many requests of so many tokens each cannot run side by side; empty where they can."""

@@ -86,6 +86,7 @@ def latency(
     ] = None,
     weights: flags.Weights = "checkpoint",
     dtype: flags.Dtype = "auto",
+    kv_cache_dtype: flags.KvDtype = "auto",
     device: flags.Device = "auto",
     max_batch_size: flags.BatchSize = None,
     max_num_tokens: flags.NumTokens = None,
@@ -105,8 +106,9 @@ def latency(
     effort = Effort(iterations, repeats, new_tokens, numbers("--batches", batches), numbers("--lengths", lengths))
     extras = Extras(prefill, throughput, start, against, plot)
     llm_arguments = {
-        "dtype": dtype, "device": device, "max_batch_size": max_batch_size, "max_num_tokens": max_num_tokens,
-        "max_seq_len": max_seq_len, "gpu_memory_utilization": gpu_memory_utilization, "cache_dir": cache_dir,
+        "dtype": dtype, "kv_cache_dtype": kv_cache_dtype, "device": device, "max_batch_size": max_batch_size,
+        "max_num_tokens": max_num_tokens, "max_seq_len": max_seq_len,
+        "gpu_memory_utilization": gpu_memory_utilization, "cache_dir": cache_dir,
     }  # fmt: skip
     told = latency_report(one_of(model, named), weights, effort, extras, Progress(), say, llm_arguments)
     _deliver(told.text, told.data, told.records, out, commit, as_json)
@@ -129,6 +131,7 @@ def scaling(
     new_tokens: NewTokens = 32,
     weights: flags.Weights = "checkpoint",
     dtype: flags.Dtype = "auto",
+    kv_cache_dtype: flags.KvDtype = "auto",
     device: flags.Device = "auto",
     max_num_tokens: flags.NumTokens = None,
     gpu_memory_utilization: Utilization = 0.9,
@@ -144,7 +147,7 @@ def scaling(
     check_places(out, plot)
     wanted = numbers("--batches", batches), numbers("--contexts", contexts) if contexts else ()
     llm_arguments = {
-        "dtype": dtype, "device": device, "max_num_tokens": max_num_tokens,
+        "dtype": dtype, "kv_cache_dtype": kv_cache_dtype, "device": device, "max_num_tokens": max_num_tokens,
         "gpu_memory_utilization": gpu_memory_utilization, "cache_dir": cache_dir,
     }  # fmt: skip
     told = scaling_report(one_of(model, named), weights, wanted, grid, new_tokens, plot, Progress(), say, llm_arguments)
@@ -227,6 +230,7 @@ def claims(
     new_tokens: NewTokens = 256,
     weights: flags.Weights = "checkpoint",
     dtype: flags.Dtype = "auto",
+    kv_cache_dtype: flags.KvDtype = "auto",
     device: flags.Device = "auto",
     max_seq_len: flags.SeqLen = None,
     cache_dir: flags.CacheDir = None,
@@ -238,7 +242,10 @@ def claims(
     from penstock.bench.session import claims_report
 
     check_places(out)
-    llm_arguments = {"dtype": dtype, "device": device, "max_seq_len": max_seq_len, "cache_dir": cache_dir}
+    llm_arguments = {
+        "dtype": dtype, "kv_cache_dtype": kv_cache_dtype, "device": device, "max_seq_len": max_seq_len,
+        "cache_dir": cache_dir,
+    }  # fmt: skip
     told = claims_report(one_of(model, named), weights, repeats, new_tokens, Progress(), llm_arguments)
     _deliver(told.text, told.data, told.records, out, commit, as_json)
 

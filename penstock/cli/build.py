@@ -46,6 +46,7 @@ def build(
     tactic: flags.Tactics = None,
     weights: flags.Weights = "checkpoint",
     dtype: flags.Dtype = "auto",
+    kv_cache_dtype: flags.KvDtype = "auto",
     device: flags.Device = "auto",
     cache_dir: flags.CacheDir = None,
     plugin: flags.Plugin = None,
@@ -66,7 +67,8 @@ def build(
     model = resolve(checkpoint_dir) if checkpoint_dir else bundled.target()
     pins, dtype = restrict(gemm_plugin, dtype, flags.pins_of(tactic), model)
     options = BuildOptions(
-        dtype, weights, device, max_batch_size, max_num_tokens, max_seq_len, pins=pins, cache_dir=cache_dir
+        dtype, weights, device, max_batch_size, max_num_tokens, max_seq_len, pins=pins, cache_dir=cache_dir,
+        kv_cache_dtype=kv_cache_dtype,
     )  # fmt: skip
     check_lengths(max_input_len, model, options)
     _report(*_built(model, options, output_dir, verify), as_json)

@@ -32,6 +32,7 @@ def chat(
     top_p: flags.TopP = None,
     seed: flags.Seed = None,
     dtype: flags.Dtype = "auto",
+    kv_cache_dtype: flags.KvDtype = "auto",
     device: flags.Device = "auto",
     max_seq_len: flags.SeqLen = None,
     gpu_memory_utilization: flags.Utilization = 0.9,
@@ -45,7 +46,8 @@ def chat(
     params = SamplingParams(max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
     flags.load_plugins(plugin)
     arguments: dict[str, Any] = {
-        "dtype": dtype, "device": device, "max_seq_len": max_seq_len, "cache_dir": cache_dir,
+        "dtype": dtype, "kv_cache_dtype": kv_cache_dtype, "device": device, "max_seq_len": max_seq_len,
+        "cache_dir": cache_dir,
         "gpu_memory_utilization": gpu_memory_utilization, "max_gpu_bytes": max_gpu_bytes,
     }  # fmt: skip
     with open_llm(model, Progress(), **arguments) as llm:

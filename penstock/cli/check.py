@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from penstock.cli import flags
-from penstock.cli.console import amount, result, result_json, table
+from penstock.cli.console import amount, formats, result, result_json, table
 from penstock.errors import PenstockError
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ Data = dict[str, Any]
 def check(
     model: flags.Model = None,
     dtype: flags.Dtype = "auto",
+    kv_cache_dtype: flags.KvDtype = "auto",
     device: Annotated[
         str, typer.Option("--device", metavar="KIND", help="auto, cuda, cpu; or h200, without one at hand.")
     ] = "auto",
@@ -49,7 +50,8 @@ def check(
 
     target = target_device(device)
     budget = budget_of(target, memory_gb, gpu_memory_utilization)
-    options = BuildOptions(dtype, weights, target.kind, max_batch_size, max_num_tokens, max_seq_len)
+    limits = (max_batch_size, max_num_tokens, max_seq_len)
+    options = BuildOptions(dtype, weights, target.kind, *limits, kv_cache_dtype=kv_cache_dtype)
     try:
         path = resolve(model) if model else bundled.target()
         data = _report(path, options, target, budget, named=device.lower() in RECORDS)
@@ -79,7 +81,7 @@ def _engine_text(data: Data) -> str:
     rows = [
         ("engine", data["engine"]),
         ("made for", f"{data['made_for']['device']} with {made}"),
-        ("format", f"{data['format']} on {data['device']}"),
+        ("format", f"{formats(data)} on {data['device']}"),
         ("weights", amount(data["memory"]["weights"])),
         *_memory_rows(data["memory"], data["profile"]),
     ]
@@ -92,7 +94,7 @@ def _text(data: Data) -> str:
     rows = [
         ("family", f"{model['family']} ({', '.join(model['architectures']) or 'by model_type'})"),
         ("parameters", amount(model["parameters"], "").strip()),
-        ("format", f"{data['format']} on {data['device']}"),
+        ("format", f"{formats(data)} on {data['device']}"),
         ("weights", amount(memory["weights"]) + stored),
         *_memory_rows(memory, profile),
     ]

@@ -27,12 +27,13 @@ def report(directory: Path, options: BuildOptions, device: Device, budget: int, 
     Raises EngineError for a damaged engine, OptionError for a type or limits that it was not built for.
     """
     engine = store.load(directory)
-    _check_given(engine, options)
+    _check_given(engine, directory, options)
     reason = mismatch(engine, device, engine.software if named else software(device))
     memory = _memory(engine, budget) if engine.device.kind == "cpu" else _planned(engine, budget, options)
     return {
         "engine": str(directory),
         "format": engine.format,
+        "kv_format": engine.kv_format,
         "made_for": {"device": engine.device.name, **engine.software},
         "device": device.name,
         "mismatch": reason,
@@ -43,9 +44,10 @@ def report(directory: Path, options: BuildOptions, device: Device, budget: int, 
     }
 
 
-def _check_given(engine: Engine, options: BuildOptions) -> None:
+def _check_given(engine: Engine, directory: Path, options: BuildOptions) -> None:
     if options.dtype != "auto" and FORMATS.get(options.dtype) != engine.format:
         raise OptionError(f"--dtype {options.dtype}, but the engine computes in {engine.format}; leave it out")
+    options.check_kv(engine, str(directory))
     for name in LIMITS:
         asked, built = getattr(options, name), getattr(engine.profile, name)
         if asked is not None and not 1 <= asked <= built:

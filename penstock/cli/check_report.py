@@ -32,6 +32,7 @@ def report(model: Path, options: BuildOptions, device: Device, budget: int) -> D
     return {
         "model": _model(front, model),
         "format": draft.format,
+        "kv_format": options.kv_format(draft.format, device),
         "device": device.name,
         "profile": draft.profile.to_json(),
         "memory": memory,

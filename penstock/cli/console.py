@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
@@ -29,6 +29,12 @@ def result_json(data: Any) -> None:
 def say(text: str) -> None:
     """Talk: goes to stderr, so that a pipe gets results alone."""
     print(text, file=sys.stderr, flush=True)
+
+
+def formats(data: Mapping[str, Any]) -> str:
+    """What is computed in, and what KV is kept in where that is another."""
+    kept = data["kv_format"]
+    return str(data["format"]) if kept == data["format"] else f"{data['format']}, KV {kept}"
 
 
 def amount(value: float, unit: str = "B") -> str:

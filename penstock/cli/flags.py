@@ -23,6 +23,9 @@ Checkpoint = Annotated[
 ]
 Engine = Annotated[Path, typer.Argument(metavar="ENGINE", help="An engine directory.")]
 Dtype = Annotated[str, typer.Option("--dtype", metavar="TYPE", help="auto, bfloat16, float16 or float32.")]
+KvDtype = Annotated[
+    str, typer.Option("--kv_cache_dtype", metavar="TYPE", help="What KV is kept in: auto (the model's type), or fp8.")
+]
 Device = Annotated[str, typer.Option("--device", metavar="KIND", help="auto, cuda or cpu.")]
 Weights = Annotated[
     str, typer.Option("--weights", metavar="WHENCE", help="checkpoint, or random for a config's shapes alone.")

@@ -29,6 +29,7 @@ def generate(
     stop: flags.Stop = None,
     weights: flags.Weights = "checkpoint",
     dtype: flags.Dtype = "auto",
+    kv_cache_dtype: flags.KvDtype = "auto",
     device: flags.Device = "auto",
     max_batch_size: flags.BatchSize = None,
     max_num_tokens: flags.NumTokens = None,
@@ -48,9 +49,9 @@ def generate(
     text = _prompt(prompt)
     flags.load_plugins(plugin)
     arguments: dict[str, Any] = {
-        "weights": weights, "dtype": dtype, "device": device, "max_batch_size": max_batch_size,
-        "max_num_tokens": max_num_tokens, "max_seq_len": max_seq_len, "cache_dir": cache_dir,
-        "gpu_memory_utilization": gpu_memory_utilization, "max_gpu_bytes": max_gpu_bytes,
+        "weights": weights, "dtype": dtype, "kv_cache_dtype": kv_cache_dtype, "device": device,
+        "max_batch_size": max_batch_size, "max_num_tokens": max_num_tokens, "max_seq_len": max_seq_len,
+        "cache_dir": cache_dir, "gpu_memory_utilization": gpu_memory_utilization, "max_gpu_bytes": max_gpu_bytes,
     }  # fmt: skip
     with open_llm(model, Progress(), **arguments) as llm:
         for line in defaults_of(llm, params):

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from penstock.cli import flags, inspect_nodes
-from penstock.cli.console import amount, duration, result, result_json, table
+from penstock.cli.console import amount, duration, formats, result, result_json, table
 
 Data = dict[str, Any]
 
@@ -54,7 +54,7 @@ def _head(data: Data) -> str:
         ("engine", data["engine"]),
         ("source", f"{source.get('model', 'not recorded')} ({source.get('weights', 'not recorded')})"),
         ("made for", f"{device['name']}{f' (sm_{capability})' if capability else ''} with {made}"),
-        ("format", data["format"]),
+        ("format", formats(data)),
         ("built in", ", ".join(f"{k} {v:.2f} s" for k, v in data["build_seconds"].items()) or "not recorded"),
         ("model", model + (", head tied to the embedding" if spec["tied_head"] else "")),
         *(("layers", _layer(layer)) for layer in spec["layers"]),

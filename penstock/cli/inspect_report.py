@@ -34,6 +34,7 @@ def report(directory: Path, bandwidth: float | None = None) -> Data:
     return {
         "engine": str(directory),
         "format": engine.format,
+        "kv_format": engine.kv_format,
         "device": asdict(engine.device),
         "software": dict(engine.software),
         "source": {key: engine.source[key] for key in ("model", "weights", "key") if key in engine.source},

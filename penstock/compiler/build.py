@@ -96,6 +96,7 @@ def read_model(model: Path, options: BuildOptions, device: Device) -> Frontend:
     opened = ModelDirectory.open(model)
     spec = opened.spec
     format = options.format(opened.config, device)
+    kv_format = options.kv_format(format, device)
     profile = options.profile(spec, device)
     binding = opened.binding(format)
     checkpoint = None
@@ -103,7 +104,7 @@ def read_model(model: Path, options: BuildOptions, device: Device) -> Frontend:
         binding = random_binding(binding)
     else:
         checkpoint = opened.checkpoint()
-    before = build_forward(spec, binding, format, profile.block_size)
+    before = build_forward(spec, binding, format, profile.block_size, kv_format)
     after, results = pipeline.run(before)
     lowered = lower(after)
     graphs = {

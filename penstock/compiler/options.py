@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from penstock.engine.device import Device
+from penstock.engine.manifest import Engine
 from penstock.engine.profile import Profile
 from penstock.errors import OptionError
+from penstock.kernels.gpu import FP8
 from penstock.models.config import stored_format
 from penstock.spec.model import ModelSpec
 
@@ -18,6 +20,7 @@ FORMATS = {
     "float16": "f16", "f16": "f16", "fp16": "f16", "half": "f16",
     "bfloat16": "bf16", "bf16": "bf16",
 }  # fmt: skip
+NARROW = {"fp8": "fp8_e4m3", "fp8_e4m3": "fp8_e4m3"}  # what KV may be kept in besides the model's own type
 DEFAULT_SEQ_LEN = 8192  # tokens; longer on request, since every slot keeps its history and block table
 
 
@@ -34,6 +37,7 @@ class BuildOptions:
     block_size: int = 64
     pins: Mapping[str, str] = field(default_factory=dict)  # op -> the tactic that must run it; `!name`: must not
     cache_dir: Path | None = None
+    kv_cache_dtype: str = "auto"  # the model's own
 
     def __post_init__(self) -> None:
         for name in ("max_batch_size", "max_num_tokens", "max_seq_len"):
@@ -42,11 +46,15 @@ class BuildOptions:
                 raise OptionError(f"{name}={value!r} is a {type(value).__name__}; give an integer")
         if not isinstance(self.dtype, str) or self.dtype not in ("auto", *FORMATS):
             raise OptionError(f"dtype={self.dtype!r} is not one of auto, {', '.join(FORMATS)}")
+        if not isinstance(self.kv_cache_dtype, str) or self.kv_cache_dtype not in ("auto", *NARROW, *FORMATS):
+            raise OptionError(
+                f"kv_cache_dtype={self.kv_cache_dtype!r} is not one of auto, {', '.join((*NARROW, *FORMATS))}"
+            )
         if self.weights not in ("checkpoint", "random"):
             raise OptionError(f"weights={self.weights!r} is neither 'checkpoint' nor 'random'")
 
     def format(self, config: Mapping[str, Any], device: Device) -> str:
-        """The number format of weights, activations and KV: float32 on a CPU, the checkpoint's own on a GPU.
+        """The number format of weights and activations: float32 on a CPU, the checkpoint's own on a GPU.
 
         Raises ConfigError where that is none of ours.
         """
@@ -55,6 +63,32 @@ class BuildOptions:
         if device.kind == "cpu":
             return "f32"
         return stored_format(config)
+
+    def kv_format(self, format: str, device: Device) -> str:
+        """The number format of KV, where the model computes in `format`. Raises OptionError for one that is neither it
+        nor narrower, and where the device does not convert it."""
+        if self.kv_cache_dtype in NARROW:
+            if device.kind == "cuda" and device.capability < FP8:
+                raise OptionError(
+                    f"kv_cache_dtype={self.kv_cache_dtype!r} needs compute capability {FP8 / 10} or above, and "
+                    f"{device.name} has {device.capability / 10}; use 'auto'"
+                )
+            return NARROW[self.kv_cache_dtype]
+        if self.kv_cache_dtype != "auto" and FORMATS[self.kv_cache_dtype] != format:
+            raise OptionError(
+                f"kv_cache_dtype={self.kv_cache_dtype!r}, but the model computes in {format}; KV is kept in that type "
+                f"('auto') or in 'fp8'"
+            )
+        return format
+
+    def check_kv(self, engine: Engine, where: str) -> None:
+        """Raises OptionError where `engine` keeps KV in another type than was asked for."""
+        asked = self.kv_cache_dtype
+        if asked != "auto" and {**FORMATS, **NARROW}[asked] != engine.kv_format:
+            raise OptionError(
+                f"kv_cache_dtype={asked!r}, but the engine in {where} keeps KV in {engine.kv_format}; leave it out, or "
+                f"build an engine with that from the checkpoint"
+            )
 
     def profile(self, spec: ModelSpec, device: Device) -> Profile:
         """Raises OptionError where a limit exceeds the model's or contradicts another."""

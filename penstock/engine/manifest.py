@@ -64,6 +64,16 @@ class Engine:
         return graph.leaves("state")
 
     @property
+    def kv_format(self) -> str:
+        """What KV is kept in: the format that the engine computes in, or a narrower one."""
+        return next((node.types[0].format.name for node in self.states), self.format)
+
+    @property
+    def formats(self) -> str:
+        """For people and records: what it computes in, and what KV is kept in where that is another."""
+        return self.format if self.kv_format == self.format else f"{self.format}, KV {self.kv_format}"
+
+    @property
     def block_bytes(self) -> int:
         """Bytes that one block takes over all layers."""
         return sum(n.types[0].nbytes({"N": 1}) for n in self.states)

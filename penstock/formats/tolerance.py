@@ -27,6 +27,9 @@ _TABLE = {
     "f16": Tolerance(4e-3, 2e-2, 0.1),
     # 8 significant bits: 2**-8 per rounding (0.4 %); the same allowance of four roundings at the largest element.
     "bf16": Tolerance(1.6e-2, 1e-1, 0.1),
+    # 4 significant bits: both sides round numbers that differ by less than this step, so they may end on neighbours,
+    # which are at most an eighth of the smaller apart. It is stored, never computed in: the rows behind say no more.
+    "fp8_e4m3": Tolerance(0.125, 0.125, 0.1),
     # Integers are exact.
     "i32": Tolerance(0.0, 0.0, 0.0),
     "i64": Tolerance(0.0, 0.0, 0.0),

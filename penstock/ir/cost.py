@@ -121,8 +121,8 @@ def _context(inputs: tuple[Type, ...], block: int, sizes: Sizes) -> int:
 
 
 def _append(inputs: tuple[Type, ...], outputs: tuple[Type, ...], attrs: Attrs, sizes: Sizes, _: int | None) -> Cost:
-    """What is written into the pool, as much as is read beside it."""
-    return Cost(float(sum(t.nbytes(sizes) for t in inputs[1:3])), 0.0)
+    """What is written into the pool: as many numbers as are read beside it."""
+    return Cost(float(sum(prod(t.concrete(sizes)) for t in inputs[1:3]) * inputs[0].format.bytes), 0.0)
 
 
 def _gather(inputs: tuple[Type, ...], outputs: tuple[Type, ...], attrs: Attrs, sizes: Sizes, _: int | None) -> Cost:

@@ -7,17 +7,22 @@ from penstock.engine.program import Arg, Site, Sizes
 from penstock.ir.graph import Type
 
 FLOATS = ("f32", "f16", "bf16")
+POOLS = (*FLOATS, "fp8_e4m3")  # what the cache may be kept in
+FP8 = 90  # capability from which on the compiler converts it
 NO_DEVICE = "needs a CUDA device"
 
 
 def refusal(site: Site, device: Device, floats: tuple[int, ...] = (), capability: int = 0) -> str | None:
     """Why kernels cannot run at all: no CUDA device, or one of less than `capability` (80 for 8.0), or an input of
-    `floats` in a format they do not read."""
+    `floats` in a format they, or the device, do not read."""
     if device.kind != "cuda" or device.capability < capability:
         return f"needs a CUDA device of compute capability {capability / 10} or above" if capability else NO_DEVICE
     for i in floats:
-        if site.inputs[i].format.name not in FLOATS:
-            return f"input {i} is {site.inputs[i].format}; supported are {', '.join(FLOATS)}"
+        name, known = site.inputs[i].format.name, POOLS if "N" in site.inputs[i].symbols else FLOATS
+        if name not in known:
+            return f"input {i} is {name}; supported are {', '.join(known)}"
+        if name not in FLOATS and device.capability < FP8:
+            return f"input {i} is {name}; compute capability {FP8 / 10} or above reads it"
     return None
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from penstock.errors import CheckpointError
-from penstock.formats import known, parse
+from penstock.formats import FLOATS, known, parse
 from penstock.ir.lazy import torch
 from penstock.models.binding import Binding, declared
 from penstock.text.files import parse_json
@@ -239,7 +239,7 @@ def _check_index(directory: Path, tensors: Mapping[str, TensorInfo]) -> None:
 
 def _fits(info: TensorInfo, shape: tuple[Any, ...]) -> bool:
     """The stored tensor has the shape, and is a dense float that can be converted."""
-    floats = {f.safetensors_dtype for f in map(parse, known()) if f.is_float}
+    floats = {f.safetensors_dtype for f in FLOATS}
     return bool(info.shape == shape and info.dtype in floats)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from penstock.errors import ConfigError
-from penstock.formats import known, parse
+from penstock.formats import FLOATS
 from penstock.text.files import parse_json
 
 MAX_SIZE = 2**31 - 1  # the device indexes with 32 bits
@@ -75,7 +75,7 @@ def stored_format(config: Mapping[str, Any]) -> str:
     Raises ConfigError for one that is no dense float format.
     """
     name = config.get("dtype") or config.get("torch_dtype") or "float32"
-    floats = {f.torch_dtype: f.name for f in map(parse, known()) if f.is_float}
+    floats = {f.torch_dtype: f.name for f in FLOATS}
     name = name.removeprefix("torch.") if isinstance(name, str) else name
     if name not in floats:
         raise ConfigError(f"config.json: dtype {name!r} is not implemented; expected {', '.join(sorted(floats))}")

@@ -12,13 +12,16 @@ from penstock.models.step import Frequencies, Inputs, Weights
 from penstock.spec import LayerSpec, ModelSpec, Norm
 
 
-def build_forward(spec: ModelSpec, binding: Binding, format: str, block_size: int) -> Graph:
+def build_forward(
+    spec: ModelSpec, binding: Binding, format: str, block_size: int, kv_format: str | None = None
+) -> Graph:
     """The graph of a step: token rows of any mixture of prompts and decodes to the logits asked for.
 
-    `format` is what activations and KV are rounded to. Results: "logits", f32[L,V], and each layer's state under its
-    own name. The states of layers of one class and size bear one group name, the attribute `group`.
+    `format` is what activations are rounded to, `kv_format` what KV is; None: the same. Results: "logits", f32[L,V],
+    and each layer's state under its own name. The states of layers of one class and size bear one group name, the
+    attribute `group`.
     """
-    inputs, states = Inputs.of(spec), _states(spec, format, block_size)
+    inputs, states = Inputs.of(spec), _states(spec, kv_format or format, block_size)
     freqs = Frequencies(inputs)
     h = _embed(spec, binding, inputs)
     for i, layer in enumerate(spec.layers):

@@ -18,24 +18,33 @@ _POINTEES = {
     "fp32": torch.float32,
     "fp16": torch.float16,
     "bf16": torch.bfloat16,
+    "fp8e4nv": torch.float8_e4m3fn,
     "i32": torch.int32,
     "i64": torch.int64,
     "u8": torch.uint8,
 }
 SLACK = 1 << 14  # bytes behind the workspace, in which a write would show
-_TORCH = {tl.float32: torch.float32, tl.float16: torch.float16, tl.bfloat16: torch.bfloat16, tl.float64: torch.float64}
+_TORCH = {
+    tl.float32: torch.float32,
+    tl.float16: torch.float16,
+    tl.bfloat16: torch.bfloat16,
+    tl.float64: torch.float64,
+    tl.float8e4nv: torch.float8_e4m3fn,
+}
 
 
 def patch() -> None:
-    """Make the interpreter round float32 to bf16 as hardware does, and multiply bf16 as numbers rather than bits."""
+    """Make the interpreter round to bf16 and fp8 as hardware does, and multiply bf16 as numbers, not bits."""
     plain_convert, plain_dot = interpreter._convert_float, interpreter.InterpreterBuilder.create_dot
 
     def convert(x: Any, source: Any, target: Any, mode: Any) -> Any:
         if source not in _TORCH or target not in _TORCH or mode == interpreter._ir.ROUNDING_MODE.RTZ:
             return plain_convert(x, source, target, mode)
         bits = np.ascontiguousarray(x).view(f"uint{source.primitive_bitwidth}").copy()
-        rounded = torch.from_numpy(bits).view(_TORCH[source]).to(_TORCH[target])
-        unsigned = {16: torch.uint16, 32: torch.uint32, 64: torch.uint64}[target.primitive_bitwidth]
+        values = torch.from_numpy(bits).view(_TORCH[source])
+        most = torch.finfo(_TORCH[target]).max
+        rounded = (values.clamp(-most, most) if target.primitive_bitwidth == 8 else values).to(_TORCH[target])
+        unsigned = {8: torch.uint8, 16: torch.uint16, 32: torch.uint32, 64: torch.uint64}[target.primitive_bitwidth]
         return rounded.view(unsigned).numpy().reshape(x.shape)
 
     def widen(handle: Any) -> Any:

@@ -20,7 +20,7 @@ from penstock.kernels.attention.shape import Shape, Tasks, most_tiles
 from penstock.kernels.registry import tactics
 from penstock.kernels.rope_attention.step import Step
 from penstock.kernels.tactic import Draft, KernelUse, cdiv
-from tests.kernels.cases.attention import CASES, attention, kv_append, rope, rope_attention, sizes
+from tests.kernels.cases.attention import CASES, FP8, attention, kv_append, rope, rope_attention, sizes
 from tests.kernels.resources import compile_problems, compiled, count
 from tests.kernels.subprocess_cases import ROOT, failures
 
@@ -58,6 +58,36 @@ def test_prefill_of_a_real_model_uses_warpgroup_products() -> None:
         assert count(used["decode"], "mma.sync") > 0
         # Two programs of each must fit on a multiprocessor.
         assert used["decode"].shared < 100 << 10
+
+
+def test_of_a_cache_in_fp8_nothing_is_loaded_or_widened_byte_by_byte() -> None:
+    """Values come two and two out of shared memory, and become f16 two at a time; to bf16 it would be one by one."""
+    at = sizes(2048, 64, 64)
+    for tactic, site, first in (
+        (Ragged(), attention("bf16", 32, 8, 128, pool=FP8), at),
+        (Step(), rope_attention("bf16", 32, 8, 128, pool=FP8), sizes(64, 64, 64)),
+        (Step(), rope_attention("f16", 32, 8, 128, pool=FP8), sizes(1, 1, 64)),
+    ):
+        plan = tactic.plan(site, first, H200, tactic.tunables(site, first, H200)[0])
+        for step in plan.steps:
+            assert isinstance(step, KernelUse)
+            binary = compiled(step.kernel)
+            assert not count(binary, "ld.shared.b8") and not count(binary, "cvt.rn.bf16.f16")
+            assert count(binary, "cvt.rn.f16x2.e4m3x2") >= 64
+            if step.kernel.source.endswith(":prefill"):
+                assert count(binary, "wgmma.mma_async") >= 8
+
+
+def test_a_cache_in_fp8_needs_a_device_that_converts_it() -> None:
+    at, older = sizes(4, 4, 4), replace(H200, capability=89)
+    for site in (attention("bf16", 4, 4, 64, pool=FP8), kv_append("bf16", 4, 64, 64, pool=FP8)):
+        (tactic,) = tactics(site.op)
+        assert tactic.supports(site, at, H200) is None
+        assert "is fp8_e4m3; compute capability 9.0 or above reads it" in str(tactic.supports(site, at, older))
+    assert "read in pairs" in str(Ragged().supports(attention("bf16", 4, 4, 65, pool=FP8), at, H200))
+    assert "must share one format" in str(Ragged().supports(attention("bf16", 4, 4, 64, pool="f32"), at, H200))
+    in_fp8 = replace(attention("bf16", 4, 4, 64), inputs=attention(FP8, 4, 4, 64).inputs)
+    assert "input 0 is fp8_e4m3" in str(Ragged().supports(in_fp8, at, H200))
 
 
 def test_warps_that_work_apart_do_not_wait_for_each_other() -> None:

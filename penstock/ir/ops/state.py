@@ -83,13 +83,20 @@ def kv_append(kv: Any, k: Any, v: Any, positions: Any, rows: Any, block_table: A
     """Write each token's key and value at its position of its sequence; tokens of row -1 are padding.
 
     kv: [N,2,K,B,D], replaced in place; k, v: [T,K*D]; positions, rows: i32[T]; block_table: i32[S,M].
+    The cache may be of a narrower format: what is beyond its range becomes its largest number.
     """
     live = (rows >= 0).nonzero()[:, 0]
     at, block = positions[live].long(), kv.shape[3]
     blocks = block_table[rows[live].long(), at // block].long()
     for part, x in enumerate((k, v)):
-        kv[blocks, part, :, at % block] = x[live].unflatten(-1, (kv.shape[2], -1)).to(kv.dtype)
+        kv[blocks, part, :, at % block] = _narrowed(x[live], kv.dtype).unflatten(-1, (kv.shape[2], -1))
     return kv
+
+
+def _narrowed(x: Any, dtype: Any) -> Any:
+    """Rounded to nearest. Clamped first: some versions of torch make NaN of what is out of range."""
+    most = torch.finfo(dtype).max
+    return (x.clamp(-most, most) if dtype.itemsize == 1 else x).to(dtype)
 
 
 def _prepare(

@@ -10,6 +10,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from penstock.kernels.attention.narrow_triton import even_and_odd, load_pairs, widened
+
 
 @triton.jit
 def at_index(vector, index, SP: tl.constexpr):
@@ -34,14 +36,15 @@ def blocks_of(table, tile, low, context, B: tl.constexpr, BN: tl.constexpr):
 
 @triton.jit
 def attend(
-    q, m, total, acc, kv, blocks, tile, low, context, at, head,
+    q, gain, m, total, acc, kv, blocks, tile, low, context, at, head,
     K: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, B: tl.constexpr, BN: tl.constexpr,
     SCALE: tl.constexpr, SOFTCAP: tl.constexpr, WINDOW: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     """Fold tile `tile` of keys and values into the running softmax (m, total, acc) of the rows of q.
 
     `blocks` is what `blocks_of` gave for the tile; `at` is each row's position; keys before `low` or from `context` on
-    are not read. MASKED is False only where every row sees every key of the tile. SCALE is positive.
+    are not read. MASKED is False only where every row sees every key of the tile. SCALE is positive. q and `gain` are
+    what `widened` gave.
     """
     LOG2E: tl.constexpr = 1.4426950408889634
     n = tile * BN + tl.arange(0, BN)
@@ -65,7 +68,10 @@ def attend(
     else:
         k = tl.load(start + offset)
         v = tl.load(start + K * B * D + offset)
+    k, v = k.to(q.dtype), v.to(q.dtype)
     score = tl.dot(q, tl.trans(k), input_precision="ieee")
+    if kv.dtype.element_ty == tl.float8e4nv:
+        score *= gain[:, None]
     if SOFTCAP > 0:
         # tanh(x) = 1 - 2 / (exp(2x) + 1)
         score = SOFTCAP - 2 * SOFTCAP / (tl.exp2(score * (2 * LOG2E * SCALE / SOFTCAP)) + 1)
@@ -97,14 +103,16 @@ def blocks_apart(table, tile, low, context, B: tl.constexpr, W: tl.constexpr, BW
 
 @triton.jit
 def attend_apart(
-    q, m, total, acc, kv, blocks, tile, low, context, at, head,
+    q, gain, m, total, acc, kv, blocks, tile, low, context, at, head,
     K: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, B: tl.constexpr, W: tl.constexpr, BW: tl.constexpr,
-    SCALE: tl.constexpr, SOFTCAP: tl.constexpr, WINDOW: tl.constexpr,
+    SCALE: tl.constexpr, SOFTCAP: tl.constexpr, WINDOW: tl.constexpr, NATIVE: tl.constexpr,
 ):  # fmt: skip
     """`attend` for few rows: W warps, each with a running softmax of its own over its BW keys of the tile.
 
-    So no warp waits for another's scores. q: [W,BM,DP]; m, total: [W,BM]; acc: [W,BM,DP].
+    So no warp waits for another's scores. q: [W,BM,DP]; m, total: [W,BM]; acc: [W,BM,DP], or where the
+    cache is in fp8 its even columns and its odd ones.
     """
+    NARROW: tl.constexpr = kv.dtype.element_ty == tl.float8e4nv
     LOG2E: tl.constexpr = 1.4426950408889634
     UNIT: tl.constexpr = LOG2E if SOFTCAP > 0 else LOG2E * SCALE
     first = tile * (W * BW) + tl.arange(0, W) * BW
@@ -115,8 +123,14 @@ def attend_apart(
     place = start + tl.arange(0, BW)[None, :, None] * D + d[None, None, :]
     keep = alive[:, :, None] & (d < D)[None, None, :]
     k = tl.load(place, mask=keep, other=0.0)
-    v = tl.load(place + K * B * D, mask=keep, other=0.0)
-    score = tl.dot(q, tl.trans(k, (0, 2, 1)))
+    if NARROW:
+        pairs = blocks.to(tl.int64) * (K * B * D) + ((K + head) * B + first % B) * (D // 2)
+        v = load_pairs(kv, pairs, alive, D, DP, BW)
+    else:
+        v = tl.load(place + K * B * D, mask=keep, other=0.0)
+    score = tl.dot(q, tl.trans(k.to(q.dtype), (0, 2, 1)))
+    if NARROW:
+        score *= gain[None, :, None]
     if SOFTCAP > 0:
         score = SOFTCAP - 2 * SOFTCAP / (tl.exp2(score * (2 * LOG2E * SCALE / SOFTCAP)) + 1)
     visible = alive[:, None, :]
@@ -128,19 +142,37 @@ def attend_apart(
     fade = tl.exp2(m - base)
     p = tl.exp2(score * UNIT - base[:, :, None])
     total = total * fade + tl.sum(p, 2)
-    acc = tl.dot(p.to(v.dtype), v, acc * fade[:, :, None])
+    p = p.to(q.dtype)
+    if NARROW:
+        left, right = even_and_odd(v, q.dtype, NATIVE)
+        even, odd = acc
+        acc = tl.dot(p, left, even * fade[:, :, None]), tl.dot(p, right, odd * fade[:, :, None])
+    else:
+        acc = tl.dot(p, v, acc * fade[:, :, None])
     return highest, total, acc
 
 
 @triton.jit
-def together(m, total, acc, W: tl.constexpr, BM: tl.constexpr, DP: tl.constexpr):
+def together(m, total, acc, W: tl.constexpr, BM: tl.constexpr, DP: tl.constexpr, NARROW: tl.constexpr):
     """The running softmax over all that W warps have seen: [W,BM], [W,BM], [W,BM,DP] to [BM], [BM], [BM,DP].
 
-    acc is added in halves, which moves it between warps at once; a reduction would move number after number.
+    NARROW: acc comes as its even columns and its odd ones.
     """
     highest = tl.max(m, 0)
     base = tl.where(highest == float("-inf"), 0.0, highest)
     weight = tl.exp2(m - base[None, :])
+    if NARROW:
+        even, odd = _added(acc[0], weight, W, BM, DP // 2), _added(acc[1], weight, W, BM, DP // 2)
+        y = tl.reshape(tl.join(even, odd), (BM, DP))
+    else:
+        y = _added(acc, weight, W, BM, DP)
+    return highest, tl.sum(total * weight, 0), y
+
+
+@triton.jit
+def _added(acc, weight, W: tl.constexpr, BM: tl.constexpr, DP: tl.constexpr):
+    """The weighted sum over warps: in halves, which moves numbers between warps at once; a reduction would move one
+    after another."""
     x = tl.permute(acc * weight[:, :, None], (1, 2, 0))
     if W >= 8:
         left, right = tl.split(tl.reshape(x, (BM, DP, W // 2, 2)))
@@ -149,19 +181,20 @@ def together(m, total, acc, W: tl.constexpr, BM: tl.constexpr, DP: tl.constexpr)
         left, right = tl.split(tl.reshape(x, (BM, DP, 2, 2)))
         x = left + right
     left, right = tl.split(x)
-    return highest, tl.sum(total * weight, 0), left + right
+    return left + right
 
 
 @triton.jit
 def over_pages(
     q, kv, table, begin, end, low, context, at, head,
     K: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, B: tl.constexpr, BM: tl.constexpr, W: tl.constexpr,
-    BN: tl.constexpr, SCALE: tl.constexpr, SOFTCAP: tl.constexpr, WINDOW: tl.constexpr,
+    BN: tl.constexpr, SCALE: tl.constexpr, SOFTCAP: tl.constexpr, WINDOW: tl.constexpr, NATIVE: tl.constexpr,
 ):  # fmt: skip
     """The running softmax of a few rows q [BM,DP] over tiles `begin` to `end` of a sequence's pages.
 
     W > 1: as many warps, each with its own share of a tile. W = 1: all warps together.
     """
+    q, gain = widened(q, kv)
     if W == 1:
         m = tl.full((BM,), float("-inf"), tl.float32)
         total = tl.zeros((BM,), tl.float32)
@@ -169,7 +202,7 @@ def over_pages(
         blocks = blocks_of(table, begin, low, context, B, BN)
         for tile in range(begin, end):
             m, total, acc = attend(
-                q, m, total, acc, kv, blocks, tile, low, context, at, head,
+                q, gain, m, total, acc, kv, blocks, tile, low, context, at, head,
                 K, D, DP, B, BN, SCALE, SOFTCAP, WINDOW, True,
             )  # fmt: skip
             blocks = blocks_of(table, tile + 1, low, context, B, BN)
@@ -177,13 +210,17 @@ def over_pages(
         q = tl.broadcast_to(q[None, :, :], (W, BM, DP))
         m = tl.full((W, BM), float("-inf"), tl.float32)
         total = tl.zeros((W, BM), tl.float32)
-        acc = tl.zeros((W, BM, DP), tl.float32)
+        NARROW: tl.constexpr = kv.dtype.element_ty == tl.float8e4nv
+        if NARROW:
+            acc = tl.zeros((W, BM, DP // 2), tl.float32), tl.zeros((W, BM, DP // 2), tl.float32)
+        else:
+            acc = tl.zeros((W, BM, DP), tl.float32)
         blocks = blocks_apart(table, begin, low, context, B, W, BN // W)
         for tile in range(begin, end):
             m, total, acc = attend_apart(
-                q, m, total, acc, kv, blocks, tile, low, context, at, head,
-                K, D, DP, B, W, BN // W, SCALE, SOFTCAP, WINDOW,
+                q, gain, m, total, acc, kv, blocks, tile, low, context, at, head,
+                K, D, DP, B, W, BN // W, SCALE, SOFTCAP, WINDOW, NATIVE,
             )  # fmt: skip
             blocks = blocks_apart(table, tile + 1, low, context, B, W, BN // W)
-        m, total, acc = together(m, total, acc, W, BM, DP)
+        m, total, acc = together(m, total, acc, W, BM, DP, NARROW)
     return m, total, acc

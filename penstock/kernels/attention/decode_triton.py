@@ -16,7 +16,7 @@ def decode(
     T, S, M, programs, least,
     H: tl.constexpr, K: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, B: tl.constexpr, SP: tl.constexpr,
     SHORT: tl.constexpr, BM: tl.constexpr, W: tl.constexpr, BN: tl.constexpr,
-    SCALE: tl.constexpr, SOFTCAP: tl.constexpr, WINDOW: tl.constexpr, PDL: tl.constexpr,
+    SCALE: tl.constexpr, SOFTCAP: tl.constexpr, WINDOW: tl.constexpr, NATIVE: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """One task of one short row and one KV head. Grid: (more than programs + rows, K).
 
@@ -49,8 +49,13 @@ def decode(
         low = tl.maximum(context - count - WINDOW + 1, 0)
     table = table_ptr + row.to(tl.int64) * M
     m, total, acc = over_pages(
-        q, kv_ptr, table, begin, end, low, context, at, head, K, D, DP, B, BM, W, BN, SCALE, SOFTCAP, WINDOW
-    )
+        q, kv_ptr, table, begin, end, low, context, at, head,
+        K, D, DP, B, BM, W, BN, SCALE, SOFTCAP, WINDOW, NATIVE,
+    )  # fmt: skip
+    if kv_ptr.dtype.element_ty == tl.float8e4nv:
+        # Read again: what is not held over the loop leaves its registers to it.
+        token = tl.load(query_start_ptr + row, cache_modifier=".cg").to(tl.int64)
+        place = ((token + r // G) * H + head * G + r % G)[:, None] * D + d[None, :]
     finish(
         m, total, acc, out_ptr, acc_ptr, ml_ptr, count_ptr, place, keep, live, task, part, parts, row, head,
         K, D, DP, BM,

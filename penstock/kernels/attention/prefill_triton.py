@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 
 from penstock.kernels.attention.attend_triton import attend, blocks_of
+from penstock.kernels.attention.narrow_triton import widened
 
 
 @triton.jit
@@ -78,7 +79,7 @@ def attend_queries(
     if PDL:
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
-    q = tl.load(q_ptr + place, mask=keep, other=0.0)
+    q, gain = widened(tl.load(q_ptr + place, mask=keep, other=0.0), kv_ptr)
     m = tl.full((PM,), float("-inf"), tl.float32)
     total = tl.zeros((PM,), tl.float32)
     acc = tl.zeros((PM, DP), tl.float32)
@@ -86,13 +87,13 @@ def attend_queries(
         middle = (position + 1) // PN
         for tile in range(0, middle):
             m, total, acc = attend(
-                q, m, total, acc, kv_ptr, blocks, tile, low, context, at, head,
+                q, gain, m, total, acc, kv_ptr, blocks, tile, low, context, at, head,
                 K, D, DP, B, PN, SCALE, SOFTCAP, WINDOW, False,
             )  # fmt: skip
             blocks = blocks_of(table, tile + 1, low, context, B, PN)
     for tile in range(middle, last):
         m, total, acc = attend(
-            q, m, total, acc, kv_ptr, blocks, tile, low, context, at, head,
+            q, gain, m, total, acc, kv_ptr, blocks, tile, low, context, at, head,
             K, D, DP, B, PN, SCALE, SOFTCAP, WINDOW, True,
         )  # fmt: skip
         blocks = blocks_of(table, tile + 1, low, context, B, PN)

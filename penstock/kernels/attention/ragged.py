@@ -49,7 +49,7 @@ class Ragged(Tactic):
 def _decode(site: Site, sizes: Sizes, device: Device, config: Config, tasks: Tasks) -> KernelUse:
     shape = Shape.of(site)
     signature = (
-        ("q_ptr", shape.pointer), ("kv_ptr", shape.pointer), *ROWS, ("table_ptr", "*i32"),
+        ("q_ptr", shape.pointer), ("kv_ptr", shape.pool), *ROWS, ("table_ptr", "*i32"),
         ("out_ptr", shape.pointer), ("acc_ptr", "*fp32"), ("ml_ptr", "*fp32"), ("count_ptr", "*i32"),
         ("T", "i32"), ("S", "i32"), ("M", "i32"), ("programs", "i32"), ("least", "i32"),
     )  # fmt: skip

@@ -20,20 +20,31 @@ AT_ONCE = 2  # programs of the larger configuration on a multiprocessor
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What of a site shapes its kernels; its second input is the cache."""
+    """What of a site shapes its kernels; its first input is the queries, or qkv, and its second the cache."""
 
     heads: int
     kv_heads: int
     head_size: int
     block_size: int
-    pointer: str
-    bytes: int
+    pointer: str  # to queries and results
+    pool: str  # to the cache
+    bytes: int  # of a number of queries
+    narrow: bool  # the cache is in fp8
 
     @staticmethod
     def of(site: Site) -> Shape:
-        kv = site.inputs[1]
+        q, kv = site.inputs[:2]
         _, _, kv_heads, block, size = (0, *map(_int, kv.shape[1:]))
-        return Shape(int(site.attr("heads")), kv_heads, size, block, gpu.pointer(kv), kv.format.bytes)
+        return Shape(
+            int(site.attr("heads")),
+            kv_heads,
+            size,
+            block,
+            gpu.pointer(q),
+            gpu.pointer(kv),
+            q.format.bytes,
+            kv.format.bytes == 1,
+        )
 
     @property
     def group(self) -> int:
@@ -67,10 +78,12 @@ def refusal(site: Site, sizes: Sizes, device: Device) -> str | None:
     """Why neither family of kernels can run on the site's first two inputs (queries or qkv, and the cache)."""
     if why := gpu.refusal(site, device, (0, 1), 80):
         return why
-    formats = {str(t.format) for t in (*site.inputs[:2], *site.outputs)}
-    if len(formats) > 1:
-        return f"queries, cache and result must share one format, not {sorted(formats)}"
+    q, kv, y = (t.format.name for t in (*site.inputs[:2], site.outputs[0]))
+    if q != y or (kv != q and kv in gpu.FLOATS):
+        return f"queries, cache and result must share one format, not {q}, {kv} and {y}, but for a cache in fp8"
     shape = Shape.of(site)
+    if shape.narrow and shape.head_size % 2:
+        return f"heads of {shape.head_size} numbers; of a cache in fp8 they are read in pairs"
     if shape.block_size < 16 or shape.block_size & (shape.block_size - 1):
         return f"blocks of {shape.block_size} tokens; a power of two from 16 is needed"
     if shape.head_size > 256:
@@ -114,18 +127,24 @@ def decode_configs(shape: Shape, few: bool) -> tuple[dict[str, int], ...]:
     take a share of a tile's keys by themselves (1: all together). `few`: AT_ONCE programs a multiprocessor hold a task
     of every row."""
     if shape.bytes == 4:
-        rows = max(16, next_power_of_2(shape.group))
-        keys = 32 if shape.padded_size <= 128 and rows <= 32 else 16
-        return ({"BN": keys, "STAGES": 2, "WARPS": plain_warps(shape), "TASKS": 4, "LEAST": 1, "APART": 1},)
+        return (
+            {"BN": plain_keys(shape), "STAGES": 2, "WARPS": plain_warps(shape), "TASKS": 4, "LEAST": 1, "APART": 1},
+        )
     if shape.decode_rows > 32 or shape.padded_size > 128:
         together = {"BN": 64 if shape.padded_size <= 128 else 32, "STAGES": 3, "APART": 1}
         together["WARPS"] = 8 if shape.decode_rows > 32 else 4
         return tuple({**together, "TASKS": n, "LEAST": 4} for n in (2, 4))
     # Joining tasks costs about as much as 256 keys.
     apart = {"BN": 64, "WARPS": 4, "APART": 4, "STAGES": 3, "TASKS": 2, "LEAST": 4}
+    if shape.narrow:  # three fit on a multiprocessor; of many rows more are aimed at, for the last round to be short
+        return (apart,) if few else ({**apart, "STAGES": 4, "TASKS": 4},)
     # Small enough for four on a multiprocessor, so that those of many rows run at once. Those of few would crowd on the
     # multiprocessors that the kernel ahead leaves first, which the timing of one op by itself does not see.
     return (apart,) if few else ({**apart, "APART": 1, "STAGES": 2}, apart)
+
+
+def plain_keys(shape: Shape) -> int:
+    return 32 if shape.padded_size <= 128 and shape.decode_rows <= 32 and not shape.narrow else 16
 
 
 def plain_warps(shape: Shape) -> int:
@@ -136,12 +155,12 @@ def plain_warps(shape: Shape) -> int:
 def prefill_configs(shape: Shape) -> tuple[dict[str, int], ...]:
     """PM, PN: rows and keys of a tile."""
     if shape.bytes == 4:
-        rows = max(16, next_power_of_2(shape.group))
-        keys = 32 if shape.padded_size <= 128 and rows <= 32 else 16
-        return ({"PM": rows, "PN": keys, "PSTAGES": 2, "PWARPS": plain_warps(shape)},)
+        return ({"PM": shape.decode_rows, "PN": plain_keys(shape), "PSTAGES": 2, "PWARPS": plain_warps(shape)},)
     if shape.padded_size > 128:
-        return ({"PM": 128, "PN": 32, "PSTAGES": 2, "PWARPS": 8},)
+        return ({"PM": 64 if shape.narrow else 128, "PN": 32, "PSTAGES": 2, "PWARPS": 8},)
     big = {"PM": 128, "PN": 64, "PSTAGES": 3, "PWARPS": 8}
+    if shape.narrow:  # widening costs the same whatever the rows; four warps are faster, though some registers spill
+        return (big, {**big, "PWARPS": 4})
     if shape.group > 64:
         return (big,)
     # Two programs of four warps share a multiprocessor: one multiplies while the other takes exponents.
@@ -183,7 +202,7 @@ def constants(site: Site, sizes: Sizes, device: Device, short: int) -> dict[str,
 
 def short_constants(shape: Shape, config: Config) -> dict[str, int]:
     """Those of a kernel of short rows."""
-    return {"BM": shape.decode_rows, "BN": config["BN"], "W": config["APART"]}
+    return {"BM": shape.decode_rows, "BN": config["BN"], "W": config["APART"], "NATIVE": True}
 
 
 def _scanned(sequences: int) -> int:
@@ -201,7 +220,7 @@ def prefill(site: Site, sizes: Sizes, device: Device, config: Config, short: int
     """
     shape = Shape.of(site)
     signature = (
-        ("q_ptr", shape.pointer), ("kv_ptr", shape.pointer), *ROWS, ("table_ptr", "*i32"),
+        ("q_ptr", shape.pointer), ("kv_ptr", shape.pool), *ROWS, ("table_ptr", "*i32"),
         ("out_ptr", shape.pointer), ("S", "i32"), ("M", "i32"),
     )  # fmt: skip
     named = {**constants(site, sizes, device, short), "PM": config["PM"], "PN": config["PN"]}

@@ -59,6 +59,17 @@ def rotation(freqs_ptr, position, row, DP: tl.constexpr, HALF: tl.constexpr, BY_
 
 
 @triton.jit
+def rounded(x, source_ptr, kv_ptr):
+    """float32 as the op's parts round it between them, where the cache has fewer bits than they.
+
+    Otherwise it stays: a difference in their last bit would be one in the last of the cache's few.
+    """
+    if kv_ptr.dtype.element_ty != source_ptr.dtype.element_ty:
+        x = x.to(source_ptr.dtype.element_ty).to(tl.float32)
+    return x
+
+
+@triton.jit
 def rope_append(
     qkv_ptr, kv_ptr, positions_ptr, freqs_ptr, rows_ptr, table_ptr, q_norm_ptr, k_norm_ptr, q_out_ptr, M,
     H: tl.constexpr, K: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, B: tl.constexpr, HALF: tl.constexpr,
@@ -93,8 +104,8 @@ def rope_append(
             of_q = (head < H)[:, None]
             w = tl.where(of_q, _norm(q_norm_ptr, d, D)[None, :], _norm(k_norm_ptr, d, D)[None, :]) + OFFSET
             u = tl.where(of_q, _norm(q_norm_ptr, partner, D)[None, :], _norm(k_norm_ptr, partner, D)[None, :]) + OFFSET
-            x = tl.where(rotates, x * inverse * w, x)
-            y = y * inverse * u
+            x = rounded(tl.where(rotates, x * inverse * w, x), qkv_ptr, kv_ptr)
+            y = rounded(y * inverse * u, qkv_ptr, kv_ptr)
         if turn == 0:
             _, own, other = rotation(freqs_ptr, position, row, DP, HALF, BY_ROW, SCALE)
         x = tl.where(rotates, x * own[None, :] + y * other[None, :], x)
@@ -102,6 +113,7 @@ def rope_append(
         tl.store(q_out_ptr + place, x.to(q_out_ptr.dtype.element_ty), mask=keep & (head < H)[:, None])
         # A block is [2,K,B,D]: k heads, then v heads, as they stand in a row of qkv.
         place = ((block * (2 * K) + (head - H)) * B + position % B)[:, None] * D + d[None, :]
+        x = rounded(x, qkv_ptr, kv_ptr)
         tl.store(kv_ptr + place, x.to(kv_ptr.dtype.element_ty), mask=keep & ((head >= H) & (row >= 0))[:, None])
 
 

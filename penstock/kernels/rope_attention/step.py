@@ -65,7 +65,7 @@ def _short(site: Site, sizes: Sizes, device: Device, config: Config, tasks: Task
     has_long = sizes["T"] > _short_row(shape, sizes)
     q_norm, k_norm = (9, 10) if len(site.inputs) > 9 else (0, 0)  # not read where there are none
     arrays: tuple[tuple[str, str, Arg], ...] = (
-        ("qkv_ptr", shape.pointer, Arg("in", 0)), ("kv_ptr", shape.pointer, Arg("in", 1)),
+        ("qkv_ptr", shape.pointer, Arg("in", 0)), ("kv_ptr", shape.pool, Arg("in", 1)),
         ("positions_ptr", "*i32", Arg("in", 2)), ("freqs_ptr", "*fp32", Arg("in", 3)),
         ("rows_ptr", "*i32", Arg("in", 4)), ("table_ptr", "*i32", Arg("in", 5)),
         *((name, kind, Arg("in", 6 + i)) for i, (name, kind) in enumerate(ROWS)),

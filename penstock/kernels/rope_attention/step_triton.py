@@ -13,15 +13,18 @@ import triton.language as tl
 
 from penstock.kernels.attention.attend_triton import over_pages
 from penstock.kernels.attention.tasks_triton import find_task, finish
-from penstock.kernels.rope_append.position_triton import rotation
+from penstock.kernels.rope_append.position_triton import rotation, rounded
 
 
 @triton.jit
 def _turned(
-    source, partner, own, other, keep, w_ptr,
+    source, partner, own, other, keep, w_ptr, kv_ptr,
     D: tl.constexpr, DP: tl.constexpr, NORM: tl.constexpr, EPS: tl.constexpr, OFFSET: tl.constexpr,
 ):  # fmt: skip
-    """Heads at `source` [..,1], normalised if NORM and rotated; the factors and `keep` broadcast to [..,DP]."""
+    """Heads at `source` [..,1], normalised if NORM and rotated; the factors and `keep` broadcast to [..,DP].
+
+    Rounded for a cache of fewer bits, see `rounded`.
+    """
     d = tl.arange(0, DP)
     x = tl.load(source + d, mask=keep, other=0.0).to(tl.float32)
     y = tl.load(source + partner, mask=keep, other=0.0).to(tl.float32)
@@ -29,7 +32,8 @@ def _turned(
         inverse = tl.rsqrt(tl.sum(x * x, -1, keep_dims=True) / D + EPS)
         x = x * inverse * (tl.load(w_ptr + d, mask=d < D, other=0.0).to(tl.float32) + OFFSET)
         y = y * inverse * (tl.load(w_ptr + partner, mask=d < D, other=0.0).to(tl.float32) + OFFSET)
-    return x * own + y * other
+        x, y = rounded(x, source, kv_ptr), rounded(y, source, kv_ptr)
+    return rounded(x * own + y * other, source, kv_ptr)
 
 
 @triton.jit
@@ -40,7 +44,7 @@ def step(
     SHORT: tl.constexpr, QP: tl.constexpr, BM: tl.constexpr, W: tl.constexpr, BN: tl.constexpr, TT: tl.constexpr,
     HALF: tl.constexpr, BY_ROW: tl.constexpr, FACTOR: tl.constexpr, NORM: tl.constexpr, EPS: tl.constexpr,
     OFFSET: tl.constexpr, SCALE: tl.constexpr, SOFTCAP: tl.constexpr, WINDOW: tl.constexpr,
-    PDL: tl.constexpr,
+    NATIVE: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """One task of one short row, or TT tokens to look through, and one KV head. Grid: (tasks at most + T / TT, K).
 
@@ -84,10 +88,10 @@ def step(
     keep = ((query < count)[:, None] & (g < G)[None, :])[:, :, None] & (d < D)[None, None, :]
     qkv = qkv_ptr + ((token + query) * WIDTH)[:, None]
     source = qkv[:, :, None] + ((head * G + g) * D)[None, :, None]
-    q = _turned(source, partner, own[:, None, :], other[:, None, :], keep, q_norm_ptr, D, DP, NORM, EPS, OFFSET)
-    q = tl.reshape(q, (BM, DP)).to(kv_ptr.dtype.element_ty)
+    q = _turned(source, partner, own[:, None, :], other[:, None, :], keep, q_norm_ptr, kv_ptr, D, DP, NORM, EPS, OFFSET)
+    q = tl.reshape(q, (BM, DP)).to(qkv_ptr.dtype.element_ty)
     keep = fresh[:, None] & (d < D)[None, :]
-    k = _turned(qkv + (H + head) * D, partner, own, other, keep, k_norm_ptr, D, DP, NORM, EPS, OFFSET)
+    k = _turned(qkv + (H + head) * D, partner, own, other, keep, k_norm_ptr, kv_ptr, D, DP, NORM, EPS, OFFSET)
     v = tl.load(qkv + (H + K + head) * D + d[None, :], mask=keep, other=0.0)
     place = ((block * (2 * K) + head) * B + position % B)[:, None] * D + d[None, :]
     tl.store(kv_ptr + place, k.to(kv_ptr.dtype.element_ty), mask=keep)
@@ -101,8 +105,9 @@ def step(
     if WINDOW > 0:
         low = tl.maximum(past - WINDOW + 1, 0)
     m, total, acc = over_pages(
-        q, kv_ptr, table, begin, end, low, context, at, head, K, D, DP, B, BM, W, BN, SCALE, SOFTCAP, WINDOW
-    )
+        q, kv_ptr, table, begin, end, low, context, at, head,
+        K, D, DP, B, BM, W, BN, SCALE, SOFTCAP, WINDOW, NATIVE,
+    )  # fmt: skip
     live = (r < count * GP) & (r % GP < G)
     keep = live[:, None] & (d < D)[None, :]
     place = ((token + r // GP) * H + head * G + r % GP)[:, None] * D + d[None, :]
@@ -146,10 +151,10 @@ def _look_through(
         qkv = qkv_ptr + (token * ((H + 2 * K) * D))[:, None]
         for g in range(0, G):
             source = qkv + (head * G + g) * D
-            q = _turned(source, partner, own, other, keep, q_norm_ptr, D, DP, NORM, EPS, OFFSET)
+            q = _turned(source, partner, own, other, keep, q_norm_ptr, kv_ptr, D, DP, NORM, EPS, OFFSET)
             place = (token * H + head * G + g)[:, None] * D + d[None, :]
             tl.store(q_out_ptr + place, q.to(q_out_ptr.dtype.element_ty), mask=keep)
-        k = _turned(qkv + (H + head) * D, partner, own, other, keep, k_norm_ptr, D, DP, NORM, EPS, OFFSET)
+        k = _turned(qkv + (H + head) * D, partner, own, other, keep, k_norm_ptr, kv_ptr, D, DP, NORM, EPS, OFFSET)
         v = tl.load(qkv + (H + K + head) * D + d[None, :], mask=keep, other=0.0)
         place = ((block.to(tl.int64) * (2 * K) + head) * B + position % B)[:, None] * D + d[None, :]
         tl.store(kv_ptr + place, k.to(kv_ptr.dtype.element_ty), mask=keep)

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from penstock.errors import UnsupportedError
-from penstock.formats import known, parse
+from penstock.formats import FLOATS
 from penstock.models.registry import family_of
 from penstock.models.trtllm.ranks import Ranks
 from penstock.spec import ModelSpec
 
 KEPT = "penstock"  # NVIDIA's reader keeps keys that it does not know, and acts on none
-NAMES = {f.name: f.torch_dtype for f in map(parse, known()) if f.is_float}  # format -> their word: f16 -> float16
+NAMES = {f.name: f.torch_dtype for f in FLOATS}  # format -> their word: f16 -> float16
 _TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 _ACTS = {"silu": "silu", "gelu_tanh": "gelu"}  # NVIDIA's `gelu` is the tanh form
 WRITTEN = ("llama", "mistral", "qwen2", "qwen3", "gemma")

@@ -156,7 +156,8 @@ def test_bad_prompts_are_named_and_nothing_runs(llm: LLM, prompt: Any, named: st
     [
         ({"quantization": "fp8"}, UnsupportedError),
         ({"tensor_parallel_size": 2}, UnsupportedError),
-        ({"kv_cache_dtype": "fp8"}, UnsupportedError),
+        ({"kv_cache_dtype": "fp8"}, OptionError),  # the engine keeps float32
+        ({"kv_cache_dtype": "int8"}, OptionError),
         ({"pipeline_parallel_size": 2}, UnsupportedError),
         ({"lora_paths": ["a"]}, UnsupportedError),
         ({"max_loras": 1}, UnsupportedError),
@@ -174,7 +175,7 @@ def test_arguments_are_refused_by_name(tiny_engine: Path, argument: dict[str, An
 def test_unbuilt_arguments_are_in_the_signature_with_their_neutral_values(tiny_engine: Path) -> None:
     given = inspect.signature(LLM.__init__).parameters
     names = {
-        "quantization", "kv_cache_dtype", "tensor_parallel_size", "pipeline_parallel_size", "lora_paths", "max_loras",
+        "quantization", "tensor_parallel_size", "pipeline_parallel_size", "lora_paths", "max_loras",
         "max_lora_rank", "speculative",
     }  # fmt: skip
     assert names <= given.keys()

@@ -10,6 +10,7 @@ from penstock.ir.graph import Type, leaf, tensor
 from penstock.ir.op import emit, get
 
 Sizes = dict[str, int]
+FP8 = "fp8_e4m3"
 # Queries of each sequence, and tokens before them, laid over a case's S and T as far as they fit: single tokens, a row
 # of nothing, a few drafts to verify, prompts, a second chunk of one, rows that end where pages begin.
 MIXTURES = (
@@ -24,18 +25,19 @@ def _site(op: str, *types: Type, **attrs: Any) -> Site:
     return Site.of(emit(op, *(leaf("input", str(i), t) for i, t in enumerate(types)), **attrs))
 
 
-def attention(format: str, heads: int, kv_heads: int, size: int, block: int = 64, **attrs: Any) -> Site:
+def attention(format: str, heads: int, kv_heads: int, size: int, block: int = 64, pool: str = "", **attrs: Any) -> Site:
+    """`pool`: the cache's format, where it is another."""
     rows = (tensor("i32", "S"),) * 3
-    kv = tensor(format, "N", 2, kv_heads, block, size)
+    kv = tensor(pool or format, "N", 2, kv_heads, block, size)
     q = tensor(format, "T", heads * size)
     return _site("attention", q, kv, *rows, tensor("i32", "S", "M"), heads=heads, scale=size**-0.5, **attrs)
 
 
 def rope_append(
     format: str, heads: int, kv_heads: int, size: int, block: int = 64, half: int = 0, rows: int | str = 1,
-    norms: bool = False, **attrs: Any,
+    norms: bool = False, pool: str = "", **attrs: Any,
 ) -> Site:  # fmt: skip
-    kv = tensor(format, "N", 2, kv_heads, block, size)
+    kv = tensor(pool or format, "N", 2, kv_heads, block, size)
     by_token = tensor("i32", "T")
     freqs = tensor("f32", rows, half or size // 2)
     types = [tensor(format, "T", (heads + 2 * kv_heads) * size), kv, by_token, freqs, by_token, tensor("i32", "S", "M")]
@@ -47,9 +49,9 @@ def rope_append(
 
 def rope_attention(
     format: str, heads: int, kv_heads: int, size: int, block: int = 64, half: int = 0, rows: int | str = 1,
-    norms: bool = False, **attrs: Any,
+    norms: bool = False, pool: str = "", **attrs: Any,
 ) -> Site:  # fmt: skip
-    first = rope_append(format, heads, kv_heads, size, block, half, rows, norms).inputs
+    first = rope_append(format, heads, kv_heads, size, block, half, rows, norms, pool).inputs
     attrs = {"scale": size**-0.5, **({"eps": 1e-6} if norms else {}), **attrs}
     return _site("rope_attention", *first[:6], *(tensor("i32", "S"),) * 3, *first[6:], heads=heads, **attrs)
 
@@ -61,10 +63,10 @@ def rope(format: str, heads: int, size: int, half: int, rows: int | str = 1, **a
     )
 
 
-def kv_append(format: str, kv_heads: int, size: int, block: int) -> Site:
+def kv_append(format: str, kv_heads: int, size: int, block: int, pool: str = "") -> Site:
     by_token = tensor("i32", "T")
     x = tensor(format, "T", kv_heads * size)
-    kv = tensor(format, "N", 2, kv_heads, block, size)
+    kv = tensor(pool or format, "N", 2, kv_heads, block, size)
     return _site("kv_append", kv, x, x, by_token, by_token, tensor("i32", "S", "M"))
 
 
@@ -109,6 +111,26 @@ CASES: list[tuple[Site, Sizes]] = [
     (rope("f16", 71, 64, 32), sizes(65, 2, 2)),
     (kv_append("bf16", 8, 128, 64), sizes(5, 3, 3)),
     (kv_append("f32", 3, 80, 16), sizes(66, 2, 9)),
+    (attention("bf16", 8, 2, 128, pool=FP8), sizes(13, 4, 2)),
+    (attention("bf16", 8, 1, 128, pool=FP8), sizes(1, 1, 8)),
+    (attention("f16", 14, 2, 64, 16, pool=FP8), sizes(25, 5, 9)),
+    (attention("f16", 3, 3, 80, 32, pool=FP8), sizes(21, 3, 5)),
+    (attention("bf16", 4, 2, 256, 64, window=40, softcap=50.0, pool=FP8), sizes(54, 5, 3)),
+    (attention("bf16", 71, 1, 64, pool=FP8), sizes(12, 4, 2)),
+    (attention("f32", 4, 2, 64, 64, pool=FP8), sizes(16, 8, 3)),
+    (rope_append("bf16", 8, 2, 128, pool=FP8), sizes(13, 4, 3)),
+    (rope_append("bf16", 4, 2, 64, 16, norms=True, offset=1.0, pool=FP8), sizes(9, 3, 9)),
+    (rope_append("f16", 6, 6, 80, 32, half=16, rows="S", scale=1.25, pool=FP8), sizes(7, 7, 5)),
+    (rope_append("f32", 5, 1, 96, norms=True, pool=FP8), sizes(1, 1, 3)),
+    (rope_attention("bf16", 8, 2, 128, pool=FP8), sizes(13, 4, 2)),
+    (rope_attention("bf16", 8, 2, 128, pool=FP8), sizes(1, 1, 8)),
+    (rope_attention("bf16", 8, 2, 128, pool=FP8), sizes(3, 2, 3)),
+    (rope_attention("bf16", 4, 4, 64, 16, norms=True, offset=1.0, window=50, pool=FP8), sizes(9, 3, 9)),
+    (rope_attention("f16", 3, 3, 80, 32, half=16, rows="S", factor=1.25, pool=FP8), sizes(21, 3, 5)),
+    (rope_attention("bf16", 71, 1, 64, pool=FP8), sizes(12, 4, 2)),
+    (rope_attention("f32", 5, 1, 96, norms=True, pool=FP8), sizes(1, 1, 3)),
+    (kv_append("bf16", 8, 128, 64, pool=FP8), sizes(5, 3, 3)),
+    (kv_append("f32", 3, 80, 16, pool=FP8), sizes(66, 2, 9)),
 ]
 
 
@@ -123,11 +145,30 @@ def examples(site: Site, sizes: Mapping[str, int], generator: Any) -> list[list[
     device = str(generator.device)
 
     def own() -> list[Any]:
-        return list(example(site.inputs, dict(site.attrs), sizes, generator, device))
+        tensors = list(example(site.inputs, dict(site.attrs), sizes, generator, device))
+        if any(t.format.name == FP8 for t in site.inputs):
+            _beyond_range(site, tensors)
+        return tensors
 
     mixture = {"attention": _on_attention, "rope_attention": _on_both}.get(site.op, _on_tokens)
     some = MIXTURES if device.startswith("cuda") else MIXTURES[sizes["T"] % len(MIXTURES) :][:1]  # a CPU interprets
     return [own(), *(mixture(site, own(), sizes, rows) for rows in some)]
+
+
+def _beyond_range(site: Site, tensors: list[Any]) -> None:
+    """Some values to append that fp8 does not reach: they must become its largest number."""
+    if site.op == "kv_append":
+        tensors[1][..., ::7] *= 1000
+        tensors[2][..., ::5] *= 1000
+    elif site.op.startswith("rope"):
+        tensors[0][..., -1] *= 1000  # of the last value: keys so large would leave a softmax of one
+
+
+def _stale(kv: Any) -> float:
+    """What must not count, in the cache."""
+    import torch
+
+    return float(min(1e4, torch.finfo(kv.dtype).max))
 
 
 def _fitted(rows: Sequence[tuple[int, int]], sizes: Mapping[str, int], block: int) -> list[tuple[int, int]]:
@@ -151,7 +192,7 @@ def _on_attention(
     for row, length in enumerate(context.tolist()):
         used = -(-length // block) if counts[row] else 0
         if length % block and used:
-            kv[table[row, used - 1], :, :, length % block :] = 1e4
+            kv[table[row, used - 1], :, :, length % block :] = _stale(kv)
         table[row, used:] = torch.iinfo(torch.int32).min
     return [q, kv, start, counts, context, table]
 
@@ -172,7 +213,7 @@ def _on_both(site: Site, tensors: list[Any], sizes: Mapping[str, int], rows: Seq
     for row, (count, before) in enumerate(fitted):
         for position in range(before, before + count):
             block, at = divmod(position, first[1].shape[3])
-            first[1][first[5][row, block], :, :, at] = 1e4
+            first[1][first[5][row, block], :, :, at] = _stale(first[1])
     _, kv, *spans, table = _on_attention(site, [first[0], first[1], *first[6:9], first[5]], sizes, rows)
     return [first[0], kv, *first[2:5], table, *spans, *first[9:]]
 
