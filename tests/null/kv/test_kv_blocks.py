@@ -126,6 +126,25 @@ def test_a_prefix_is_shared_waited_for_and_given_back() -> None:
     kv.check()
 
 
+def test_a_fork_shares_full_blocks_and_gets_one_for_the_rest() -> None:
+    kv = KvManager(BlockPool(8, 4))
+    kv.admit(0, [A], 7)
+    for slot in (1, 2):
+        kv.admit(slot, (), 0)
+    assert kv.fork(0, 1, 7) == (kv.table(0)[1], kv.table(1)[1]) and kv.table(1)[0] == kv.table(0)[0]
+    assert kv.fork(0, 2, 4) is None and kv.table(2) == kv.table(0)[:1]
+    assert (kv.pool.num_used, kv.num_own(0), kv.num_own(1), kv.num_own(2)) == (3, 1, 1, 0)
+    kv.check()
+    with pytest.raises(AssertionError, match="slot 1 already holds blocks"):
+        kv.fork(0, 1, 7)
+    kv.clear(0)
+    assert kv.table(0) == () and kv.pool.num_used == 2 and kv.fork(1, 0, 6) == (kv.table(1)[1], kv.table(0)[1])
+    for slot in kv.slots:
+        kv.free(slot)
+    kv.check()
+    assert kv.pool.num_used == 0
+
+
 def test_without_reuse_nothing_is_found_or_waited_for() -> None:
     kv = KvManager(BlockPool(8, 4), reuse=False)
     kv.admit(0, [A, B], 11)

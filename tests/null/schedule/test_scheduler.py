@@ -283,6 +283,17 @@ def test_a_prompt_that_scores_leaves_logit_rows_to_the_others_and_finds_nothing(
     assert last.controlled and not e.scoring
 
 
+def test_a_block_begun_by_a_failed_step_is_not_found_when_a_later_one_fills_it() -> None:
+    s = scheduler(tokens=6, in_flight=2)
+    s.add(request("a", prompt=10, max_tokens=2))
+    first, second = planned(s), planned(s)
+    assert [row[2:4] for row in (*first.rows, *second.rows)] == [(0, 6), (6, 4)] and len(second.published) == 1
+    s.fail(first.step_id, RuntimeError("out of luck"))
+    retire(s, second)
+    assert s.kv.pool.num_idle == 0, "the second block's first half was never written"
+    s.check()
+
+
 def test_max_seq_len_ends_a_request() -> None:
     r = request("a", prompt=60, max_tokens=1000)
     assert (r.output_limit, r.max_length) == (4, 64)
