@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from penstock.engine.profile import Profile
-from penstock.engine.program import PLAIN, Phase, Program, Site, bucket_name
+from penstock.engine.program import CONTROLLED_TAIL, Phase, Program, Site, bucket_name
 from penstock.engine.timings import Timings
 
 
@@ -25,7 +25,7 @@ class StepTime:
     @staticmethod
     def of(program: Program, profile: Profile, timings: Timings) -> StepTime | None:
         """The sum over the nodes of a plain step's phases; None where nothing was timed by size, as on a CPU."""
-        chosen = [program.phases[name] for name in PLAIN]
+        chosen = [phase for name, phase in program.phases.items() if name != CONTROLLED_TAIL]
         largest = profile.token_buckets[-1]
         tokens = {
             size: sum(_of(chosen, program, profile, timings, size, profile.logit_buckets(size)[-1], "T"))
