@@ -217,8 +217,10 @@ class LLM:
         host_us_per_step: CPU time of the executor's thread between a read's end and the next launch's, microseconds,
         the mean of all steps; host_seconds and host_steps, of which it is made, give the mean between two calls.
         prefix_cache_hits of prefix_cache_queries: tokens of admitted prompts whose KV was found. kv_cache_waste: share
-        of the room in held blocks without a token in it. load_seconds: of opening the engine, by stage, some beside
-        each other. memory: the plan in bytes, on a GPU.
+        of the room in held blocks without a token in it. device_busy: share of the time with requests in which a step
+        was under way, as the host sees it. controlled_steps: whose rows had penalties, bans or log-probabilities.
+        steps_off_fast_path: that waited for logits processors or a capture, ran in a larger bucket or node by node.
+        load_seconds: of opening the engine, by stage, some beside each other. memory: the plan in bytes, on a GPU.
         """
         return self._loop.executor.snapshot()
 

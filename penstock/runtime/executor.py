@@ -33,6 +33,8 @@ from penstock.runtime.steplog import StepLog
 from penstock.runtime.upload import Encoder, Source
 from penstock.text.tokenizer import Tokenizer
 
+_SLOWER = ("steps_in_larger_buckets", "late_captures", "watched_steps")  # of a backend's counters
+
 
 class Executor:
     """Runs submissions to their end. Raises PromptError and the like from `submit`, before any work."""
@@ -63,6 +65,7 @@ class Executor:
         self._deadlines = Deadlines()
         self._pace = pace
         self._read_at = 0.0  # when the last step was read
+        self._active_since = 0.0  # up to when the time with requests is counted
         self._in_flight: deque[tuple[StepPlan, Ticket, float]] = deque()  # with the moment of its launch
         self.log: StepLog | None = None  # of every step, where somebody measures
         self._counted = 0.0  # the thread's CPU time up to which the host's is counted, or was the device's
@@ -81,7 +84,7 @@ class Executor:
         if order.id in self._orders:
             raise OptionError(f"request id {order.id!r} is taken by a request that has not finished; choose another")
         if not self.busy:
-            self._counted = time.thread_time()
+            self._counted, self._active_since = time.thread_time(), time.monotonic()
         for index, job in enumerate(order.jobs):
             try:
                 self._add(job.request)
@@ -116,6 +119,7 @@ class Executor:
             self._launch(plan)
         if self._in_flight and (plan is None or not self.scheduler.can_schedule):
             self._retire(*self._in_flight.popleft())
+        self._count_active()
         return plan is not None or bool(self._in_flight)
 
     def fail_all(self, error: PenstockError) -> None:
@@ -138,6 +142,8 @@ class Executor:
             "host_steps": stats.host_steps,
             "controlled_steps": stats.controlled_steps,
             "processor_steps": stats.processor_steps,
+            "steps_off_fast_path": stats.processor_steps + sum(backend.counters().get(name, 0) for name in _SLOWER),
+            "device_busy": stats.device_busy,
             "requests_running": scheduler.num_running,
             "requests_waiting": scheduler.num_waiting,
             "preemptions": counters.preemptions,
@@ -208,11 +214,19 @@ class Executor:
             self._fail(*self._failing.pop())
 
     def _observe(self, plan: StepPlan, launched: float) -> None:
-        """Tell the pace what the step took: from its launch, or from the end of the step before."""
+        """What the step took: from its launch, or from the end of the step before."""
+        now = time.monotonic()
+        took = now - max(launched, self._read_at)
+        self._read_at = now
+        self.stats.device_seconds += took
         if self._pace is not None:
-            now = time.monotonic()
-            self._pace.observe(plan.num_tokens, plan.num_rows, now - max(launched, self._read_at))
-            self._read_at = now
+            self._pace.observe(plan.num_tokens, plan.num_rows, took)
+
+    def _count_active(self) -> None:
+        """The time since it was counted last belongs to the requests there are."""
+        now = time.monotonic()
+        self.stats.active_seconds += now - self._active_since
+        self._active_since = now
 
     def _retire(self, plan: StepPlan, ticket: Ticket, launched: float) -> None:
         try:
