@@ -13,10 +13,12 @@ from collections import Counter, deque
 from dataclasses import dataclass, field
 from typing import Any
 
-from penstock.errors import QueueFullError
+from penstock.errors import PromptError, QueueFullError
 from penstock.runtime.kv.blocks import DUMMY_BLOCK, BlockPool
 from penstock.runtime.kv.manager import KvManager
 from penstock.runtime.schedule.batch import Event, StepPlan
+from penstock.runtime.schedule.beams import BeamRules, Candidate
+from penstock.runtime.schedule.groups import BeamGroup
 from penstock.runtime.schedule.limits import Limits
 from penstock.runtime.schedule.queue import PATIENCE
 from penstock.runtime.schedule.request import Request
@@ -73,10 +75,11 @@ class Found:
     failed_steps: int = 0
     most_overtaken: int = 0  # admissions that the oldest of those waiting let pass, at most
     longest_wait: int = 0  # admissions between a request's arrival and its own, at most
+    kinds: Counter[str] = field(default_factory=Counter)
     ends: Counter[str] = field(default_factory=Counter)
 
     def facts(self) -> dict[str, Any]:
-        return {**vars(self), "ends": dict(self.ends)}
+        return {**vars(self), "kinds": dict(self.kinds), "ends": dict(self.ends)}
 
 
 class Simulation:
@@ -132,23 +135,36 @@ class Simulation:
         shared = draw.randrange(length + 1)
         prompt = draw.choice(self.prefixes)[:shared] + (1 + self.count % 97,) * (length - shared)
         output = 1 + int(draw.expovariate(1 / setting.mean_output))
+        kind = draw.choices(("plain", "lockstep", "scores", "beams"), (90, 4, 3, 3))[0]
         priority = 1 if draw.random() < 0.8 else draw.randrange(3)
         self.count += 1
         request = Request(
             f"r{self.count}", prompt, output, setting.max_seq_len, frozenset({EOS}), hears_all=draw.random() < 0.5,
-            priority=priority,
+            priority=priority, lockstep=kind == "lockstep", scores=kind == "scores",
         )  # fmt: skip
         full = len(self.came) >= setting.queue
         try:
-            self.scheduler.add(request)
-        except QueueFullError:
+            request = self.queue(request, kind)
+        except (QueueFullError, PromptError):  # the pool may be too small for all beams
             self.found.refused += 1
             return
+        self.found.kinds[kind] += 1
         assert not full, "more wait than may"
         self.live[request.id] = request
         self.came[request.id] = self.admissions
         if draw.random() < setting.cancelled:
             self.cancel(draw.choice([*self.live]))
+
+    def queue(self, request: Request, kind: str) -> Request:
+        """Who stands for it."""
+        if kind != "beams":
+            self.scheduler.add(request)
+            return request
+        width = self.draw.randint(1, min(4, self.setting.slots))
+        stopping = self.draw.choice((True, False, "never"))
+        group = BeamGroup(request, BeamRules(width, self.draw.choice((0.0, 1.0)), stopping))
+        self.scheduler.add_beams(group)
+        return group.leader
 
     def cancel(self, name: str) -> None:
         event = self.scheduler.abort(name)
@@ -163,7 +179,7 @@ class Simulation:
         if plan is not None:
             flight.append(plan)
             assert plan.num_tokens <= self.limits.max_num_tokens and plan.num_rows <= self.limits.max_batch_size
-            if plan.grown or plan.admitted:
+            if plan.grown or plan.admitted or plan.retabled:
                 self.take_tables(plan)
         if flight and (plan is None or not scheduler.can_schedule):
             if self.setting.failures and self.draw.random() < self.setting.failures:
@@ -174,10 +190,14 @@ class Simulation:
 
     def take_tables(self, plan: StepPlan) -> None:
         """Blocks of tables: nobody else's, but for what was found, and never the dummy."""
+        for fork in plan.retabled:
+            self.tables[fork.slot] = list(fork.table)
+        assert {source for source, _ in plan.copies}.isdisjoint(target for _, target in plan.copies)
         if plan.admitted:
             busy = [earlier.slots for earlier in self.flight if earlier is not plan]
             for admission in plan.admitted:
-                self.tables.pop(admission.slot, None)
+                for member in admission.request.members:  # beams that wait for their first fork have no blocks
+                    self.tables.pop(-1 if member.slot is None else member.slot, None)
             held = self.kv.slots
         for slot, request, table, reused in plan.admitted:
             assert not any(slot in slots for slots in busy), "a slot that a step in flight touches"
@@ -210,9 +230,15 @@ class Simulation:
         plan = self.flight.popleft()
         count = len(plan.sampling)
         self.at = self.at + count if self.at + 2 * count < TOKENS else 0
-        for event in self.scheduler.retire(plan.step_id, self.samples[self.at : self.at + count]):
+        beams = [self.candidates(request.group) for request in plan.sampling if request.group is not None]
+        for event in self.scheduler.retire(plan.step_id, self.samples[self.at : self.at + count], beams):
             if event.finish_reason is not None:
                 self.hear(event)
+
+    def candidates(self, group: BeamGroup) -> list[Candidate]:
+        """Distinct tokens, the likeliest first; the end among them now and then."""
+        first = self.draw.choices((EOS, 1), (1, 5))[0]
+        return [(first + i, -0.1 * (i + self.draw.random())) for i in range(group.search.num_candidates)]
 
     def fail(self) -> None:
         """The oldest, or the newest, which was not launched."""
@@ -230,7 +256,9 @@ class Simulation:
         """A request ends: once, and for a reason that its output bears out."""
         request = self.live.pop(event.request_id)
         reason = str(event.finish_reason)
-        if reason == "length":
+        if request.group is not None:
+            assert reason not in ("length", "stop") or request.group.search.finished
+        elif reason == "length":
             assert len(request.output) == request.output_limit
         elif reason == "stop":
             assert request.output[-1] == EOS == event.token
@@ -241,7 +269,9 @@ class Simulation:
         """All books."""
         self.scheduler.check()
         assert self.scheduler.num_waiting + self.scheduler.num_running == len(self.live)
-        assert all(self.kv.table(slot) == tuple(self.tables[slot]) for slot in self.kv.slots), "tables are not as told"
+        assert all(self.kv.table(slot) == tuple(self.tables.get(slot, ())) for slot in self.kv.slots), (
+            "tables are not as told"
+        )
         assert all(plan.slots <= self.kv.slots for plan in self.flight), "freed under a step in flight"
         assert 0 <= self.scheduler.waste() < 1
 

@@ -10,3 +10,4 @@ def test_twenty_thousand_steps() -> None:
     assert found.steps >= 20_000
     assert min(found.refused, found.preemptions, found.reused_tokens, found.failed_steps, found.most_overtaken) > 0
     assert set(found.ends) == {"length", "stop", "abort", "error"}
+    assert set(found.kinds) == {"plain", "lockstep", "scores", "beams"}
