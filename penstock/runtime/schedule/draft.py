@@ -38,9 +38,9 @@ class Draft:
                 self.give(request)
 
     def give(self, request: Request) -> None:
-        """As much of the request's prompt as fits; a token of one that keeps step counts as decoding."""
-        slot, left, decoding = request.slot, request.goal - request.num_computed, request.keeps_step
-        length = min(left, self.room if decoding else min(self.room, self.share))
+        """As much of the request's prompt as fits."""
+        slot, left = request.slot, request.goal - request.num_computed
+        length = min(left, self.room, self.share)
         if request.scoring:
             length = min(length, 1 + self.logits)
         assert slot is not None and length > 0
@@ -48,5 +48,5 @@ class Draft:
         num_logits = length if request.scoring else int(samples)
         self.chunks.append(Chunk(request, slot, request.launch(length), length, num_logits, samples))
         self.room -= length
-        self.share -= 0 if decoding else length
+        self.share -= length
         self.logits += 1 - num_logits

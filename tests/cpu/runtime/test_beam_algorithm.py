@@ -11,7 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from penstock.runtime.schedule.beams import BeamRules, BeamSearch, Hypothesis
 
 VOCAB, NEW = 40, 9
-PROMPTS = ((5, 6, 7), (11, 2), (30, 31, 32, 33, 8))
+PROMPTS = ((5, 6, 7), (30, 31, 32, 33, 8))
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,7 @@ def ours(model: Any, prompt: tuple[int, ...], rules: BeamRules, ends: list[int])
 
 
 @pytest.mark.parametrize("early", [False, True, "never"])
-@pytest.mark.parametrize("penalty", [-1.0, 0.0, 0.6, 1.0, 2.5])
+@pytest.mark.parametrize("penalty", [-1.0, 0.0, 1.0, 2.5])
 @pytest.mark.parametrize("width", [1, 2, 3, 4, 5])
 def test_the_same_texts_and_scores(model: Any, width: int, penalty: float, early: Any) -> None:
     rules, stopped, short = BeamRules(width, penalty, early), 0, 0

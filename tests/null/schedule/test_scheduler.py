@@ -114,10 +114,10 @@ def test_blocks_come_as_they_are_needed_and_nobody_overtakes() -> None:
     assert s.waste() == pytest.approx(1 - held / (4 * s.kv.pool.num_used))
 
 
-def preempted(**more: int) -> tuple[Scheduler, list[StepPlan], Request, Request]:
+def preempted(lockstep: bool = False, **more: int) -> tuple[Scheduler, list[StepPlan], Request, Request]:
     """Two requests of which the pool holds one and a half, until one of them had to leave."""
     s = scheduler(slots=2, blocks=8, **more)
-    a, b = request("a", prompt=7, max_tokens=17), request("b", prompt=6, max_tokens=17)
+    a, b = request("a", prompt=7, max_tokens=17), request("b", prompt=6, max_tokens=17, lockstep=lockstep)
     s.add(a)
     s.add(b)
     plans: list[StepPlan] = []
@@ -131,9 +131,10 @@ def preempted(**more: int) -> tuple[Scheduler, list[StepPlan], Request, Request]
     raise AssertionError("nobody was preempted")
 
 
+@pytest.mark.parametrize("lockstep", [False, True])
 @pytest.mark.parametrize("in_flight", [1, 2])
-def test_the_last_to_come_is_preempted_and_computed_anew(in_flight: int) -> None:
-    s, plans, a, b = preempted(tokens=16, in_flight=in_flight)
+def test_the_last_to_come_is_preempted_and_computed_anew(in_flight: int, lockstep: bool) -> None:
+    s, plans, a, b = preempted(lockstep, tokens=16, in_flight=in_flight)
     while plans:
         retire(s, plans.pop(0))
     assert b.slot is None and b.num_preemptions == 1 and b.goal == 6 + len(b.output) and s.num_waiting == 1

@@ -110,18 +110,23 @@ def test_a_group_waits_for_its_slots_and_nobody_passes() -> None:
     assert [row.request_id for row in planned(s).rows] == ["a", "g"]
 
 
-def test_a_group_is_preempted_whole_and_searches_anew() -> None:
+@pytest.mark.parametrize("prompt", range(5, 9))
+@pytest.mark.parametrize("in_flight", [1, 2])
+def test_a_group_is_preempted_whole_and_searches_anew(in_flight: int, prompt: int) -> None:
     found = []
     for blocks in (9, 40):
-        s, g = scheduler(slots=3, tokens=16, blocks=blocks, in_flight=1), group("g", 5, 9, width=2, salt=b"g")
-        s.add(request("a", 7, max_tokens=25))
+        s, g = scheduler(slots=3, tokens=16, blocks=blocks, in_flight=in_flight), group("g", 5, 9, width=2, salt=b"g")
+        s.add(request("a", prompt, max_tokens=32 - prompt))
         s.add_beams(g)
-        rounds = []
+        rounds, flight = list[int](), list[StepPlan]()
         while s.has_work:
-            plan = planned(s)
-            beams = [beam for beam in plan.sampling if beam.group]
+            if s.can_schedule and (plan := s.schedule()):
+                flight.append(plan)
             rounds.append(g.search.length)
-            searched(s, plan, *[best(10 * len(beam.output) + 1, 2, 3, 4, first=-0.5) for beam in beams])
+            if len(flight) == in_flight or plan is None:
+                oldest = flight.pop(0)
+                beams = [beam for beam in oldest.sampling if beam.group]
+                searched(s, oldest, *[best(10 * len(beam.output) + 1, 2, 3, 4, first=-0.5) for beam in beams])
             s.check()
         back = [(before, after) for before, after in pairwise(rounds) if after < before]
         assert s.counters.preemptions == g.leader.num_preemptions == len(back) == (blocks == 9)
@@ -139,3 +144,41 @@ def test_groups_that_cannot_run_are_refused() -> None:
     s.add_beams(group(width=2, max_tokens=10))
     with pytest.raises(PromptError, match="10 to generate, for each of 3 beams"):
         s.add_beams(group("h", width=3, max_tokens=10))
+
+
+def fork_without_rows() -> tuple[Scheduler, list[StepPlan]]:
+    """Two beams need a block each, which come only with the end of a step in flight: of the last plan, they have the
+    table of one, and no row."""
+    s, flight = scheduler(slots=5, tokens=32, blocks=9, in_flight=2), list[StepPlan]()
+    s.add_beams(group("g", 1, 12, width=2, salt=b"g"))
+    for name, prompt in (("a", 1), ("b", 2), ("c", 1)):
+        s.add(request(name, prompt, max_tokens=12, salt=name.encode()))
+    for i in range(40):
+        if s.can_schedule and (plan := s.schedule()):
+            flight.append(plan)
+            if plan.retabled and not any(chunk.request.group for chunk in plan.chunks):
+                return s, flight
+        if flight and (i % 2 == 0 or not s.can_schedule):
+            oldest = flight.pop(0)
+            beams = [beam for beam in oldest.sampling if beam.group]
+            searched(s, oldest, *[best(1, 2, 3, 4, first=-50.0 if beam.slot else -1.0) for beam in beams])
+    raise AssertionError("no such plan")
+
+
+def test_a_fork_may_come_before_the_rows_that_need_it() -> None:
+    s, flight = fork_without_rows()
+    (fork,) = flight[-1].retabled
+    assert fork.slot in flight[-1].slots and fork.slot not in {row.slot for row in flight[-1].rows}
+    while not any(chunk.slot == fork.slot for chunk in flight[-1].chunks):
+        retire(s, flight.pop(0))
+        flight.append(planned(s))
+    assert flight[-1].retabled == () and flight[-1].grown[-1].slot == fork.slot
+
+
+def test_a_group_ends_with_the_step_that_was_to_fork_it() -> None:
+    s, flight = fork_without_rows()
+    events = s.fail(flight.pop().step_id, RuntimeError("out of luck"))
+    assert "g" in [event.request_id for event in events]
+    while flight:
+        retire(s, flight.pop(0))
+    s.check()

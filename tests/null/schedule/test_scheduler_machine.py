@@ -133,9 +133,9 @@ class Device:
 
 class SchedulerMachine(RuleBasedStateMachine):
     @initialize(
-        slots=st.integers(1, 4),
+        slots=st.integers(1, 5),
         spare=st.integers(0, 6),
-        blocks=st.integers(4, 16),
+        blocks=st.integers(5, 12) | st.integers(4, 16),
         in_flight=st.integers(1, 2),
         reuse=st.booleans(),
         share=st.none() | st.integers(0, 3),
@@ -151,10 +151,10 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.flight: list[StepPlan] = []
 
     @rule(
-        prompt=st.integers(1, 24),
+        prompt=st.integers(1, 24) | st.integers(1, 5),
         kind=st.integers(0, 2),
-        max_tokens=st.integers(1, 12),
-        stop_at=st.none() | st.integers(0, 6),
+        max_tokens=st.integers(1, 24),
+        stop_at=st.none() | st.integers(0, 12),
         priority=st.integers(0, 1),
         salt=st.sampled_from((b"", b"", b"other")),
         flags=st.sampled_from(((), (), ("lockstep",), ("scores",), ("controlled",), ("lockstep", "scores"))),
@@ -186,7 +186,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     @rule(
         prompt=st.integers(1, 14),
         kind=st.integers(0, 2),
-        max_tokens=st.integers(1, 9),
+        max_tokens=st.integers(1, 16),
         width=st.integers(1, 4),
         penalty=st.sampled_from((-1.0, 0.0, 1.0)),
         early=st.sampled_from((False, True, "never")),
@@ -344,7 +344,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             self.hear_end(event)
         self.device.dead.update(ended, rows)  # ghosts, too
 
-    @rule(steps=st.integers(1, 8))
+    @rule(steps=st.integers(1, 20))
     def run(self, steps: int) -> None:
         """The executor's own loop: keep the device one step ahead."""
         for _ in range(steps):
