@@ -128,3 +128,26 @@ def test_controlled_requests_leave_their_neighbours_alone(llm: LLM, prompts: lis
     mixed = tokens(run(llm, prompts[:32], [odd if i % 2 else plain for i in range(32)]))
     assert mixed[0::2] == alone[0::2] and mixed[1::2] != alone[1::2]
     assert llm.stats()["reference_nodes"] == llm.stats()["allocations"] == 0
+
+
+def test_beams_are_as_likely_as_they_say(llm: LLM, prompts: list[list[int]]) -> None:
+    """Their sums, from shared and copied blocks, against those of the whole text read as one prompt; and every time."""
+    asked = SamplingParams(use_beam_search=True, beam_width=4, n=3, max_tokens=90, no_repeat_ngram_size=4)
+    searched = run(llm, prompts[:12], asked)
+    assert [o.outputs for o in run(llm, prompts[:12], asked)] == [o.outputs for o in searched]
+    reading = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0)
+    worst = 0.0
+    for prompt, output in zip(prompts, searched, strict=False):
+        texts = [list(each.token_ids) for each in output.outputs]
+        assert len(texts) == 3 == len({tuple(text) for text in texts})
+        assert [o.score for o in output.outputs] == sorted([o.score for o in output.outputs], reverse=True)  # type: ignore[type-var]
+        for text, each, read in zip(texts, output.outputs, run(llm, [prompt + t for t in texts], reading), strict=True):
+            assert read.prompt_logprobs is not None and each.cumulative_logprob is not None
+            total = sum(
+                scores[t] for t, scores in zip(text, read.prompt_logprobs[len(prompt) :], strict=True) if scores
+            )
+            worst = max(worst, abs(total - each.cumulative_logprob) / len(text))
+    print(f"a beam's mean log-probability differs by {worst:.4f} nat at most")
+    assert worst < 0.1 * tolerance(BF16).margin
+    stats = llm.stats()
+    assert stats["kv_cache_usage"] == stats["requests_running"] == 0

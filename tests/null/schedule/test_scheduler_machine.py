@@ -388,5 +388,5 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert self.kv.fit((), 1) is Fit.YES
 
 
-SchedulerMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+SchedulerMachine.TestCase.settings = settings(max_examples=400, stateful_step_count=60, deadline=None)
 TestScheduler = SchedulerMachine.TestCase
