@@ -158,7 +158,10 @@ class StepPlan:
     @cached_property
     def sample_rows(self) -> Sequence[int]:
         """The logit row of each of `sampling`. Logit rows are in row order; a prompt may have several."""
-        rows, end = list(range(len(self.decoders.requests))), len(self.decoders.requests)
+        end = len(self.decoders.requests)
+        if not self.chunks:
+            return range(end)
+        rows = list(range(end))
         for chunk in self.chunks:
             end += chunk.num_logits
             if chunk.samples:

@@ -265,12 +265,13 @@ class Scheduler:
         events: list[Event] = []
         ghosts = 0
         for request, token in zip(requests, tokens, strict=True):
-            found = next(candidates) if request.group else ()
+            group = request.group
+            found = next(candidates) if group is not None else ()
             if request.finish_reason is not None:
                 ghosts += 1
                 continue
-            if request.group is not None:
-                events += self._accept_beam(request, request.group, found)
+            if group is not None:
+                events += self._accept_beam(request, group, found)
                 continue
             reason = request.accept(token)
             if reason is not None:
