@@ -252,7 +252,7 @@ class Executor:
     def _failed(self, plan: StepPlan, error: Exception) -> None:
         if self.log is not None:
             self.log.failed(plan)
-        ids = ", ".join(request.id for request in plan.requests)
+        ids = ", ".join(dict.fromkeys(request.id for request in plan.requests))
         failure = ExecutorError(f"step {plan.step_id} failed and ended requests {ids}: {error}")
         failure.__cause__ = error
         for event in self.scheduler.fail(plan.step_id, failure):

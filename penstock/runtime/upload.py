@@ -59,7 +59,8 @@ class Encoder:
 
     def encode(self, plan: StepPlan, source: Callable[[Request], Source]) -> Numbers:
         """The upload of a plan. `source` of each request that is admitted, in its prompt or in lockstep."""
-        if not (plan.chunks or plan.grown) and self._steady is not None and self._steady[0] is plan.decoders:
+        steady = not (plan.chunks or plan.grown or plan.retabled)
+        if steady and self._steady is not None and self._steady[0] is plan.decoders:
             return self._steady[1]
         self._steady = None
         self._rows(plan)
@@ -74,7 +75,7 @@ class Encoder:
             end = self._prompt(end, chunk, source(chunk.request).prompt)
         self._numbers[:HEADER] = plan.num_rows, plan.num_tokens, plan.num_logits, (end - begin) // 2
         upload = self._numbers[:end]
-        if not (plan.chunks or plan.grown):
+        if steady:
             self._steady = (plan.decoders, upload)
         return upload
 

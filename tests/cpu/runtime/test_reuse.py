@@ -5,8 +5,10 @@ from __future__ import annotations
 import queue
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -22,6 +24,21 @@ from penstock.runtime.step import CpuBackend
 HEAD = tuple(range(2, 140))  # two full blocks of 64, and some
 
 
+def _damp(tokens: list[int], logits: torch.Tensor) -> torch.Tensor:
+    """A function on the host, by what was generated."""
+    logits[tokens] -= 2.0
+    return logits
+
+
+KINDS: tuple[dict[str, Any], ...] = (
+    {},
+    {"repetition_penalty": 1.3, "frequency_penalty": 0.3},
+    {"prompt_logprobs": 1, "no_repeat_ngram_size": 2},
+    {"logits_processors": [_damp]},
+    {"n": 2, "temperature": 0.9, "min_p": 0.05},
+)
+
+
 @pytest.fixture
 def small(tiny_engine: Path) -> Iterator[tuple[Engine, CpuBackend]]:
     engine = store.load(tiny_engine)
@@ -29,19 +46,34 @@ def small(tiny_engine: Path) -> Iterator[tuple[Engine, CpuBackend]]:
 
 
 def _run(
-    loaded: tuple[Engine, CpuBackend], prompts: list[tuple[int, ...]], reuse: bool, blocks: int, tokens: int = 30
-) -> tuple[list[tuple[int, ...]], Executor]:
+    loaded: tuple[Engine, CpuBackend], prompts: list[tuple[int, ...]], reuse: bool, blocks: int, tokens: int = 30,
+    kinds: bool = False,
+) -> tuple[list[Any], Executor]:  # fmt: skip
+    """What each got, and the executor. `kinds`: of requests that steps treat differently, one after another."""
     engine, backend = loaded
     backend.num_blocks = blocks
     executor, done = Executor(engine, backend, None, reuse=reuse), queue.SimpleQueue[RequestOutput]()
     for i, prompt in enumerate(prompts):
-        params = SamplingParams(temperature=0.8 * (i % 2), seed=i, max_tokens=tokens, ignore_eos=True)
+        common = {"temperature": 0.8 * (i % 2), "seed": i, "max_tokens": tokens, "ignore_eos": True}
+        params = SamplingParams(**{**common, **(KINDS[i % len(KINDS)] if kinds else {})})
         executor.submit(Submission(str(i), prompt, params, done.put))  # type: ignore[arg-type]
     while executor.busy:
         executor.step()
     executor.scheduler.check()
     outputs = sorted((done.get() for _ in prompts), key=lambda output: int(output.request_id))
-    return [output.outputs[0].token_ids for output in outputs], executor
+    return [_said(output) for output in outputs], executor
+
+
+def _said(output: RequestOutput) -> Any:
+    """Tokens, and log-probabilities as far as they do not depend on the order of sums."""
+    if output.prompt_logprobs is None:
+        return [each.token_ids for each in output.outputs]
+    scores = [
+        round(each[token], 3)
+        for token, each in zip(output.prompt_token_ids, output.prompt_logprobs, strict=True)
+        if each
+    ]
+    return [each.token_ids for each in output.outputs], scores
 
 
 TAILS = st.lists(
@@ -49,16 +81,16 @@ TAILS = st.lists(
 )
 
 
-@given(TAILS, st.integers(5, 9), st.integers(1, 2))
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(TAILS, st.integers(5, 9), st.integers(1, 2), st.booleans())
+@settings(max_examples=16, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_reuse_and_preemption_change_no_token(
-    small: tuple[Engine, CpuBackend], tails: list[tuple[int, list[int]]], blocks: int, in_flight: int
+    small: tuple[Engine, CpuBackend], tails: list[tuple[int, list[int]]], blocks: int, in_flight: int, kinds: bool
 ) -> None:
     prompts = [(*HEAD[:head], *tail, 7) for head, tail in tails]
     small[1].steps_in_flight = in_flight
-    together, _ = _run(small, prompts, reuse=True, blocks=blocks)
+    together, _ = _run(small, prompts, True, blocks, kinds=kinds)
     small[1].steps_in_flight = 1
-    alone = [_run(small, [*[(7,)] * i, prompt], False, 40)[0][i] for i, prompt in enumerate(prompts)]
+    alone = [_run(small, [*[(7,)] * i, prompt], False, 40, kinds=kinds)[0][i] for i, prompt in enumerate(prompts)]
     assert together == alone
 
 

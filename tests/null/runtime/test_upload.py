@@ -13,6 +13,8 @@ from penstock.runtime.kv.blocks import BlockPool
 from penstock.runtime.kv.manager import KvManager
 from penstock.runtime.prompt import prompt_numbers
 from penstock.runtime.schedule.batch import StepPlan
+from penstock.runtime.schedule.beams import BeamRules
+from penstock.runtime.schedule.groups import BeamGroup
 from penstock.runtime.schedule.limits import Limits
 from penstock.runtime.schedule.request import Request
 from penstock.runtime.schedule.scheduler import Scheduler
@@ -37,27 +39,40 @@ def source(request: Request) -> Source:
     return Source(np.array(request.prompt, np.int32), fields, np.array([7, mark], np.int32))
 
 
-def expected(plan: StepPlan) -> tuple[list[tuple[int, int, bool]], dict[int, int]]:
+def slot_writes(slot: int, request: Request, length: int) -> dict[int, int]:
+    """Fields, frequencies and controls of a slot that is filled anew."""
+    mark = int(request.id)
+    floats = np.array([0.25 * mark, 1 / (1 + mark), 1 / (2 + mark), *(mark + i / 8 for i in range(FREQS))], np.float32)
+    bits = floats.view(np.int32).tolist()
+    values = {"length": length, "temperature": bits[0], "top_p": bits[1], "top_k": mark, "seed": 1000 + mark}
+    values["min_p"] = bits[2]
+    writes = {LAYOUT.field(name) + slot: value for name, value in values.items()}
+    writes |= {LAYOUT.freqs_at + slot * FREQS + i: bit for i, bit in enumerate(bits[3:])}
+    return writes | {LAYOUT.controls_at + slot * LAYOUT.controls + i: number for i, number in enumerate((7, mark))}
+
+
+def expected(plan: StepPlan) -> tuple[list[tuple[int, int, int]], dict[int, int]]:
     """Rows, and what is written where."""
     writes: dict[int, int] = {}
     for slot, at, block in plan.grown:
         writes[LAYOUT.table_at + slot * LAYOUT.table + at] = block
     for slot, request, blocks, reused in plan.admitted:
-        mark = int(request.id)
-        floats = np.array(
-            [0.25 * mark, 1 / (1 + mark), 1 / (2 + mark), *(mark + i / 8 for i in range(FREQS))], np.float32
-        )
-        bits = floats.view(np.int32).tolist()
-        values = {"length": reused, "temperature": bits[0], "top_p": bits[1], "top_k": mark, "seed": 1000 + mark}
-        values["min_p"] = bits[2]
-        writes |= {LAYOUT.field(name) + slot: value for name, value in values.items()}
-        writes |= {LAYOUT.freqs_at + slot * FREQS + i: bit for i, bit in enumerate(bits[3:])}
-        writes |= {LAYOUT.controls_at + slot * LAYOUT.controls + i: number for i, number in enumerate((7, mark))}
+        writes |= slot_writes(slot, request, reused)
         writes |= {LAYOUT.table_at + slot * LAYOUT.table + i: block for i, block in enumerate(blocks)}
+    for fork in plan.retabled:
+        new = (
+            slot_writes(fork.slot, fork.request, fork.length)
+            if fork.fresh
+            else {LAYOUT.field("length") + fork.slot: fork.length}
+        )
+        writes |= new | {LAYOUT.table_at + fork.slot * LAYOUT.table + i: b for i, b in enumerate(fork.table)}
     for chunk in plan.chunks:
-        for i in range(chunk.start, chunk.start + chunk.num_tokens):
-            writes[LAYOUT.history_at + chunk.slot * LAYOUT.history + i] = chunk.request.prompt[i]
-    return [(row.slot, row.num_tokens, row.samples) for row in plan.rows], writes
+        known = [*chunk.request.prompt, *chunk.request.output]
+        end = chunk.start + chunk.num_tokens + chunk.request.scoring
+        for i, token in enumerate(known[chunk.start : end], chunk.start):
+            writes[LAYOUT.history_at + chunk.slot * LAYOUT.history + i] = token
+    rows = [(slot, 1, 1) for slot in plan.decoders.slots]
+    return rows + [(chunk.slot, chunk.num_tokens, chunk.num_logits) for chunk in plan.chunks], writes
 
 
 def check(upload: Numbers, plan: StepPlan) -> None:
@@ -69,29 +84,39 @@ def check(upload: Numbers, plan: StepPlan) -> None:
     assert len(pairs) == len(writes) and dict(pairs) == writes
 
 
-ARRIVALS = st.lists(st.tuples(st.integers(0, 12), st.integers(1, 40), st.integers(1, 8)), min_size=1, max_size=9)
+KINDS = st.sampled_from(("plain", "plain", "lockstep", "scores", "beams"))
+ARRIVALS = st.lists(
+    st.tuples(st.integers(0, 12), st.integers(1, 40), st.integers(1, 20), KINDS), min_size=1, max_size=9
+)
 ABORTS = st.dictionaries(st.integers(0, 20), st.integers(0, 8), max_size=4)  # step -> whom
 
 
 @given(ARRIVALS, ABORTS, st.integers(1, 2))
 def test_every_upload_says_what_its_plan_says(
-    arrivals: list[tuple[int, int, int]], aborts: dict[int, int], in_flight: int
+    arrivals: list[tuple[int, int, int, str]], aborts: dict[int, int], in_flight: int
 ) -> None:
     scheduler = Scheduler(Limits(SLOTS, TOKENS, LENGTH, in_flight), KvManager(BlockPool(20, BLOCK)))
     encoder, flight, step = Encoder(LAYOUT, SIZE), [], 0
-    waiting = sorted((joins, i, prompt, new) for i, (joins, prompt, new) in enumerate(arrivals))
+    waiting = sorted((joins, i, *rest) for i, (joins, *rest) in enumerate(arrivals))
     while waiting or scheduler.has_work:
         while waiting and waiting[0][0] <= step:
-            _, index, prompt, new = waiting.pop(0)
+            _, index, prompt, new, kind = waiting.pop(0)
             tokens = tuple(100 * index + i for i in range(prompt))
-            scheduler.add(Request(str(index), tokens, new, LENGTH, eos_ids=frozenset({3})))
+            flags = {"lockstep": kind == "lockstep", "scores": kind == "scores"}
+            request = Request(str(index), tokens, new, LENGTH, frozenset({3}), **flags)
+            if kind == "beams":
+                scheduler.add_beams(BeamGroup(request, BeamRules(3)))
+            else:
+                scheduler.add(request)
         scheduler.abort(str(aborts.get(step)))
         if scheduler.can_schedule and (plan := scheduler.schedule()):
             check(encoder.encode(plan, source), plan)
             flight.append(plan)
         if flight and not (scheduler.can_schedule and scheduler.has_work and waiting):
             oldest = flight.pop(0)  # some end early, so that slots change hands
-            scheduler.retire(oldest.step_id, [3 if (step + i) % 5 == 0 else 7 for i in range(oldest.num_logits)])
+            tokens_of = [3 if (step + i) % 5 == 0 else 7 for i in range(len(oldest.sampling))]
+            found = [[(4 + i, -0.1 * i - step % 3) for i in range(6)] for each in oldest.sampling if each.group]
+            scheduler.retire(oldest.step_id, tokens_of, found)
         step += 1
 
 
