@@ -104,7 +104,8 @@ class Stream:
 
 def _by_token(token: int, scores: Scores, row: int, top: int) -> Mapping[int, float]:
     likeliest = zip(scores.top_ids[row, :top].tolist(), scores.top_values[row, :top].tolist(), strict=True)
-    return {token: float(scores.chosen[row])} | {other: value for other, value in likeliest if other != token}
+    # A vocabulary of fewer tokens than were asked for gives -1 for the rest.
+    return {token: float(scores.chosen[row])} | {other: value for other, value in likeliest if other not in (token, -1)}
 
 
 def delta(before: RequestOutput | None, after: RequestOutput) -> RequestOutput:
