@@ -69,7 +69,7 @@ LengthPenalty = Annotated[
     float | None, typer.Option("--length_penalty", metavar="X", help="Beams rank by log-probability / length ** X.")
 ]
 MinTokens = Annotated[
-    int | None, typer.Option("--min_tokens", "--min_length", metavar="N", help="Fewest tokens before the text may end.")
+    int | None, typer.Option("--min_tokens", metavar="N", help="Fewest tokens before the text may end.")
 ]
 MinP = Annotated[
     float | None, typer.Option("--min_p", metavar="P", help="Sample from those at least P times as likely as the best.")
