@@ -311,9 +311,9 @@ class TextStream:
         self._ended = isinstance(part, PenstockError) or part.finished
         if isinstance(part, PenstockError):
             raise part
-        piece = delta(self.output, part).outputs[0].text
+        new = delta(self.output, part).outputs
         self.output = part
-        return piece
+        return new[0].text if new else ""  # a search that was cut short may have no text
 
     def close(self) -> None:
         """Cancel what is left."""

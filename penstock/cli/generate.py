@@ -79,14 +79,15 @@ def generate(
 
 def _shown(llm: LLM, text: str, params: SamplingParams, timeout: float | None) -> RequestOutput:
     """One text as it comes, several when all have ended; their tokens' log-probabilities behind them."""
-    if params.width > 1:
+    if params.n > 1:
         output = llm.generate(text, params, timeout=timeout)[0]
         for line in numbered(output.outputs, llm.tokenizer):
             result(line)
         return output
     output = stream(llm, text, params, timeout)
-    if table := scores(output.outputs[0], llm.tokenizer):
-        result(table)
+    for done in output.outputs:
+        if table := scores(done, llm.tokenizer):
+            result(table)
     return output
 
 

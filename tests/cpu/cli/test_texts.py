@@ -42,6 +42,7 @@ def test_beams_come_with_their_scores(run: Any, engine: Path, llm: LLM) -> None:
     plain = run(*args, "--num_beams", 4)
     assert plain.out == "".join(f"[{each.index}, score {each.score:.4f}]\n{each.text}\n" for each in want)
     assert "24 generated in 4 texts (length); ended after" in plain.err and "sampling:" not in plain.err
+    assert run(*args, "--beams", 4, "--n", 1).out == want[0].text + "\n"  # one text stands alone
     data = run(*args, "--beams", 4, "--n", 2, "--length_penalty", 2, "--json").data
     ranked = llm.generate(PROMPT, SamplingParams(n=2, length_penalty=2.0, **asked))[0].outputs
     assert [each["score"] for each in data["outputs"]] == [each.score for each in ranked]
@@ -143,7 +144,9 @@ def test_a_deadline_ends_a_text_with_what_it_has(run: Any, engine: Path) -> None
     assert (ran.code, ran.out) == (0, "\n") and "0 generated (timeout); ended after" in ran.err
     ran = run(*args, "--beams", 2, "--json")
     assert ran.data["outputs"] == [] and ran.data["text"] is None and "0 generated in 0 texts (timeout)" in ran.err
-    assert run(*args, "--beams", 2).code == 0
+    for n, said in ((2, ""), (1, "\n")):
+        ran = run(*args, "--beams", 2, "--n", n)
+        assert (ran.code, ran.out) == (0, said) and "0 generated in 0 texts (timeout)" in ran.err
 
 
 @pytest.mark.parametrize(
