@@ -30,7 +30,8 @@ def test_its_python_prints_what_it_says(folder: Path) -> None:
     done = subprocess.run([sys.executable, "-c", CODE], cwd=folder, env=here(folder), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     said = re.findall(r"^ *print\(.*\)  # prints (.*)$", CODE, re.MULTILINE)
-    assert len(said) == CODE.count("print(") > 9 and done.stdout.splitlines() == said
+    assert len(said) == CODE.count("print(") > 9
+    assert done.stdout.splitlines() == said + 3 * said[-1:]  # the last is in a loop of four
 
 
 def test_its_commands_run(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
