@@ -181,9 +181,22 @@ class LLM:
             if not finished:
                 await asyncio.to_thread(self._loop.abort, new.id)
 
-    def stream(self, prompt: Prompt, sampling_params: SamplingParams | None = None) -> TextStream:
-        """The text of one prompt piece by piece, for a plain loop: `for piece in llm.stream("Once"): ...`."""
-        return TextStream(self._loop, self._submission, prompt, sampling_params or SamplingParams())
+    def stream(
+        self,
+        prompt: Prompt,
+        sampling_params: SamplingParams | None = None,
+        *,
+        priority: int = 0,
+        cache_salt: str = "",
+        queue_timeout: float | None = None,
+        timeout: float | None = None,
+    ) -> TextStream:
+        """The text of one prompt piece by piece, for a plain loop: `for piece in llm.stream("Once"): ...`.
+
+        Of several texts the first; `output` of what is returned holds all. The rest as for `generate`.
+        """
+        how = priority, cache_salt, queue_timeout, timeout
+        return TextStream(self._loop, self._submission, prompt, sampling_params or SamplingParams(), *how)
 
     def save_engine(self, directory: str | Path) -> Path:
         """Copy the engine to a directory of its own; `LLM(directory)` opens it anywhere."""
@@ -284,9 +297,9 @@ class LLM:
 class TextStream:
     """An iterator over the new text of one request; closing it early cancels the request."""
 
-    def __init__(self, loop: Loop, submission: Any, prompt: Prompt, params: SamplingParams) -> None:
+    def __init__(self, loop: Loop, submission: Any, prompt: Prompt, params: SamplingParams, *how: Any) -> None:
         self._parts: queue.SimpleQueue[RequestOutput | PenstockError] = queue.SimpleQueue()
-        new = submission(prompt, params, self._parts.put, True)
+        new = submission(prompt, params, self._parts.put, True, *how)
         self._loop, self._id = loop, new.id
         self.output: RequestOutput | None = None  # the whole output so far
         self._ended = False  # nothing follows: asking for more would wait for ever
@@ -302,9 +315,9 @@ class TextStream:
         self._ended = isinstance(part, PenstockError) or part.finished
         if isinstance(part, PenstockError):
             raise part
-        piece = delta(self.output, part).outputs[0].text
+        new = delta(self.output, part).outputs
         self.output = part
-        return piece
+        return new[0].text if new else ""  # a search that was cut short may have no text
 
     def close(self) -> None:
         """Cancel what is left."""

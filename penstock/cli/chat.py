@@ -11,6 +11,7 @@ import typer
 from penstock.cli import flags
 from penstock.cli.console import Progress, say
 from penstock.cli.session import defaults_of, open_llm, say_rate, stream
+from penstock.cli.texts import sampling
 from penstock.errors import InputError, TokenizerError
 
 if TYPE_CHECKING:
@@ -31,6 +32,11 @@ def chat(
     top_k: flags.TopK = None,
     top_p: flags.TopP = None,
     seed: flags.Seed = None,
+    min_p: flags.MinP = None,
+    repetition_penalty: flags.RepetitionPenalty = None,
+    presence_penalty: flags.PresencePenalty = None,
+    frequency_penalty: flags.FrequencyPenalty = None,
+    no_repeat_ngram_size: flags.NoRepeat = None,
     dtype: flags.Dtype = "auto",
     kv_cache_dtype: flags.KvDtype = "auto",
     device: flags.Device = "auto",
@@ -41,9 +47,11 @@ def chat(
     plugin: flags.Plugin = None,
 ) -> None:
     """Talk with a model. Ctrl-D leaves."""
-    from penstock.runtime.requests import SamplingParams
-
-    params = SamplingParams(max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+    params = sampling(
+        max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, min_p=min_p,
+        repetition_penalty=repetition_penalty, presence_penalty=presence_penalty,
+        frequency_penalty=frequency_penalty, no_repeat_ngram_size=no_repeat_ngram_size,
+    )  # fmt: skip
     flags.load_plugins(plugin)
     arguments: dict[str, Any] = {
         "dtype": dtype, "kv_cache_dtype": kv_cache_dtype, "device": device, "max_seq_len": max_seq_len,

@@ -60,6 +60,44 @@ Seed = Annotated[int | None, typer.Option("--seed", metavar="N", help="The same 
 Stop = Annotated[
     list[str] | None, typer.Option("--stop", metavar="TEXT", help="End before this text; may be repeated.")
 ]
+Texts = Annotated[
+    int | None,
+    typer.Option("--n", "--num_return_sequences", metavar="N", help="Texts of each prompt: 1, or all beams."),
+]
+Beams = Annotated[
+    int | None,
+    typer.Option("--beams", "--num_beams", metavar="N", help="Search for the likeliest texts with N beams; 1 is off."),
+]
+LengthPenalty = Annotated[
+    float | None, typer.Option("--length_penalty", metavar="X", help="Beams rank by log-probability / length ** X.")
+]
+MinTokens = Annotated[
+    int | None, typer.Option("--min_tokens", metavar="N", help="Fewest tokens before the text may end.")
+]
+MinP = Annotated[
+    float | None, typer.Option("--min_p", metavar="P", help="Sample from those at least P times as likely as the best.")
+]
+RepetitionPenalty = Annotated[
+    float | None,
+    typer.Option("--repetition_penalty", metavar="X", help="Above 1: what prompt or text hold gets less likely."),
+]
+PresencePenalty = Annotated[
+    float | None, typer.Option("--presence_penalty", metavar="X", help="Taken from the logit of what the text holds.")
+]
+FrequencyPenalty = Annotated[
+    float | None, typer.Option("--frequency_penalty", metavar="X", help="The same, for each time that it is there.")
+]
+NoRepeat = Annotated[
+    int | None, typer.Option("--no_repeat_ngram_size", metavar="N", help="No N tokens come twice; 0 is off.")
+]
+BadWords = Annotated[
+    list[str] | None, typer.Option("--bad_words", metavar="TEXT", help="What may not be written; may be repeated.")
+]
+Logprobs = Annotated[
+    int | None,
+    typer.Option("--logprobs", metavar="N", help="Show each token's log-probability beside the N likeliest ones'."),
+]
+Timeout = Annotated[float | None, typer.Option("--timeout", metavar="SECONDS", help="End by then with what there is.")]
 
 
 def load_plugins(modules: Sequence[str] | None) -> None:

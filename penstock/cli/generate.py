@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from penstock.cli import flags
-from penstock.cli.console import Progress, result_json, say
+from penstock.cli.console import Progress, result, result_json, say
 from penstock.cli.session import defaults_of, open_llm, say_rate, stream
+from penstock.cli.texts import facts, numbered, sampling, scores, seconds
 from penstock.errors import PromptError
 
 if TYPE_CHECKING:
-    from penstock.runtime.requests import RequestOutput
+    from penstock.llm import LLM
+    from penstock.runtime.requests import RequestOutput, SamplingParams
 
 
 def generate(
@@ -27,6 +29,18 @@ def generate(
     top_p: flags.TopP = None,
     seed: flags.Seed = None,
     stop: flags.Stop = None,
+    n: flags.Texts = None,
+    beams: flags.Beams = None,
+    length_penalty: flags.LengthPenalty = None,
+    min_tokens: flags.MinTokens = None,
+    min_p: flags.MinP = None,
+    repetition_penalty: flags.RepetitionPenalty = None,
+    presence_penalty: flags.PresencePenalty = None,
+    frequency_penalty: flags.FrequencyPenalty = None,
+    no_repeat_ngram_size: flags.NoRepeat = None,
+    bad_words: flags.BadWords = None,
+    logprobs: flags.Logprobs = None,
+    timeout: flags.Timeout = None,
     weights: flags.Weights = "checkpoint",
     dtype: flags.Dtype = "auto",
     kv_cache_dtype: flags.KvDtype = "auto",
@@ -40,13 +54,14 @@ def generate(
     plugin: flags.Plugin = None,
     as_json: flags.Json = False,
 ) -> None:
-    """Generate text: streamed to stdout, or printed whole with --json."""
-    from penstock.runtime.requests import SamplingParams
-
-    params = SamplingParams(
-        max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, stop=tuple(stop or ())
-    )
-    text = _prompt(prompt)
+    """Generate text: streamed to stdout; printed whole with --json, or where there are several texts."""
+    params = sampling(
+        n, beams, length_penalty, max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed,
+        stop=stop, min_tokens=min_tokens, min_p=min_p, repetition_penalty=repetition_penalty, logprobs=logprobs,
+        presence_penalty=presence_penalty, frequency_penalty=frequency_penalty, bad_words=bad_words,
+        no_repeat_ngram_size=no_repeat_ngram_size,
+    )  # fmt: skip
+    limit, text = seconds("--timeout", timeout), _prompt(prompt)
     flags.load_plugins(plugin)
     arguments: dict[str, Any] = {
         "weights": weights, "dtype": dtype, "kv_cache_dtype": kv_cache_dtype, "device": device,
@@ -57,10 +72,24 @@ def generate(
         for line in defaults_of(llm, params):
             say(f"sampling: {line}")
         if as_json:
-            result_json(_facts(output := llm.generate(text, params)[0]))
+            result_json(_facts(llm, output := llm.generate(text, params, timeout=limit)[0]))
         else:
-            output = stream(llm, text, params)
+            output = _shown(llm, text, params, limit)
         say_rate(output)
+
+
+def _shown(llm: LLM, text: str, params: SamplingParams, timeout: float | None) -> RequestOutput:
+    """One text as it comes, several when all have ended; their tokens' log-probabilities behind them."""
+    if params.n > 1:
+        output = llm.generate(text, params, timeout=timeout)[0]
+        for line in numbered(output.outputs, llm.tokenizer):
+            result(line)
+        return output
+    output = stream(llm, text, params, timeout)
+    for done in output.outputs:
+        if table := scores(done, llm.tokenizer):
+            result(table)
+    return output
 
 
 def _prompt(given: str | None) -> str:
@@ -72,10 +101,11 @@ def _prompt(given: str | None) -> str:
     return text
 
 
-def _facts(output: RequestOutput) -> dict[str, Any]:
-    done, metrics = output.outputs[0], output.metrics
+def _facts(llm: LLM, output: RequestOutput) -> dict[str, Any]:
+    metrics = output.metrics
     return {
-        "prompt": output.prompt, "prompt_token_ids": list(output.prompt_token_ids), "text": done.text,
-        "token_ids": list(done.token_ids), "finish_reason": done.finish_reason, "stop_reason": done.stop_reason,
+        "prompt": output.prompt, "prompt_token_ids": list(output.prompt_token_ids), **facts(output, llm.tokenizer),
         "time_to_first_token": metrics.time_to_first_token, "latency": metrics.latency,
+        "queue_time": metrics.queue_time, "prefill_time": metrics.prefill_time, "decode_time": metrics.decode_time,
+        "reused_tokens": metrics.reused_tokens, "preemptions": metrics.preemptions,
     }  # fmt: skip

@@ -11,26 +11,51 @@ import typer
 from penstock.cli import flags
 from penstock.cli.console import Progress, counted, result, result_json, say, table
 from penstock.cli.session import open_llm
+from penstock.cli.texts import facts, sampling, scores, seconds
 from penstock.errors import OptionError, PromptError
 from penstock.unsupported import require_default
 
 if TYPE_CHECKING:
-    from penstock.runtime.requests import RequestOutput
+    from penstock.runtime.requests import CompletionOutput, RequestOutput
     from penstock.runtime.values import Watch
+    from penstock.text.tokenizer import Tokenizer
 
+InputText = Annotated[list[str] | None, typer.Option("--input_text", metavar="TEXT", help="May be repeated.")]
+DebugNodes = Annotated[
+    str | None,
+    typer.Option("--debug_nodes", metavar="NAME[,..]", help="Dump values by name or pattern: %6, logits, *norm*."),
+]
+DebugOutput = Annotated[
+    Path | None,
+    typer.Option("--debug_output", metavar="FILE", help="Where --debug_nodes puts them: nodes.safetensors."),
+]
+DebugSteps = Annotated[
+    int | None,
+    typer.Option("--debug_steps", metavar="N", help="How many of the first steps --debug_nodes looks into: 1."),
+]
 DUMP = "nodes.safetensors"  # where --debug_nodes puts values where nothing is said
 
 
 def run(
     engine_dir: Annotated[Path, typer.Option("--engine_dir", metavar="DIR", help="An engine directory.")],
-    input_text: Annotated[
-        list[str] | None, typer.Option("--input_text", metavar="TEXT", help="May be repeated.")
-    ] = None,
+    input_text: InputText = None,
     max_output_len: Annotated[int, typer.Option("--max_output_len", metavar="N", help="Most tokens for each.")] = 128,
     temperature: flags.Temperature = None,
     top_k: flags.TopK = None,
     top_p: flags.TopP = None,
     seed: flags.Seed = None,
+    n: flags.Texts = None,
+    beams: flags.Beams = None,
+    length_penalty: flags.LengthPenalty = None,
+    min_tokens: flags.MinTokens = None,
+    min_p: flags.MinP = None,
+    repetition_penalty: flags.RepetitionPenalty = None,
+    presence_penalty: flags.PresencePenalty = None,
+    frequency_penalty: flags.FrequencyPenalty = None,
+    no_repeat_ngram_size: flags.NoRepeat = None,
+    bad_words: flags.BadWords = None,
+    logprobs: flags.Logprobs = None,
+    timeout: flags.Timeout = None,
     tp_size: Annotated[int, typer.Option("--tp_size", metavar="N", help="Ranks; 1 is built.")] = 1,
     device: flags.Device = "auto",
     max_batch_size: flags.BatchSize = None,
@@ -38,18 +63,9 @@ def run(
     max_seq_len: flags.SeqLen = None,
     gpu_memory_utilization: flags.Utilization = 0.9,
     max_gpu_bytes: flags.GpuBytes = None,
-    debug_nodes: Annotated[
-        str | None,
-        typer.Option("--debug_nodes", metavar="NAME[,..]", help="Dump values by name or pattern: %6, logits, *norm*."),
-    ] = None,
-    debug_output: Annotated[
-        Path | None,
-        typer.Option("--debug_output", metavar="FILE", help="Where --debug_nodes puts them: nodes.safetensors."),
-    ] = None,
-    debug_steps: Annotated[
-        int | None,
-        typer.Option("--debug_steps", metavar="N", help="How many of the first steps --debug_nodes looks into: 1."),
-    ] = None,
+    debug_nodes: DebugNodes = None,
+    debug_output: DebugOutput = None,
+    debug_steps: DebugSteps = None,
     plugin: flags.Plugin = None,
     as_json: flags.Json = False,
 ) -> None:
@@ -58,28 +74,27 @@ def run(
     if not input_text:
         raise PromptError("there is no text; give --input_text TEXT, once for each prompt")
     dump = _dump_to(debug_nodes, debug_output, debug_steps)
-    from penstock.engine import store
-    from penstock.runtime.requests import SamplingParams
-
-    params = SamplingParams(max_tokens=max_output_len, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+    params = sampling(
+        n, beams, length_penalty, max_tokens=max_output_len, temperature=temperature, top_k=top_k, top_p=top_p,
+        seed=seed, min_tokens=min_tokens, min_p=min_p, repetition_penalty=repetition_penalty, logprobs=logprobs,
+        presence_penalty=presence_penalty, frequency_penalty=frequency_penalty, bad_words=bad_words,
+        no_repeat_ngram_size=no_repeat_ngram_size,
+    )  # fmt: skip
+    limit = seconds("--timeout", timeout)
     flags.load_plugins(plugin)
-    if not store.is_engine(engine_dir):  # not a directory to build from: this verb runs what is there
-        store.load(engine_dir)  # says so
     steps = 1 if debug_steps is None else debug_steps
-    if debug_nodes:
-        _check_watched(engine_dir, debug_nodes, steps)
+    _check_engine(engine_dir, debug_nodes, steps)
     arguments: dict[str, Any] = {
         "max_batch_size": max_batch_size, "max_num_tokens": max_num_tokens, "max_seq_len": max_seq_len,
         "gpu_memory_utilization": gpu_memory_utilization, "max_gpu_bytes": max_gpu_bytes, "device": device,
     }  # fmt: skip
     with open_llm(str(engine_dir), Progress(), **arguments) as llm:
         watch = llm.watch(debug_nodes.split(","), steps) if debug_nodes else None
-        outputs = llm.generate(input_text, params)
+        outputs, tokenizer = llm.generate(input_text, params, timeout=limit), llm.tokenizer
     if watch is not None:
         watch.save(dump)
-        say(_seen(watch))
-        say(f"[{counted(len(watch.seen), 'value')} written to {dump}]")
-    _show(outputs, as_json)
+        say(f"{_seen(watch)}\n[{counted(len(watch.seen), 'value')} written to {dump}]")
+    _show(outputs, tokenizer, as_json)
 
 
 def _dump_to(nodes: str | None, output: Path | None, steps: int | None) -> Path:
@@ -96,22 +111,27 @@ def _dump_to(nodes: str | None, output: Path | None, steps: int | None) -> Path:
     return path
 
 
-def _check_watched(engine_dir: Path, nodes: str, steps: int) -> None:
-    """Raises OptionError for names or steps that cannot be watched, before any weight is read."""
+def _check_engine(engine_dir: Path, nodes: str | None, steps: int) -> None:
+    """Raises EngineError for a directory to build from: this verb runs what is there. OptionError for names or steps
+    that cannot be watched, before any weight is read."""
     from penstock.engine import store
-    from penstock.runtime.values import Watch
 
-    Watch(store.load(engine_dir), nodes.split(","), steps)
+    if nodes:
+        from penstock.runtime.values import Watch
+
+        Watch(store.load(engine_dir), nodes.split(","), steps)
+    elif not store.is_engine(engine_dir):
+        store.load(engine_dir)  # says so
 
 
 def _seen(watch: Watch) -> str:
     """A line for each value."""
     rows = [("value", "op", "type", "min", "max", "mean", "NaN", "inf")]
-    for facts in (seen.facts() for seen in watch.seen):
-        type = f"{facts['dtype']}[{','.join(map(str, facts['shape']))}]"
-        numbers = ["-" if facts[k] is None else f"{facts[k]:.4g}" for k in ("min", "max", "mean")]
-        wrong = str(facts["nan"]), str(facts["inf"])
-        rows.append((facts["name"], " ".join((facts["op"], *facts["results"])), type, *numbers, *wrong))
+    for seen in (seen.facts() for seen in watch.seen):
+        type = f"{seen['dtype']}[{','.join(map(str, seen['shape']))}]"
+        numbers = ["-" if seen[k] is None else f"{seen[k]:.4g}" for k in ("min", "max", "mean")]
+        wrong = str(seen["nan"]), str(seen["inf"])
+        rows.append((seen["name"], " ".join((seen["op"], *seen["results"])), type, *numbers, *wrong))
     return table(rows)
 
 
@@ -121,21 +141,22 @@ def _launched_ranks() -> int:
     return max(int(count) if count and count.isdigit() else 1 for count in counts)
 
 
-def _show(outputs: list[RequestOutput], as_json: bool) -> None:
+def _show(outputs: list[RequestOutput], tokenizer: Tokenizer | None, as_json: bool) -> None:
     if as_json:
-        result_json([_facts(output) for output in outputs])
+        result_json([{"input_text": output.prompt, **facts(output, tokenizer)} for output in outputs])
         return
     for index, output in enumerate(outputs):
-        result(f'Input [Text {index}]: "{output.prompt}"\nOutput [Text {index} Beam 0]: "{output.outputs[0].text}"')
-    tokens = sum(len(o.outputs[0].token_ids) for o in outputs)
+        result(f'Input [Text {index}]: "{output.prompt}"')
+        for done in output.outputs:
+            result(_line(index, done, len(output.outputs)))
+            if rows := scores(done, tokenizer):
+                result(rows)
+    tokens = sum(len(done.token_ids) for output in outputs for done in output.outputs)
     say(f"[{counted(tokens, 'token')} generated for {counted(len(outputs), 'text')}]")
 
 
-def _facts(output: RequestOutput) -> dict[str, Any]:
-    done = output.outputs[0]
-    return {
-        "input_text": output.prompt,
-        "text": done.text,
-        "token_ids": list(done.token_ids),
-        "finish_reason": done.finish_reason,
-    }
+def _line(index: int, done: CompletionOutput, count: int) -> str:
+    """The classic words; of several sampled texts the number, of beams the score behind it."""
+    which = "Seq" if done.score is None and count > 1 else "Beam"
+    score = "" if done.score is None else f" (score {done.score:.4f})"
+    return f'Output [Text {index} {which} {done.index}]: "{done.text}"{score}'

@@ -27,9 +27,11 @@ def defaults_of(llm: LLM, params: SamplingParams) -> tuple[str, ...]:
     return Resolver(llm.engine.tokens.get("generation", {})).resolve(params)[1]
 
 
-def stream(llm: LLM, prompt: str | Mapping[str, Any], params: SamplingParams) -> RequestOutput:
+def stream(
+    llm: LLM, prompt: str | Mapping[str, Any], params: SamplingParams, timeout: float | None = None
+) -> RequestOutput:
     """Write the text to stdout as it comes; returns the whole output. An interrupt cancels the request."""
-    pieces = llm.stream(prompt, params)
+    pieces = llm.stream(prompt, params, timeout=timeout)
     try:
         for piece in pieces:
             result(piece, end="")
@@ -42,17 +44,24 @@ def stream(llm: LLM, prompt: str | Mapping[str, Any], params: SamplingParams) ->
 
 
 def rates(output: RequestOutput) -> tuple[float, float]:
-    """(seconds to the first token, tokens a second after it; 0 where there is but one)."""
-    metrics, count = output.metrics, len(output.outputs[0].token_ids)
+    """(seconds to the first token, tokens a second after it, of all texts; 0 where there is but one)."""
+    metrics, count = output.metrics, sum(len(text.token_ids) for text in output.outputs)
     first = metrics.time_to_first_token or 0.0
     rest = (metrics.latency or 0.0) - first
     return first, (count - 1) / rest if rest > 0 and count > 1 else 0.0
 
 
 def say_rate(output: RequestOutput) -> None:
-    """One line about how fast it went."""
+    """One line about what was made, and how fast."""
+    texts, prompt = output.outputs, counted(len(output.prompt_token_ids), "prompt token")
+    tokens = sum(len(text.token_ids) for text in texts)
+    reasons = ", ".join(dict.fromkeys(str(text.finish_reason) for text in texts)) or "timeout"  # of a search: no text
+    several = "" if len(texts) == 1 else f" in {counted(len(texts), 'text')}"
+    say(f"[{prompt}, {tokens} generated{several} ({reasons}); {_pace(output, tokens)}]")
+
+
+def _pace(output: RequestOutput, tokens: int) -> str:
+    if not tokens or output.outputs[0].score is not None:  # the texts of a search come at once
+        return f"ended after {(output.metrics.latency or 0.0) * 1e3:.0f} ms"
     first, rate = rates(output)
-    done = output.outputs[0]
-    decode = f", then {rate:.1f} tok/s" if rate else ""
-    prompt = counted(len(output.prompt_token_ids), "prompt token")
-    say(f"[{prompt}, {len(done.token_ids)} generated ({done.finish_reason}); first after {first * 1e3:.0f} ms{decode}]")
+    return f"first after {first * 1e3:.0f} ms" + (f", then {rate:.1f} tok/s" if rate else "")

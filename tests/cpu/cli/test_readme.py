@@ -122,7 +122,7 @@ def test_the_commands_of_the_tour_run_as_they_are_written(tmp_path: Path) -> Non
     blocks = re.findall(r"^```\n(penstock.*?)^```", tour, re.DOTALL | re.MULTILINE)
     lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines() if "MODEL" not in line]
     (tmp_path / "penstock").symlink_to(ROOT / "penstock")
-    assert [line.split()[1] for line in lines] == ["generate", "convert", "build", "run", "refit"]
+    assert [line.split()[1] for line in lines] == ["generate", "generate", "convert", "build", "run", "refit"]
     for line in [
         *lines,
         "penstock inspect ENGINE",
