@@ -235,7 +235,7 @@ class LLM:
         steps_off_fast_path: that waited for logits processors or a capture, ran in a larger bucket or node by node.
         load_seconds: of opening the engine, by stage, some beside each other. memory: the plan in bytes, on a GPU.
         """
-        return self._loop.executor.snapshot()
+        return self._loop.snapshot()
 
     @property
     def engine(self) -> Engine:

@@ -20,7 +20,8 @@ def sampling(
     n: int | None = None, beams: int | None = None, length_penalty: float | None = None, **others: Any
 ) -> SamplingParams:
     """Of the flags that were given; all beams are wanted where nothing is said. Raises OptionError, SamplingError."""
-    from penstock.runtime.sampling.params import MOST_BEAMS, SamplingParams
+    from penstock.runtime.sampling.params import SamplingParams
+    from penstock.runtime.schedule.groups import MOST_BEAMS
 
     asked = dict(flags.given(n=n, length_penalty=length_penalty, **others))
     if beams is not None and not 1 <= beams <= MOST_BEAMS:

@@ -7,13 +7,13 @@ binaries. The CUDA context belongs to the process and is in no budget.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from penstock.engine.manifest import Engine
 from penstock.engine.profile import Profile
-from penstock.engine.program import PLAIN, Call, Phase, Plan, bucket_name
+from penstock.engine.program import CONTROLLED_TAIL, PLAIN, Call, Phase, Plan, bucket_name
 from penstock.errors import ResourceError
 from penstock.ir.graph import Node
 
@@ -106,7 +106,7 @@ def plan_run(engine: Engine, budget: int, limits: Limits | None = None) -> Memor
         aligned(engine.arena if whole else max(arena_top(engine, key) for key in keys)),
         slot_bytes(engine),
         (LIBRARY + LIBRARY_CODE) if calls_library(engine) else 0,
-        graph_bytes(2 * len(keys) + len(single_keys(engine, limits)), launches(engine, keys[0]), len(engine.kernels)),
+        _graphs(engine, keys, len(single_keys(engine, limits))),
         0,
         engine.block_bytes,
         profile.block_size,
@@ -214,17 +214,23 @@ def arena_top(engine: Engine, key: Key) -> int:
     return top
 
 
-def launches(engine: Engine, key: Key) -> int:
-    """Of one step in a bucket; a call counts as one."""
-    name = bucket_name(*key)
-    phases = engine.programs["decode"].phases
-    return sum(len(phases[p].plan(node, name).launches) for p in PLAIN for node in _work(phases[p]))
+def _graphs(engine: Engine, keys: Sequence[Key], singles: int) -> int:
+    """What the driver keeps. A bucket may be captured whole, and in two parts; others have about as many launches as
+    the smallest."""
+    whole, tail = launches(engine, keys[0]), launches(engine, keys[0], (CONTROLLED_TAIL,))
+    count = len(keys)
+    return graph_bytes(3 * count + singles, (2 * count + singles) * whole + count * tail, len(engine.kernels))
+
+
+def launches(engine: Engine, key: Key, phases: Sequence[str] = PLAIN) -> int:
+    """Of one step in a bucket, in those phases; a call counts as one."""
+    name, program = bucket_name(*key), engine.programs["decode"]
+    return sum(len(program.phases[p].plan(node, name).launches) for p in phases for node in _work(program.phases[p]))
 
 
 def graph_bytes(graphs: int, launches: int, binaries: int) -> int:
-    """What the driver keeps. `launches`: of the smallest bucket's graph; others have about as many. A bucket may be
-    captured twice, whole and in two parts."""
-    return aligned(graphs * (GRAPH + GRAPH_LAUNCH * launches) + BINARY * binaries, PAGE)
+    """Of so many graphs with so many launches in all, and loaded kernels."""
+    return aligned(graphs * GRAPH + GRAPH_LAUNCH * launches + BINARY * binaries, PAGE)
 
 
 def _work(phase: Phase) -> list[Node]:

@@ -8,6 +8,7 @@ from penstock.runtime.requests import CompletionOutput, RequestMetrics, RequestO
 from penstock.runtime.schedule.beams import Hypothesis
 from penstock.runtime.schedule.groups import BeamGroup
 from penstock.runtime.schedule.request import FinishReason, Request
+from penstock.text.detokenize import IncrementalDetokenizer
 from penstock.text.tokenizer import Tokenizer
 
 
@@ -50,20 +51,25 @@ class BeamStream:
             ]
             found.sort(key=lambda each: -each.score)
         texts = tuple(self._completion(i, each) for i, each in enumerate(found[: self.params.n]))
-        metrics = RequestMetrics(
-            self.arrival, self.finished, self.finished, self.admitted, request.num_reused, request.num_preemptions
-        )
+        none = (CompletionOutput(0, "", (), self.finish_reason),)
+        times = self.arrival, self.finished if texts else None, self.finished, self.admitted
+        metrics = RequestMetrics(*times, request.num_reused, request.num_preemptions)
         done = self.finish_reason is not None
-        return RequestOutput(request.id, self.prompt, request.prompt, texts, done, metrics, self.notes)
+        return RequestOutput(request.id, self.prompt, request.prompt, texts or none, done, metrics, self.notes)
 
     def _completion(self, index: int, found: Hypothesis) -> CompletionOutput:
         tokens, last = found.tokens, found.tokens[-1]
         shown = tokens[:-1] if found.stopped else tokens
-        skip = self.params.skip_special_tokens
-        written = self.params.detokenize and self.tokenizer is not None
-        text = self.tokenizer.decode(shown, skip_special_tokens=skip) if written and self.tokenizer else ""
         reason: FinishReason | None = "length" if self.group.search.done else self.finish_reason
         stop = last if found.stopped and last in self.request.stop_ids else None
         return CompletionOutput(
-            index, text, tokens, "stop" if found.stopped else reason, stop, None, found.total, found.score
+            index, self._text(shown), tokens, "stop" if found.stopped else reason, stop, None, found.total, found.score
         )
+
+    def _text(self, tokens: tuple[int, ...]) -> str:
+        """As it goes on behind the prompt."""
+        if self.tokenizer is None or not self.params.detokenize:
+            return ""
+        skip = self.params.skip_special_tokens
+        written = IncrementalDetokenizer(self.tokenizer, self.request.prompt, skip_special_tokens=skip)
+        return "".join([*map(written.add, tokens), written.finish()])

@@ -76,7 +76,7 @@ class CudaBackend:
         self.memory: Mapping[str, int] = self.plan.facts()
         self._seconds: dict[str, float] = {}
         self.load_seconds: Mapping[str, float] = self._seconds
-        self.watched = 0  # steps that ran node by node
+        self.slow_steps = 0
         self.uploads = 0  # copies to the device, for the test that there is at most one a step
         self._count = 0
         self._sent = b""  # the upload that the device holds
@@ -113,17 +113,18 @@ class CudaBackend:
 
     def launch(self, upload: Numbers, tokens: int, rows: int, logits: int, tail: Tail = PLAIN_TAIL) -> Ticket:
         self._count += 1
+        waited = self.graphs.larger + self.graphs.late
         lane = self._lanes[self._count % RING]  # whose step was read: no more than IN_FLIGHT are out
         with self._range("upload"):
             self._send(lane, upload)
         with self._range(f"replay of {tokens} tokens, {rows} rows"):
             if self.visit is not None:
-                self.watched += 1
                 results = self._look(tokens, rows, logits, tail)
             elif tail.controlled:
                 results = self._replay_parts(tokens, logits, tail)
             else:
                 results = self._replay(tokens, rows, logits)
+        self.slow_steps += bool(tail.rows or self.visit or self.graphs.larger + self.graphs.late > waited)
         with self._range("copy back"):
             for name in ("sampled", *(SCORES if tail.controlled else ())):
                 self._fetch(lane.results[name], results[name], logits)
@@ -219,15 +220,14 @@ class CudaBackend:
         return more
 
     def counters(self) -> Mapping[str, int]:
-        """buckets, buckets_captured; steps_in_larger_buckets, for want of a capture; late_captures: graphs that a
-        controlled step had to wait for; watched_steps, node by node; uploads; reference_nodes: nodes of a step that
-        no kernel runs; allocations: of device memory while serving, which should be none."""
+        """buckets, buckets_captured; steps_in_larger_buckets, for want of a capture; late_captures: controlled
+        steps that had to wait for one; uploads; reference_nodes: nodes of a step that no kernel runs; allocations: of
+        device memory while serving, which should be none."""
         return {
             "buckets": self.graphs.count,
             "buckets_captured": self.graphs.done,
             "steps_in_larger_buckets": self.graphs.larger,
             "late_captures": self.graphs.late,
-            "watched_steps": self.watched,
             "uploads": self.uploads,
             "reference_nodes": self.graphs.reference_nodes,
             "allocations": _allocations() - self._allocated,

@@ -33,8 +33,6 @@ from penstock.runtime.steplog import StepLog
 from penstock.runtime.upload import Encoder, Source
 from penstock.text.tokenizer import Tokenizer
 
-_SLOWER = ("steps_in_larger_buckets", "late_captures", "watched_steps")  # of a backend's counters
-
 
 class Executor:
     """Runs submissions to their end. Raises PromptError and the like from `submit`, before any work."""
@@ -60,13 +58,13 @@ class Executor:
         self._intake = Intake(engine, tokenizer, self.scheduler)
         self._encoder = Encoder(profile.slots, profile.upload_size)
         self._live: dict[str, Job] = {}
-        self._orders: dict[str, set[str]] = {}  # by id, its live jobs
+        self._orders: dict[str, dict[str, None]] = {}  # by id, its live jobs in their order
         self._failing: list[tuple[Job, PenstockError]] = []  # of the step being launched
         self._deadlines = Deadlines()
         self._pace = pace
         self._read_at = 0.0  # when the last step was read
         self._active_since = 0.0  # up to when the time with requests is counted
-        self._in_flight: deque[tuple[StepPlan, Ticket, float]] = deque()  # with the moment of its launch
+        self._in_flight: deque[tuple[StepPlan, Ticket, float | None]] = deque()  # launched when, if on the fast path
         self.log: StepLog | None = None  # of every step, where somebody measures
         self._counted = 0.0  # the thread's CPU time up to which the host's is counted, or was the device's
 
@@ -95,7 +93,7 @@ class Executor:
         new = order.submission
         limits = (None if each is None else new.arrival + each for each in (new.queue_timeout, new.timeout))
         self._deadlines.add(order.id, *limits)
-        self._orders[order.id] = {job.request.id for job in order.jobs}
+        self._orders[order.id] = dict.fromkeys(job.request.id for job in order.jobs)
         self._live |= {job.request.id: job for job in order.jobs}
 
     def _add(self, request: Request) -> None:
@@ -142,7 +140,7 @@ class Executor:
             "host_steps": stats.host_steps,
             "controlled_steps": stats.controlled_steps,
             "processor_steps": stats.processor_steps,
-            "steps_off_fast_path": stats.processor_steps + sum(backend.counters().get(name, 0) for name in _SLOWER),
+            "steps_off_fast_path": backend.slow_steps,
             "device_busy": stats.device_busy,
             "requests_running": scheduler.num_running,
             "requests_waiting": scheduler.num_waiting,
@@ -161,21 +159,23 @@ class Executor:
     def _launch(self, plan: StepPlan) -> None:
         if self.log is not None:
             self.log.launching(plan)
-        launched = time.monotonic()
+        launched, slow = time.monotonic(), self.backend.slow_steps
         try:
             upload = self._encoder.encode(plan, self._source)
             if plan.retabled:
                 self.backend.fork([(fork.parent, fork.slot) for fork in plan.retabled], plan.copies)
-            ticket = self.backend.launch(upload, plan.num_tokens, plan.num_rows, plan.num_logits, self._tail(plan))
+            tail = self._tail(plan)
+            ticket = self.backend.launch(upload, plan.num_tokens, plan.num_rows, plan.num_logits, tail)
         except Exception as error:  # the step's border: it fails its own requests, and no others
+            self._failing.clear()
             self._failed(plan, error)
             return
         if self.log is not None:
             self.log.launched()
-        self._in_flight.append((plan, ticket, launched))
+        self._in_flight.append((plan, ticket, launched if self.backend.slow_steps == slow else None))
         self._end_failing()
         for admission in plan.admitted:
-            if job := self._live.get(admission.request.id):
+            if job := self._job(admission.request):
                 job.stream.admit(launched)
                 self._deadlines.admitted(job.order_id)
         stats, now = self.stats, time.thread_time()
@@ -185,6 +185,11 @@ class Executor:
         stats.controlled_steps += plan.controlled
         self._counted = now
 
+    def _job(self, request: Request) -> Job | None:
+        """Of a request in a plan, unless it has ended."""
+        job = self._live.get(request.id)
+        return job if job is not None and job.is_of(request) else None
+
     def _source(self, request: Request) -> Source:
         return self._live[request.id].source
 
@@ -192,17 +197,16 @@ class Executor:
         """What the step does behind its logits."""
         if not plan.controlled:
             return PLAIN_TAIL
-        every = (
-            (self._live.get(request.id), row) for request, row in zip(plan.sampling, plan.sample_rows, strict=True)
-        )
-        rewritten = {row: job for job, row in every if job is not None and job.processes}
+        sampling = zip(plan.sampling, plan.sample_rows, strict=True)
+        every = ((row, self._job(request)) for request, row in sampling if request.lockstep)
+        rewritten = {row: job for row, job in every if job is not None and job.processes}
         if not rewritten:
             return Tail(True)
         self.stats.processor_steps += 1
         return Tail(True, tuple(rewritten), lambda row, logits: self._process(rewritten[row], logits))
 
     def _process(self, job: Job, logits: Any) -> Any:
-        """A row's logits after the request's own functions; as they were, where those fail."""
+        """A row's logits after the request's own functions; whatever they are, where those fail: the text has ended."""
         try:
             return job.process(logits)
         except Exception as error:  # the request's border
@@ -213,14 +217,16 @@ class Executor:
         while self._failing:
             self._fail(*self._failing.pop())
 
-    def _observe(self, plan: StepPlan, launched: float) -> None:
-        """What the step took: from its launch, or from the end of the step before."""
+    def _observe(self, plan: StepPlan, launched: float | None) -> None:
+        """What the step took: from its launch, or from the end of the step before; of one off the fast path nothing is
+        said."""
         now = time.monotonic()
-        took = now - max(launched, self._read_at)
+        if launched is not None:
+            took = now - max(launched, self._read_at)
+            self.stats.device_seconds += took
+            if self._pace is not None:
+                self._pace.observe(plan.num_tokens, plan.num_rows, took)
         self._read_at = now
-        self.stats.device_seconds += took
-        if self._pace is not None:
-            self._pace.observe(plan.num_tokens, plan.num_rows, took)
 
     def _count_active(self) -> None:
         """The time since it was counted last belongs to the requests there are."""
@@ -228,7 +234,7 @@ class Executor:
         self.stats.active_seconds += now - self._active_since
         self._active_since = now
 
-    def _retire(self, plan: StepPlan, ticket: Ticket, launched: float) -> None:
+    def _retire(self, plan: StepPlan, ticket: Ticket, launched: float | None) -> None:
         try:
             tokens = self.backend.read(ticket)
         except Exception as error:  # as above
@@ -241,7 +247,7 @@ class Executor:
         found: Sequence[Sequence[Candidate]] = ()
         if plan.controlled:
             scores = self.backend.scores(ticket)
-            keep_scores(plan, scores, tokens, lambda request: self._live.get(request.id))
+            keep_scores(plan, scores, tokens, self._job)
             found = candidates_of(plan, scores)
             tokens = [tokens[row] for row in plan.sample_rows]
         events = self.scheduler.retire(plan.step_id, tokens, found)
@@ -290,6 +296,8 @@ class Executor:
 
     def _fail(self, live: Job, error: PenstockError) -> None:
         """End an order, all its texts, with an error."""
+        if self._live.get(live.request.id) is not live:
+            return
         for each in tuple(self._orders.get(live.order_id, ())):
             self.scheduler.abort(each)
             self._forget(self._live[each])
@@ -298,7 +306,7 @@ class Executor:
     def _forget(self, job: Job) -> None:
         del self._live[job.request.id]
         left = self._orders[job.order_id]
-        left.remove(job.request.id)
+        del left[job.request.id]
         if not left:
             del self._orders[job.order_id]
             self._deadlines.remove(job.order_id)

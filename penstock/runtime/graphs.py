@@ -33,6 +33,9 @@ class Kind(Enum):
         return {Kind.FRONT: FRONT, Kind.TAIL: (CONTROLLED_TAIL,)}.get(self, PLAIN)
 
 
+NEAR, MARGIN = 1.12, 8  # a bucket so many times as large, and tokens, is little larger
+
+
 @dataclass(frozen=True, slots=True)
 class Captured:
     """One bucket's graph, and where it leaves the sampled tokens and its other named results."""
@@ -90,7 +93,7 @@ class Graphs:
     """The captured buckets of an engine's decode program, as far as steps within the limits can need them.
 
     A bucket in which launches have nothing to do where every row is a single token is captured without them as well.
-    Either graph gives such a step the same bits. The parts of controlled steps are captured when the first one comes.
+    Either graph gives such a step the same bits. The parts of controlled steps are captured once there are such.
 
     `limits`: None for the profile's own. `stream`: where captures are recorded; the library's workspace for it has to
     be there before, so that capturing allocates nothing.
@@ -99,7 +102,8 @@ class Graphs:
     def __init__(self, engine: Engine, memory: Memory, stream: Any, limits: Limits | None = None) -> None:
         self.engine, self.memory = engine, memory
         self.larger = 0  # steps that ran in a larger bucket than their own, for want of its capture
-        self.late = 0  # graphs that a step had to wait for
+        self.late = 0  # controlled steps that had to wait for their capture
+        self._parts_wanted = False
         self._captured: dict[tuple[Key, Kind], Captured] = {}
         self._wanted = [(key, Kind.WHOLE) for key in bucket_keys(engine.profile, limits)]
         self._wanted += [(key, Kind.SINGLES) for key in single_keys(engine, limits)]
@@ -108,12 +112,12 @@ class Graphs:
 
     @property
     def count(self) -> int:
-        """Graphs of plain steps, in all."""
+        """Buckets to capture, once for each kind that is wanted."""
         return len(self._wanted)
 
     @property
     def done(self) -> int:
-        """Of those, the captured ones."""
+        """Of those, how many are."""
         return sum(each in self._captured for each in self._wanted)
 
     @cached_property
@@ -155,13 +159,22 @@ class Graphs:
         return min((fit for fit in fits if fit[0][0] >= key[0] and fit[0][1] >= key[1]), key=lambda fit: fit[0])[1]
 
     def parts(self, tokens: int, logits: int) -> tuple[Captured, Captured]:
-        """The step's own bucket in two graphs, up to its logits and from them on; captured where they are asked for
-        the first time, which is counted."""
+        """A controlled step in two graphs, up to its logits and from them on: of its own bucket, or of one little
+        larger, which is counted. With neither there they are captured now, which is counted too; others are from now
+        on captured in idle moments.
+        """
         key = self.engine.profile.bucket(tokens, max(logits, 1))
-        for kind in (Kind.FRONT, Kind.TAIL):
-            if (key, kind) not in self._captured:
+        if not self._parts_wanted:
+            self._parts_wanted = True
+            self._wanted += [(each, Kind.FRONT) for each, kind in self._wanted if kind is Kind.WHOLE]
+        if (key, Kind.FRONT) not in self._captured:
+            near = [k for k, kind in self._captured if kind is Kind.FRONT and _little_larger(key, k)]
+            if near:
+                self.larger += 1
+                key = min(near)
+            else:
                 self.late += 1
-                self.capture(key, kind)
+                self.capture(key, Kind.FRONT)
         return self._captured[key, Kind.FRONT], self._captured[key, Kind.TAIL]
 
     def exact(self, tokens: int, rows: int, logits: int) -> tuple[Bound, Captured]:
@@ -179,19 +192,23 @@ class Graphs:
         self.memory = None  # type: ignore[assignment]  # nothing may be captured any more
 
     def capture(self, key: Key, kind: Kind) -> None:
-        """Bind the nodes of a bucket to its memory, and capture those of that kind.
+        """Bind the nodes of a bucket to its memory, and capture those of that kind; with a FRONT its TAIL."""
+        parts = kind is Kind.FRONT
+        bound = self.bind(key, kind is Kind.SINGLES, CONTROLLED if parts else PLAIN)
+        for each in (Kind.FRONT, Kind.TAIL) if parts else (kind,):
+            self._captured[key, each] = Captured(self._recorded(bound.of(each.phases)), bound.named)
 
-        Nothing is waited for and nothing freed, as torch's own context manager would: weights may be on their way.
-        """
-        phases = CONTROLLED if kind in (Kind.FRONT, Kind.TAIL) else PLAIN
-        bound, graph = self.bind(key, kind is Kind.SINGLES, phases), torch.cuda.CUDAGraph()
+    def _recorded(self, bound: Bound) -> Any:
+        """Its graph. Nothing is waited for and nothing freed, as torch's own context manager would: weights may be on
+        their way."""
+        graph = torch.cuda.CUDAGraph()
         with torch.no_grad(), torch.cuda.stream(self.stream):
             graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
             try:
-                bound.of(kind.phases).run()
+                bound.run()
             finally:
                 graph.capture_end()
-        self._captured[key, kind] = Captured(graph, bound.named)
+        return graph
 
     def bind(self, key: Key, singles: bool = False, phases: Sequence[str] = PLAIN) -> Bound:
         """The step of a bucket on this memory; `singles`: one in which every row is a single token."""
@@ -203,6 +220,11 @@ class Graphs:
             offsets = self.engine.buffers[name][phase]
             nodes += _Binder(phase, program.phases[phase], offsets, self.memory, sizes, name, singles).bind(named)
         return Bound(tuple(nodes), named)
+
+
+def _little_larger(own: Key, other: Key) -> bool:
+    """Whether a step had rather be padded to that bucket than wait for its own."""
+    return own[0] <= other[0] <= own[0] * NEAR + MARGIN and own[1] <= other[1]
 
 
 class _Binder:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -10,7 +11,6 @@ import numpy as np
 from penstock.engine.manifest import Engine
 from penstock.errors import OptionError, SamplingError
 from penstock.ir.ops.control import MOST_LOGPROBS, Controls
-from penstock.ir.ops.state import FIELDS
 from penstock.runtime.beams import BeamStream
 from penstock.runtime.job import Job, Sink
 from penstock.runtime.output import Stream
@@ -56,6 +56,8 @@ class Submission:
             raise OptionError(f"priority={priority!r} is no integer of 32 bits; the lower, the sooner, 0 is usual")
         if not isinstance(self.cache_salt, str):
             raise OptionError(f"cache_salt={self.cache_salt!r} is a {type(self.cache_salt).__name__}; give a string")
+        if any("\ud800" <= character <= "\udfff" for character in self.cache_salt):
+            raise OptionError(f"cache_salt={self.cache_salt!r} holds half a character; give valid Unicode")
         for name in ("queue_timeout", "timeout"):
             value = getattr(self, name)
             if value is not None and not (isinstance(value, int | float) and not isinstance(value, bool) and value > 0):
@@ -99,19 +101,25 @@ class Intake:
             )
         asked = new.streaming, params.logprobs is not None
         several = Several(new.id, params.n, params.width, new.sink, *asked)
-        ids = tuple(f"{new.id}#{i}" for i in range(params.width))
-        jobs = (self._job(new, params, notes, numbers, id, several.sink(i), i) for i, id in enumerate(ids))
+        jobs: list[Job] = []
+        for i in range(params.width):
+            keys = jobs[0].request.keys if jobs else ()  # one prompt, one salt
+            jobs.append(self._job(new, params, notes, numbers, f"{new.id}#{i}", several.sink(i), i, keys))
         return Order(new, tuple(jobs))
 
     def _job(
         self, new: Submission, params: SamplingParams, notes: tuple[str, ...], numbers: Numbers, id: str, sink: Sink,
-        index: int = 0,
+        index: int = 0, keys: Sequence[bytes] = (),
     ) -> Job:  # fmt: skip
+        """One text, its blocks named by `keys`, where those are known."""
         request = self._request(new, params, id)
-        controls = controls_of(params, request, self._engine.vocab_size, self._tokenizer)
+        request.scores &= not index  # the prompt is that of all texts
+        controls = self._controls(params, request)
         request.lockstep = bool(params.logits_processors)
         request.controlled = controls.adjusts or controls.num_logprobs > 0 or request.lockstep
-        source = self._source(new, params, numbers, request, controls, index)
+        request.keys = [*keys]
+        self._check(request)
+        source = Source(numbers, self._slot(request, params, index), np.array(controls.numbers, np.int32))
         stream = Stream(request, new.prompt, params, new.arrival, self._tokenizer, notes, index)
         return Job(new.id, request, stream, source, sink, new.streaming)
 
@@ -120,35 +128,41 @@ class Intake:
         pattern = self._request(new, params, new.id)
         pattern.controlled = True
         group = BeamGroup(pattern, BeamRules(params.width, params.length_penalty, params.early_stopping))
-        count = group.search.num_candidates
-        if count > MOST_LOGPROBS:
+        count, most = group.search.num_candidates, min(MOST_LOGPROBS, self._engine.vocab_size)
+        if count > most:
             raise SamplingError(
                 f"beam_width={params.width} with {len(pattern.end_ids)} tokens that end a text needs the {count} "
-                f"likeliest tokens of each beam, at most {MOST_LOGPROBS} are known; give fewer beams or stop_token_ids"
+                f"likeliest tokens of each beam, at most {most} are known; give fewer beams or stop_token_ids"
             )
-        controls = controls_of(params, pattern, self._engine.vocab_size, self._tokenizer)
-        controls = replace(controls, num_logprobs=1 + count, by_adjusted=True)
-        source = self._source(new, params, numbers, group.leader, controls)
+        self._check(group.leader)
+        controls = replace(self._controls(params, pattern), num_logprobs=1 + count, by_adjusted=True)
+        source = Source(numbers, self._slot(pattern, params), np.array(controls.numbers, np.int32))
         stream = BeamStream(group, new.prompt, params, new.arrival, self._tokenizer, notes)
         return Job(new.id, group.leader, stream, source, new.sink, False)
 
     def _request(self, new: Submission, params: SamplingParams, id: str) -> Request:
         assert params.max_tokens is not None
         has_text = params.detokenize and self._tokenizer is not None
-        return Request(
+        request = Request(
             id, new.prompt_token_ids, params.max_tokens, self._scheduler.limits.max_seq_len, self._eos,
             frozenset(params.stop_token_ids), params.ignore_eos, hears_all=new.streaming or has_text,
             priority=new.priority, scores=params.prompt_logprobs is not None,
         )  # fmt: skip
+        freqs = np.array(self._freqs(request), np.float32)  # a rope of its own makes other KV
+        request.salt = freqs.tobytes() + new.cache_salt.encode()
+        return request
 
-    def _source(
-        self, new: Submission, params: SamplingParams, numbers: Numbers, request: Request, controls: Controls,
-        index: int = 0,
-    ) -> Source:  # fmt: skip
-        """What uploads need of the request. It is refused if it could never run, and gets the names of its blocks."""
+    def _check(self, request: Request) -> None:
+        """Refuse it if it could never run; else work out the names of its blocks."""
         self._scheduler.refuse_impossible(request)
-        freqs = inverse_frequencies(self._rope, request.max_length) if self._rope else ()
-        slot = slot_numbers(fields_of(params, index), tuple(freqs))
-        request.salt = slot[len(FIELDS) :].tobytes() + new.cache_salt.encode()  # its rope, where that is its own
         self._scheduler.name_blocks(request)
-        return Source(numbers, slot, np.array(controls.numbers, np.int32))
+
+    def _controls(self, params: SamplingParams, request: Request) -> Controls:
+        return controls_of(params, request, self._engine.vocab_size, self._tokenizer)
+
+    def _slot(self, request: Request, params: SamplingParams, index: int = 0) -> Numbers:
+        return slot_numbers(fields_of(params, index), self._freqs(request))
+
+    def _freqs(self, request: Request) -> tuple[float, ...]:
+        """Rope frequencies, where the model fixes them by the length that a request may reach."""
+        return tuple(inverse_frequencies(self._rope, request.max_length)) if self._rope else ()

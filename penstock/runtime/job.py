@@ -31,6 +31,10 @@ class Job:
     sink: Sink
     streaming: bool
 
+    def is_of(self, request: Request) -> bool:
+        """Whether it is that request's: its id may have been used before, by one of which a step is still in flight."""
+        return self.request is request or (request.group is not None and request.group is self.request.group)
+
     @property
     def processes(self) -> bool:
         """Whether its logits pass through functions of its own."""
@@ -69,7 +73,7 @@ def candidates_of(plan: StepPlan, scores: Scores) -> list[list[Candidate]]:
 def keep_scores(plan: StepPlan, scores: Scores, tokens: list[int], live: Callable[[Request], Job | None]) -> None:
     """Give each text what its rows of logits say, before the tokens that were sampled from them."""
     for request, row in zip(plan.sampling, plan.sample_rows, strict=True):
-        job = live(request)
+        job = live(request) if request.controlled else None
         if job is not None and isinstance(job.stream, Stream) and job.stream.is_scored:
             job.stream.score(tokens[row], scores, row)
     for request, start, rows in rows_of_prompts(plan):

@@ -81,6 +81,13 @@ class Loop:
             raise error
         return cast(Result, result)
 
+    def snapshot(self) -> dict[str, Any]:
+        """The executor's counters; also of one that has ended."""
+        with suppress(PenstockError):
+            return self.call(self.executor.snapshot)
+        self._thread.join()
+        return self.executor.snapshot()
+
     def post(self, work: Callable[[], object], failed: Callable[[Exception], None]) -> None:
         """Run `work` on the executor's thread and do not wait: `failed` is called there with the error it raised."""
         self._send(_Command(work, lambda _, error: failed(error) if error is not None else None))
@@ -134,7 +141,7 @@ class Loop:
             if command is None:
                 return False
             command.run()
-            wait = False
+            wait, self._more_idle_work = False, True  # requests of a new kind may want captures
         return True
 
     def _next(self, executor: Executor) -> _Command | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
@@ -27,6 +26,7 @@ class Stream:
     index: int = 0  # of its submission's texts
     text: str = ""
     logprobs: list[Mapping[int, float]] = field(default_factory=list)
+    total: float = 0.0  # of its tokens' own
     prompt_logprobs: list[Mapping[int, float] | None] = field(default_factory=lambda: [None])
     admitted: float | None = None
     first_token: float | None = None
@@ -43,11 +43,12 @@ class Stream:
     @property
     def is_scored(self) -> bool:
         """Whether it keeps what tokens' log-probabilities are."""
-        return self.params.logprobs is not None or num_logprobs(self.params) > 0
+        return num_logprobs(self.params) > 0
 
     def score(self, token: int, scores: Scores, row: int) -> None:
         """Take the log-probabilities that a row of logits gave, before the token that was sampled from it."""
         self.logprobs.append(_by_token(token, scores, row, self.params.logprobs or 0))
+        self.total += float(scores.chosen[row])
 
     def score_prompt(self, start: int, scores: Scores, rows: range) -> None:
         """Take those of the prompt's tokens behind positions `start` and following, which these rows predicted."""
@@ -91,8 +92,8 @@ class Stream:
         tokens = tuple(self.request.output)
         completion = CompletionOutput(self.index, self.text, tokens, self.finish_reason, self.stop_reason)
         if self.is_scored:
-            sums = math.fsum(scores[token] for token, scores in zip(tokens, self.logprobs, strict=False))
-            completion = replace(completion, logprobs=tuple(self.logprobs[: len(tokens)]), cumulative_logprob=sums)
+            wanted = tuple(self.logprobs) if self.params.logprobs is not None else None
+            completion = replace(completion, logprobs=wanted, cumulative_logprob=self.total)
         asked = self.params.prompt_logprobs is not None
         of_prompt = tuple(self.prompt_logprobs) if asked else None
         times = self.arrival, self.first_token, self.finished, self.admitted

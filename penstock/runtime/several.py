@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 
 from penstock.errors import PenstockError
-from penstock.runtime.requests import RequestMetrics, RequestOutput
+from penstock.runtime.requests import CompletionOutput, RequestMetrics, RequestOutput
 
 Sink = Callable[[RequestOutput | PenstockError], None]
 
@@ -46,20 +47,25 @@ class Several:
         parts = [self._parts[i] for i in sorted(self._parts)]
         completions = [part.outputs[0] for part in parts]
         if finished and self._best < self._width:
-            completions.sort(key=lambda each: -(each.cumulative_logprob or 0.0))
+            completions.sort(key=lambda each: -_likelihood(each))
             completions = [replace(each, index=i) for i, each in enumerate(completions[: self._best])]
         if not self._keeps_logprobs:
             completions = [replace(each, logprobs=None) for each in completions]
-        metrics = _together([part.metrics for part in parts])
+        metrics = _together([part.metrics for part in parts], finished)
         return replace(parts[0], request_id=self._id, outputs=tuple(completions), finished=finished, metrics=metrics)
 
 
-def _together(metrics: list[RequestMetrics]) -> RequestMetrics:
-    """The first admission and first token of any, the last end, sums of counts."""
+def _likelihood(text: CompletionOutput) -> float:
+    """One that was cut short before its first token is the last choice."""
+    return text.cumulative_logprob if text.token_ids and text.cumulative_logprob is not None else -math.inf
+
+
+def _together(metrics: list[RequestMetrics], finished: bool) -> RequestMetrics:
+    """The first admission and first token of any, the last end once all have ended, sums of counts."""
     return RequestMetrics(
         metrics[0].arrival,
         _least(each.first_token for each in metrics),
-        max((each.finished for each in metrics if each.finished is not None), default=None),
+        max((each.finished for each in metrics if each.finished is not None), default=None) if finished else None,
         _least(each.admitted for each in metrics),
         sum(each.reused_tokens for each in metrics),
         sum(each.preemptions for each in metrics),

@@ -77,10 +77,12 @@ class Backend(Protocol):
     memory: Mapping[str, int]  # bytes, as planned; empty where there is no plan
     visit: Visit | None  # where somebody looks inside: the next steps run node by node
     timer: Timer | None  # where somebody times replays
+    slow_steps: int  # launched so far that waited for something, or ran in a larger bucket or node by node
     states: Mapping[str, Any]  # by name: the slots, and each layer's KV
 
     def launch(self, upload: Numbers, tokens: int, rows: int, logits: int, tail: Tail = PLAIN_TAIL) -> Ticket:
-        """Start a step of so many tokens, rows and logit rows; returns at once, unless its tail rewrites logits."""
+        """Start a step of so many tokens, rows and logit rows; returns at once, unless its tail rewrites logits or the
+        first steps of a kind have to be captured."""
         ...
 
     def read(self, ticket: Ticket) -> list[int]:
@@ -137,6 +139,7 @@ class CpuBackend:
         self._count = 0
         self.visit: Visit | None = None
         self.timer: Timer | None = None
+        self.slow_steps = 0
         self.memory: Mapping[str, int] = {}
         self.threads = self._quickest_threads()
         self.load_seconds: Mapping[str, float] = {"load": time.perf_counter() - start}
@@ -147,6 +150,7 @@ class CpuBackend:
         with torch.no_grad(), using_threads(self.threads):
             for name in FRONT:
                 leaves |= self._phases[name].run(leaves, sizes, self.visit)
+            self.slow_steps += bool(tail.rows) or self.visit is not None
             tail.edit(leaves["logits"])
             leaves |= self._phases[CONTROLLED_TAIL if tail.controlled else TAIL].run(leaves, sizes, self.visit)
         self.last = leaves

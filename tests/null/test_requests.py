@@ -85,6 +85,8 @@ BAD: list[tuple[str, Any]] = [
     ("logprobs", 33),
     ("prompt_logprobs", -1),
     ("best_of", 0),
+    ("n", 1025),
+    ("early_stopping", 1),
     ("min_tokens", -1),
     ("bad_words", ["a", ""]),
     ("bad_words", [3]),

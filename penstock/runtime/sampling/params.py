@@ -11,14 +11,15 @@ from typing import Any, Final, Literal
 
 from penstock.errors import SamplingError
 from penstock.ir.ops.control import MOST_LOGPROBS
+from penstock.runtime.schedule.groups import MOST_BEAMS
 from penstock.unsupported import UNSUPPORTED, require_default
 
-MOST_BEAMS: Final = MOST_LOGPROBS // 2  # a beam's 2 * width likeliest tokens have to come back from the device
+MOST_TEXTS: Final = 1024  # of one prompt
 
 # Field -> (lowest, highest); None: no limit on that side.
 _INTEGERS: Final[dict[str, tuple[int, int | None]]] = {
-    "n": (1, None),
-    "best_of": (1, None),
+    "n": (1, MOST_TEXTS),
+    "best_of": (1, MOST_TEXTS),
     "beam_width": (1, MOST_BEAMS),
     "max_tokens": (1, None),
     "min_tokens": (0, None),
@@ -65,7 +66,8 @@ class SamplingParams:
     prompt too. min_tokens: before so many, no token ends the text. bad_words: texts that may not be written.
     logit_bias: {token id: -100 to 100}. logprobs, prompt_logprobs: for each token its own log-probability and those
     of so many likeliest ones, of the model's own distribution. logits_processors: callables (tokens generated so far,
-    logits f32[V] on the host) -> logits; the request leaves the fast path.
+    logits f32[V] on the host) -> logits, before all that is above, log-probabilities too; the request leaves the fast
+    path.
     """
 
     n: int = 1
@@ -154,6 +156,7 @@ class SamplingParams:
         if not isinstance(given, Mapping):
             kind = type(self.logit_bias).__name__
             raise SamplingError(f"logit_bias={self.logit_bias!r} is a {kind}; give {{token id: bias}}")
+        object.__setattr__(self, "logit_bias", dict(given))  # the caller may change theirs
         for token, bias in given.items():
             if not (_is_integer(token, 0) and _is_real(bias, -_MOST_BIAS, _MOST_BIAS)):
                 raise SamplingError(
@@ -164,7 +167,7 @@ class SamplingParams:
     def _check_count(self) -> None:
         if self.best_of is not None and self.best_of < self.n:
             raise SamplingError(f"best_of={self.best_of} is below n={self.n}; the n best are chosen of best_of")
-        if self.early_stopping not in (True, False, "never"):
+        if not isinstance(self.early_stopping, bool) and self.early_stopping != "never":
             raise SamplingError(f"early_stopping={self.early_stopping!r} is unknown; give True, False or 'never'")
         defaults = {each.name: each.default for each in fields(SamplingParams)}
         wrong = _NOT_WITH_BEAMS if self.use_beam_search else _ONLY_WITH_BEAMS

@@ -58,7 +58,7 @@ class Resolver:
             return last[1]
         taken = {name: found for name, found in self._open.items() if getattr(params, name) is None}
         if params.use_beam_search:
-            taken |= {name: (value, "") for name, value in _LIKELIEST.items()}
+            taken |= {name: (value, _left_out(name, value, taken)) for name, value in _LIKELIEST.items()}
         full = params.filled({name: value for name, (value, _) in taken.items()}) if taken else params
         resolved = full, (*(line for _, line in taken.values() if line), *self._unapplied)
         self._last = params, resolved
@@ -68,6 +68,13 @@ class Resolver:
 def resolve(params: SamplingParams, generation_config: Mapping[str, Any]) -> tuple[SamplingParams, tuple[str, ...]]:
     """As `Resolver`, for once."""
     return Resolver(generation_config).resolve(params)
+
+
+def _left_out(name: str, neutral: float, taken: Mapping[str, tuple[Any, str]]) -> str:
+    """A line where the model would have a beam search do what none does: its samples are its own affair."""
+    value = taken.get(name, (neutral,))[0]
+    penalty = name == "repetition_penalty" and value != neutral
+    return f"{name}={value} of generation_config is not applied to a beam search" if penalty else ""
 
 
 def _spoken(name: str, key: str, generation_config: Mapping[str, Any]) -> Any:

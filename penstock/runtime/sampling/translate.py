@@ -45,9 +45,10 @@ def controls_of(params: SamplingParams, request: Request, vocab_size: int, token
     controls = Controls(
         request.prompt_length, request.prompt_length + params.min_tokens, params.repetition_penalty,
         params.presence_penalty, params.frequency_penalty, params.no_repeat_ngram_size, tuple(ends), bias,
-        spellings(params.bad_words, tokenizer), num_logprobs(params),
+        spellings(params.bad_words, tokenizer, vocab_size), num_logprobs(params),
     )  # fmt: skip
-    if (size := len(controls.numbers)) > CONTROLS:
+    size = LISTS + len(ends) + 2 * len(bias) + sum(1 + len(word) for word in controls.bad_words)
+    if size > CONTROLS:
         raise SamplingError(
             f"logit_bias has {len(bias)} tokens, bad_words {len(controls.bad_words)} spellings of "
             f"{sum(map(len, controls.bad_words))} tokens, and {len(ends)} tokens end the text: that takes "
@@ -64,13 +65,15 @@ def num_logprobs(params: SamplingParams) -> int:
     return 1 + max(asked) if asked else 0
 
 
-def spellings(words: tuple[str, ...], tokenizer: Tokenizer | None) -> tuple[tuple[int, ...], ...]:
-    """Each word as the tokenizer writes it at the beginning of a text, and behind a space."""
+def spellings(words: tuple[str, ...], tokenizer: Tokenizer | None, vocab_size: int) -> tuple[tuple[int, ...], ...]:
+    """Each word as the tokenizer writes it at the beginning of a text, and behind a space. A spelling with a token that
+    the model does not have needs no ban."""
     if words and tokenizer is None:
         raise SamplingError(
             f"bad_words={words!r} needs a tokenizer, and there is none; leave it out, or use logit_bias"
         )
-    return tuple(dict.fromkeys(spelling for word in words for spelling in _spelt(word, tokenizer)))
+    every = (spelling for word in words for spelling in _spelt(word, tokenizer))
+    return tuple(dict.fromkeys(spelling for spelling in every if max(spelling) < vocab_size))
 
 
 def _spelt(word: str, tokenizer: Tokenizer | None) -> Iterator[tuple[int, ...]]:

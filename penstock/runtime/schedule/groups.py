@@ -16,7 +16,7 @@ from penstock.runtime.schedule.batch import Fork
 from penstock.runtime.schedule.beams import BeamRules, BeamSearch, Candidate, Pick
 from penstock.runtime.schedule.request import FinishReason, Request
 
-MOST_BEAMS = 16
+MOST_BEAMS = 16  # the 2 * width likeliest tokens of each have to come back from the device
 
 
 class BeamGroup:

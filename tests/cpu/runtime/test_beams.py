@@ -124,7 +124,8 @@ def test_text_and_what_is_refused(llm: LLM) -> None:
     assert llm.tokenizer is not None
     for output in llm.generate("In the beginning", params):
         for each in output.outputs:
-            assert each.text == llm.tokenizer.decode(each.token_ids)
+            whole = llm.tokenizer.decode([*output.prompt_token_ids, *each.token_ids])
+            assert whole.endswith(each.text) and each.text
     with pytest.raises(SamplingError, match="needs the 33 likeliest tokens"):
         ends = tuple(range(2, 18))
         llm.generate("In", SamplingParams(use_beam_search=True, n=16, stop_token_ids=ends, max_tokens=4))
@@ -132,7 +133,9 @@ def test_text_and_what_is_refused(llm: LLM) -> None:
 
 def test_a_search_is_cut_short_with_what_it_has(llm: LLM) -> None:
     params = SamplingParams(use_beam_search=True, n=2, max_tokens=150)
-    output = llm.generate({"prompt_token_ids": PROMPTS[2]}, params, timeout=0.1)[0]
-    reasons = {each.finish_reason for each in output.outputs}
-    assert output.finished and (not reasons or reasons == {"timeout"})
+    for timeout in (1e-9, 0.1):
+        output = llm.generate({"prompt_token_ids": PROMPTS[2]}, params, timeout=timeout)[0]
+        assert output.finished and {each.finish_reason for each in output.outputs} == {"timeout"}
+    never = llm.generate({"prompt_token_ids": PROMPTS[2]}, params, timeout=1e-9)[0]
+    assert never.outputs[0].token_ids == () and never.metrics.time_to_first_token is None
     assert llm.stats()["kv_cache_usage"] == 0

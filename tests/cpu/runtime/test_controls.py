@@ -83,7 +83,7 @@ def test_bad_words_are_those_of_hugging_face(llm: LLM, model: Any) -> None:
     plain = run(llm, greedy())
     assert llm.tokenizer is not None
     written = tuple(llm.tokenizer.decode(output.outputs[0].token_ids[2:4]) for output in plain)
-    banned = [list(word) for word in spellings(written, llm.tokenizer)]
+    banned = [list(word) for word in spellings(written, llm.tokenizer, 300)]
     assert any(len(word) > 1 for word in banned)
     outputs = run(llm, greedy(bad_words=written))
     wanted = [generated(model, list(p), max_new_tokens=NEW, eos_token_id=1, bad_words_ids=banned) for p in PROMPTS]
@@ -140,6 +140,16 @@ def test_logprobs_are_the_models_own(llm: LLM, model: Any, params: SamplingParam
         assert output.metrics.reused_tokens == 0 and same.prompt_logprobs is None
 
 
+def test_only_what_was_asked_for_is_given(llm: LLM) -> None:
+    (output,) = run(llm, greedy(prompt_logprobs=1, max_tokens=3), PROMPTS[:1])
+    assert output.prompt_logprobs is not None and output.outputs[0].logprobs is None
+
+
+def test_a_bad_word_that_the_model_cannot_write_is_no_matter(llm: LLM) -> None:
+    assert llm.tokenizer is not None
+    assert spellings(("God",), llm.tokenizer, 300) and not spellings(("God",), llm.tokenizer, 3)
+
+
 def test_the_chosen_ones_alone(llm: LLM) -> None:
     output = run(llm, greedy(logprobs=0, max_tokens=3), PROMPTS[:1])[0].outputs[0]
     assert output.logprobs is not None and [set(each) for each in output.logprobs] == [{t} for t in output.token_ids]
@@ -148,7 +158,7 @@ def test_the_chosen_ones_alone(llm: LLM) -> None:
 def test_several_texts_of_a_prompt(llm: LLM) -> None:
     params = SamplingParams(temperature=1.0, seed=5, max_tokens=12, n=3)
     outputs = run(llm, params)
-    assert outputs == outputs and [len(o.outputs) for o in outputs] == [3, 3, 3]
+    assert [len(o.outputs) for o in outputs] == [3, 3, 3]
     assert [[c.token_ids for c in o.outputs] for o in outputs] == [
         [c.token_ids for c in o.outputs] for o in run(llm, params)
     ]

@@ -21,7 +21,8 @@ class Named(Graphs):
     """Captures by name alone."""
 
     def capture(self, key: Key, kind: Kind) -> None:
-        self._captured[key, kind] = (key, kind)  # type: ignore[assignment]
+        for each in (Kind.FRONT, Kind.TAIL) if kind is Kind.FRONT else (kind,):
+            self._captured[key, each] = (key, each)  # type: ignore[assignment]
 
     def bind(self, key: Key, singles: bool = False, phases: Any = PLAIN) -> Any:
         return key, Kind.SINGLES if singles else Kind.WHOLE
@@ -64,13 +65,20 @@ def test_the_parts_of_a_controlled_step_are_captured_when_the_first_one_comes(gr
     whole = graphs.done
     key = graphs.engine.profile.bucket(3, 1)
     for _ in range(2):
-        assert graphs.parts(3, 1) == ((key, Kind.FRONT), (key, Kind.TAIL)) and graphs.late == 2
-    assert graphs.done == whole and graphs.find(3, 1, 1)[1] is Kind.WHOLE  # type: ignore[index]
+        assert graphs.parts(3, 1) == ((key, Kind.FRONT), (key, Kind.TAIL)) and graphs.late == 1
+    assert graphs.done == whole + 1 and graphs.find(3, 1, 1)[1] is Kind.WHOLE  # type: ignore[index]
+    smaller = graphs.engine.profile.bucket(1, 1)
+    assert graphs.parts(1, 1)[0] == (key, Kind.FRONT) and (graphs.late, graphs.larger) == (1, 1) and smaller != key
+    assert graphs.parts(200, 1)[0][0] == graphs.engine.profile.bucket(200, 1) and graphs.late == 2  # type: ignore[index]
+    while graphs.capture_next():
+        pass
+    assert graphs.done == graphs.count == len(single_keys(graphs.engine)) + 2 * len(bucket_keys(graphs.engine.profile))
+    assert graphs.parts(1, 1)[0] == (smaller, Kind.FRONT) and graphs.late == 2
 
 
 def test_the_memory_plan_counts_every_graph(graphs: Graphs, monkeypatch: pytest.MonkeyPatch) -> None:
     counted: list[int] = []
     monkeypatch.setattr(memory, "graph_bytes", lambda count, *_: counted.append(count) or 0)
     assert memory.plan_run(graphs.engine, 1 << 40).graphs == 0
-    wholes = len(bucket_keys(graphs.engine.profile))  # each of which may be captured in two parts as well, one as large
-    assert memory.single_keys(graphs.engine) and counted == [graphs.count + wholes]
+    wholes = len(bucket_keys(graphs.engine.profile))  # each of which may be captured in two parts as well
+    assert memory.single_keys(graphs.engine) and counted == [graphs.count + 2 * wholes]

@@ -27,6 +27,7 @@ class Instant:
 
     num_blocks = 64
     steps_in_flight = 2
+    slow_steps = 0
 
     def __init__(self, delay: float = 0.0) -> None:
         self.launched = self.idled = 0

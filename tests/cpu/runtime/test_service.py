@@ -6,6 +6,7 @@ import asyncio
 import queue
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,8 @@ def test_seconds_that_are_none_are_refused(llm: LLM, name: str, value: Any) -> N
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("priority", 1.5), ("priority", True), ("priority", 2**40), ("cache_salt", 3)]
+    ("name", "value"),
+    [("priority", 1.5), ("priority", True), ("priority", 2**40), ("cache_salt", 3), ("cache_salt", "\ud800")],
 )
 def test_what_is_no_priority_or_salt_is_refused(llm: LLM, name: str, value: Any) -> None:
     with pytest.raises(OptionError, match=f"^{name}="):
@@ -99,6 +101,23 @@ def test_the_lower_priority_number_goes_first(tiny_engine: Path) -> None:
     while runs.busy:
         runs.step()
     assert order.index("5") < order.index("6") < order.index("4")
+
+
+def test_an_id_used_again_hears_nothing_of_the_one_before(tiny_engine: Path) -> None:
+    """A cancelled request has a row in flight when another of its name comes."""
+    runs, done = executor(tiny_engine), list[Any]()
+    runs.backend.steps_in_flight = 2
+    runs.scheduler.limits = replace(runs.scheduler.limits, max_steps_in_flight=2)
+    params = SamplingParams(temperature=0.0, max_tokens=5, ignore_eos=True, logprobs=1)
+    runs.submit(Submission("a", (5, 6), params, done.append))
+    runs.step()
+    runs.step()
+    runs.abort("a")
+    runs.submit(Submission("a", (7, 8, 9), params, done.append))
+    while runs.busy:
+        runs.step()
+    scores = done[1].outputs[0].logprobs
+    assert [next(iter(each)) for each in scores] == list(done[1].outputs[0].token_ids)
 
 
 def test_tenants_share_no_kv(llm: LLM) -> None:
