@@ -31,6 +31,7 @@ from penstock.runtime.stats import Stats
 from penstock.runtime.step import PLAIN_TAIL, Backend, Tail, Ticket
 from penstock.runtime.steplog import StepLog
 from penstock.runtime.upload import Encoder, Source
+from penstock.spec import ModelSpec
 from penstock.text.tokenizer import Tokenizer
 
 
@@ -50,7 +51,8 @@ class Executor:
         where the time between tokens has a target."""
         profile = engine.profile
         self.engine, self.backend, self.tokenizer = engine, backend, tokenizer
-        self.kv = KvManager(BlockPool(backend.num_blocks, profile.block_size), reuse)
+        window = ModelSpec.from_json(dict(engine.spec)).window
+        self.kv = KvManager(BlockPool(backend.num_blocks, profile.block_size), reuse, window)
         limits = limits or Limits(profile.max_batch_size, profile.max_num_tokens, profile.max_seq_len)
         limits = replace(limits, max_steps_in_flight=backend.steps_in_flight)
         self.scheduler = Scheduler(limits, self.kv, pace.budget if pace else None)

@@ -151,6 +151,12 @@ class ModelSpec:
     embedding_scale: float = 1.0  # on the embedding; rounded to the model's format where it is applied
 
     @property
+    def window(self) -> int:
+        """The widest of its layers' windows; 0 where a layer sees all."""
+        windows = [layer.mixer.window for layer in self.layers]
+        return max(windows) if all(windows) else 0
+
+    @property
     def request_rope(self) -> Rope | None:
         """The rope whose frequencies are fixed by request; None where all are constants of the model."""
         ropes = {layer.mixer.rope for layer in self.layers if layer.mixer.rope.by_request}

@@ -51,17 +51,21 @@ def attention(
     spans = zip(query_start.tolist(), query_len.tolist(), context_len.tolist(), block_table, strict=True)
     for start, count, context, blocks in spans:
         if count:
-            keys, values = _gather(kv, blocks, context)
+            lowest = max(0, context - count - window + 1) // kv.shape[3] if window else 0
+            keys, values = _gather(kv, blocks, lowest, context)
             for first, rows in _tiles(context - count, count):
                 tile = q[start + first : start + first + len(rows)].float().unflatten(-1, (heads, -1))
-                y = _tile(tile, rows, keys, values, scale, window, softcap)
+                y = _tile(tile, rows, lowest, keys, values, scale, window, softcap)
                 out[start + first : start + first + len(rows)] = y.flatten(-2)
     return out
 
 
-def _gather(kv: Any, blocks: Any, context: int) -> tuple[Any, Any]:
-    """Keys and values of one sequence, block by block: two tensors [n,K,B,D]."""
-    own = kv[blocks[: -(-context // kv.shape[3])].long()].float()
+def _gather(kv: Any, blocks: Any, lowest: int, context: int) -> tuple[Any, Any]:
+    """Keys and values of one sequence from its block `lowest` on, block by block: two tensors [n,K,B,D].
+
+    Those below no query sees; they may be another's by now.
+    """
+    own = kv[blocks[lowest : -(-context // kv.shape[3])].long()].float()
     return own[:, 0], own[:, 1]
 
 
@@ -75,8 +79,14 @@ def _tiles(position: int, count: int) -> Iterator[tuple[int, range]]:
         at = stop
 
 
-def _tile(q: Any, rows: range, keys: Any, values: Any, scale: float, window: int, softcap: float) -> Any:
-    """q: [t,H,D] at positions `rows`, t <= QUERY_TILE; keys, values: [n,K,B,D]. Returns [t,H,D]."""
+def _tile(
+    q: Any, rows: range, lowest: int, keys: Any, values: Any, scale: float, window: int, softcap: float
+) -> Any:  # fmt: skip
+    """q: [t,H,D] at positions `rows`, t <= QUERY_TILE; keys, values: [n,K,B,D] from block `lowest` on. Returns
+    [t,H,D].
+
+    Places of the tile without a query may see no key at all: theirs are numbers that nobody reads.
+    """
     n, kv_heads, block, size = keys.shape
     lead = rows.start % QUERY_TILE
     full = torch.nn.functional.pad(q, (0, 0, 0, 0, lead, QUERY_TILE - lead - len(rows)))
@@ -85,7 +95,8 @@ def _tile(q: Any, rows: range, keys: Any, values: Any, scale: float, window: int
     if softcap:
         scores = softcap * torch.tanh(scores / softcap)
     group = scores.shape[2] // QUERY_TILE
-    scores = scores.masked_fill(_hidden(rows.start - lead, group, n, block, window, str(q.device)), -torch.inf)
+    hidden = _hidden(rows.start - lead - lowest * block, group, n, block, window, str(q.device))
+    scores = scores.masked_fill(hidden, -torch.inf)
     weights = (scores - scores.amax((0, 3), keepdim=True)).exp()
     total = _in_order(weights.sum(-1, keepdim=True))
     y = _in_order(_products(weights, values)) / total  # [K,G*tile,D]
@@ -95,7 +106,10 @@ def _tile(q: Any, rows: range, keys: Any, values: Any, scale: float, window: int
 
 @lru_cache(maxsize=32)
 def _hidden(start: int, group: int, blocks: int, block: int, window: int, device: str) -> Any:
-    """Which keys the queries of a tile at `start` must not see: bool[n,1,G*tile,B]. Every layer asks for the same."""
+    """Which keys the queries of a tile at `start`, counted from the first key on, must not see: bool[n,1,G*tile,B].
+
+    Every layer asks for the same.
+    """
     at = torch.arange(start, start + QUERY_TILE, device=device).repeat(group)[:, None]
     key = torch.arange(blocks * block, device=device).view(blocks, 1, 1, block)
     return (key > at) | (key <= at - window) if window else key > at

@@ -120,9 +120,13 @@ class BlockPool:
             self._blocks[key] = ref.block
 
     def withdraw(self, ref: BlockRef) -> None:
-        """A held block's contents turned out not to be what was published."""
-        assert self.holders(ref), f"{ref} is held by nobody"
+        """A block's contents turned out not to be what was published; nothing is left of them where it is stale."""
+        if self._generations[ref.block] != ref.generation:
+            return
         self._forget(ref.block)
+        if ref.block in self._idle:
+            del self._idle[ref.block]
+            self._rest(ref.block)
 
     def _forget(self, block: int) -> None:
         key = self._keys[block]

@@ -3,6 +3,10 @@
 Full blocks of a prompt are found again by their keys (`kv.keys`), whether somebody still holds them or not. A block is
 published when the step that fills it is planned: the device runs steps in order, so whoever is admitted later reads
 what was written. Until then its key is promised, and who wants the same waits for it rather than compute it twice.
+
+Where every layer looks through a window, blocks wholly below it are given back while their request runs: steps in
+flight read nothing below their own windows, and whoever writes there comes later. A model that mixes such layers with
+others keeps all, until groups of layers have pools of their own.
 """
 
 from __future__ import annotations
@@ -11,7 +15,9 @@ from collections.abc import Iterable, Sequence
 from enum import Enum
 from typing import NamedTuple
 
-from penstock.runtime.kv.blocks import BlockPool, BlockRef
+from penstock.runtime.kv.blocks import DUMMY_BLOCK, BlockPool, BlockRef
+
+UNSEEN = BlockRef(DUMMY_BLOCK, 0)  # an entry of a table that nobody reads
 
 
 class Fit(Enum):
@@ -40,11 +46,15 @@ class Copy(NamedTuple):
 class KvManager:
     """Tables over one pool, keyed by slot."""
 
-    def __init__(self, pool: BlockPool, reuse: bool = True) -> None:
-        """`reuse`: find the blocks of equal prefixes again."""
+    def __init__(self, pool: BlockPool, reuse: bool = True, window: int = 0) -> None:
+        """`reuse`: find the blocks of equal prefixes again. `window`: a token sees itself and window - 1 before it, in
+        every layer; 0: all. A prompt gets all its blocks at once, so the pool must hold a whole request nevertheless.
+        """
         self.pool = pool
         self.reuse = reuse
+        self.window = window
         self._tables: dict[int, list[BlockRef]] = {}
+        self._passed: dict[int, int] = {}  # by slot, how many of its table's first entries it does not hold
         self._promises: dict[bytes, int] = {}  # key -> the slot that will publish it
         self._promised: dict[int, Sequence[bytes]] = {}  # by slot, what it was to publish when it was admitted
 
@@ -56,15 +66,25 @@ class KvManager:
         """Whether the empty pool could hold them; otherwise waiting is in vain."""
         return self.blocks_for(num_tokens) <= self.pool.num_usable
 
+    def first_seen(self, position: int) -> int:
+        """The first block that a token at `position` sees; so do those behind it, or none that is older."""
+        return max(0, position - self.window + 1) // self.pool.block_size if self.window else 0
+
     def found(self, keys: Sequence[bytes]) -> list[BlockRef]:
-        """The blocks of as many keys from the first on as are there."""
+        """The blocks of as many keys from the first on as are there, or unseen by what follows them."""
         refs: list[BlockRef] = []
+        missing = count = 0  # keys up to the last that is not there; keys that nothing is missing of
         for key in keys if self.reuse else ():
             ref = self.pool.find(key)
+            refs.append(ref or UNSEEN)
             if ref is None:
+                missing = len(refs)
+            elif missing <= self.first_seen(len(refs) * self.pool.block_size):
+                count = len(refs)
+            if missing and not self.window:
                 break
-            refs.append(ref)
-        return refs
+        seen = self.first_seen(count * self.pool.block_size)
+        return [UNSEEN] * seen + refs[seen:count]
 
     def fit(self, keys: Sequence[bytes], num_tokens: int, spare: int = 0) -> Fit:
         """Whether a table for `num_tokens` tokens can be made, of which full blocks have these keys (those that may be
@@ -72,7 +92,7 @@ class KvManager:
         refs = self.found(keys)
         if len(refs) < len(keys) and self.reuse and keys[len(refs)] in self._promises:
             return Fit.PROMISED
-        idle = sum(not self.pool.holders(ref) for ref in refs)
+        idle = sum(ref is not UNSEEN and not self.pool.holders(ref) for ref in refs)
         new = self.blocks_for(num_tokens) - len(refs)
         return Fit.YES if new + idle + spare <= self.pool.num_free else Fit.NO
 
@@ -80,7 +100,8 @@ class KvManager:
         """Make the table of a slot; the caller has asked `fit`. Returns how many of its blocks hold their tokens."""
         assert slot not in self._tables, f"slot {slot} already holds blocks"
         refs = self.found(keys)
-        for ref in refs:
+        self._passed[slot] = self.first_seen(len(refs) * self.pool.block_size)
+        for ref in refs[self._passed[slot] :]:
             self.pool.hold(ref)
         if self.reuse:
             self._promised[slot] = keys[len(refs) :]
@@ -96,13 +117,21 @@ class KvManager:
         table.append(ref)
         return Grown(slot, len(table) - 1, ref.block)
 
+    def slide(self, slot: int, position: int) -> None:
+        """Give back the blocks that no token from `position` on sees: the next to be computed. Entries stay."""
+        first, passed = self.first_seen(position), self._passed[slot]
+        if first > passed:
+            self.pool.release(reversed(self._tables[slot][passed:first]))
+            self._passed[slot] = first
+
     def fork(self, parent: int, child: int, num_tokens: int) -> Copy | None:
         """The child's table, empty so far, becomes one of the parent's first tokens: their full blocks are shared, and
         of the last, where it is not full, the child gets one to copy it to. The caller has asked the pool."""
         assert not self._tables[child], f"slot {child} already holds blocks"
         full, rest = divmod(num_tokens, self.pool.block_size)
         shared = self._tables[parent][:full]
-        for ref in shared:
+        self._passed[child] = self._passed[parent]
+        for ref in shared[self._passed[parent] :]:
             self.pool.hold(ref)
         own = self.pool.allocate(1 if rest else 0)
         self._tables[child] = [*shared, *own]
@@ -111,13 +140,15 @@ class KvManager:
     def clear(self, slot: int) -> None:
         """The slot's table becomes empty."""
         self.free(slot)
-        self._tables[slot] = []
+        self._tables[slot], self._passed[slot] = [], 0
 
     def publish(self, slot: int, first: int, keys: Sequence[bytes]) -> tuple[BlockRef, ...]:
         """The slot's blocks from `first` on hold the tokens of these keys, once the steps planned so far have run."""
         if not self.reuse:
             return ()
-        refs = tuple(self._tables[slot][first : first + len(keys)])
+        passed = max(0, self._passed[slot] - first)
+        keys = keys[passed:]
+        refs = tuple(self._tables[slot][first + passed : first + passed + len(keys)])
         for ref, key in zip(refs, keys, strict=True):
             self.pool.publish(ref, key)
             if self._promises.get(key) == slot:
@@ -138,13 +169,19 @@ class KvManager:
     def free(self, slot: int) -> None:
         """Give the slot's blocks back, the last first: of what is found again, heads outlive tails."""
         self.break_promises(slot)
-        self.pool.release(reversed(self._tables.pop(slot)))
+        self.pool.release(reversed(self.held(slot)))
+        del self._tables[slot], self._passed[slot]
 
     def table(self, slot: int) -> tuple[int, ...]:
         """The block of each `block_size` positions, in order; block indices."""
         return tuple(ref.block for ref in self._tables[slot])
 
+    def held(self, slot: int) -> list[BlockRef]:
+        """Without those that it has given back."""
+        return self._tables[slot][self._passed[slot] :]
+
     def refs(self, slot: int) -> tuple[BlockRef, ...]:
+        """Of every entry, those that were given back too: of all that the slot's tokens were computed from."""
         return tuple(self._tables[slot])
 
     def num_blocks(self, slot: int) -> int:
@@ -152,7 +189,7 @@ class KvManager:
 
     def num_own(self, slot: int) -> int:
         """Blocks that nobody else holds."""
-        return sum(self.pool.holders(ref) == 1 for ref in self._tables[slot])
+        return sum(self.pool.holders(ref) == 1 for ref in self.held(slot))
 
     @property
     def slots(self) -> frozenset[int]:
@@ -174,7 +211,7 @@ class KvManager:
         """Prove that tables and pool agree: each block has as many holders as tables list it, and none twice."""
         self.pool.check()
         listed: dict[BlockRef, int] = {}
-        for table in self._tables.values():
+        for table in map(self.held, self._tables):
             assert len(set(table)) == len(table), f"a table lists a block twice: {table}"
             for ref in table:
                 listed[ref] = listed.get(ref, 0) + 1

@@ -109,6 +109,7 @@ class Scheduler:
         assert self.can_schedule, f"{self.num_in_flight} steps are in flight, retire one first"
         for group in tuple(self._forking.values()):
             self._fork(group)
+        self._slide(self._slots.prompts.values())
         decoders, grown = self._grow()
         draft = self._draft(len(decoders.requests))
         if not (decoders.requests or draft.chunks):
@@ -148,6 +149,7 @@ class Scheduler:
     def _gather(self, without: Sequence[Request] = ()) -> Decoders:
         """Who decodes from now on."""
         decoding = [r for r in self._slots.staying() if r.decodes and r not in without]
+        self._slide(decoding)
         self._decoders = Decoders(decoding, self.kv.pool.block_size)
         return self._decoders
 
@@ -168,7 +170,14 @@ class Scheduler:
 
     def _growing(self, decoders: Decoders) -> Sequence[Request]:
         """Those whose next token is the first of a block."""
+        self._slide(decoders.growing())  # now is soon enough: nobody holds more than when it gets a block
         return [*decoders.growing(), *filter(self._lacks_block, self._slots.prompts.values())]
+
+    def _slide(self, requests: Iterable[Request]) -> None:
+        """Give back the blocks that the next token of each does not see."""
+        for request in requests if self.kv.window else ():
+            if request.slot is not None:
+                self.kv.slide(request.slot, request.num_computed)
 
     def _lacks_block(self, request: Request) -> bool:
         """Whether one that keeps step has no block for its next token."""

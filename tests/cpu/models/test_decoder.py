@@ -17,6 +17,7 @@ from penstock.models.decoder import _rounded
 from penstock.spec import ModelSpec
 from tests.cpu.models.harness import Pool, Request, run_step
 from tests.facts.tensors import published_config
+from tests.golden.specs import FAMILIES
 
 
 def small(stem: str, **more: object) -> tuple[ModelSpec, Binding]:
@@ -123,6 +124,13 @@ def test_an_80_layer_graph_builds_quickly() -> None:
         times.append(time.perf_counter() - start)
     assert len(graph.leaves("state")) == 80
     assert min(times) < 0.3, times
+
+
+def test_a_window_of_the_model_is_one_of_every_layer() -> None:
+    spec = FAMILIES["mistral"]
+    wide, full = (replace(spec.layers[0], mixer=replace(spec.layers[0].mixer, window=n)) for n in (9, 0))
+    assert spec.window == 6 and replace(spec, layers=(spec.layers[0], wide)).window == 9
+    assert replace(spec, layers=(spec.layers[0], full)).window == FAMILIES["llama"].window == 0
 
 
 def test_spec_with_two_request_ropes_is_our_own_mistake() -> None:

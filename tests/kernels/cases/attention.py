@@ -85,6 +85,7 @@ CASES: list[tuple[Site, Sizes]] = [
     (attention("bf16", 71, 1, 64), sizes(12, 4, 2)),  # multi-query, nearly as many heads as a tile has rows
     (attention("f16", 2, 1, 16, 16, softcap=20.0), sizes(65, 2, 6)),
     (attention("bf16", 4, 2, 64, window=20), sizes(3, 2, 3)),  # two queries of a row see different keys
+    (attention("f16", 4, 2, 64, 16, window=5), sizes(48, 8, 9)),  # a prompt's second chunk, a block below its window
     (attention("f32", 4, 2, 64, 64), sizes(16, 8, 3)),
     (attention("f32", 3, 1, 80, 16, window=30), sizes(15, 3, 9)),
     (rope_append("bf16", 8, 2, 128), sizes(13, 4, 3)),
@@ -138,7 +139,7 @@ def examples(site: Site, sizes: Mapping[str, int], generator: Any) -> list[list[
     """The op's own example, and mixtures with padding behind the last token and the last sequence.
 
     What must not count is poisoned: the cache behind each context (finite: the reference multiplies it by zero), and
-    the block tables behind their last block.
+    the block tables behind their last block and below the window.
     """
     example = get(site.op).example
     assert example is not None
@@ -187,13 +188,14 @@ def _on_attention(
     import torch
 
     q, kv, *_, table = tensors
-    block = kv.shape[3]
+    block, window = kv.shape[3], int(site.attr("window", 0))
     start, counts, context = _spans(_fitted(rows, sizes, block), q.device)
     for row, length in enumerate(context.tolist()):
         used = -(-length // block) if counts[row] else 0
         if length % block and used:
             kv[table[row, used - 1], :, :, length % block :] = _stale(kv)
-        table[row, used:] = torch.iinfo(torch.int32).min
+        seen = max(0, length - int(counts[row]) - window + 1) // block if window else 0
+        table[row, used:] = table[row, :seen] = torch.iinfo(torch.int32).min
     return [q, kv, start, counts, context, table]
 
 

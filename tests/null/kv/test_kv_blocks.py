@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from penstock.errors import ResourceError
 from penstock.runtime.kv.blocks import DUMMY_BLOCK, BlockPool
 from penstock.runtime.kv.keys import extend_keys
-from penstock.runtime.kv.manager import Fit, Grown, KvManager
+from penstock.runtime.kv.manager import UNSEEN, Copy, Fit, Grown, KvManager
 
 A, B, C, D = (bytes([i]) * 32 for i in range(4))
 
@@ -78,6 +78,21 @@ def test_known_contents_outlive_their_holder_until_the_room_is_wanted() -> None:
         pool.holders(second)
     pool.withdraw(first)
     assert pool.find(A) is None
+    pool.check()
+
+
+def test_what_is_withdrawn_may_be_idle_or_gone() -> None:
+    pool = BlockPool(2, 16)
+    (old,) = pool.allocate(1)
+    pool.publish(old, A)
+    pool.release((old,))
+    pool.withdraw(old)
+    assert pool.find(A) is None and (pool.num_free, pool.num_idle) == (1, 0)
+    pool.check()
+    (new,) = pool.allocate(1)
+    pool.publish(new, B)
+    pool.withdraw(old)
+    assert new.block == old.block and pool.find(B) == new
     pool.check()
 
 
@@ -152,11 +167,63 @@ def test_without_reuse_nothing_is_found_or_waited_for() -> None:
     kv.check()
 
 
-@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 3), st.integers(1, 5)), max_size=60))
-def test_books_balance_whatever_comes_and_goes(steps: list[tuple[int, int, int]]) -> None:
-    kv, chains = KvManager(BlockPool(10, 4)), [[A, B, C], [A, B, D], [C, D], []]
-    for slot, chain, blocks in steps:
-        if slot in kv.slots:
+def test_a_window_gives_back_what_falls_out_of_it() -> None:
+    kv = KvManager(BlockPool(9, 4), window=6)
+    kv.admit(0, [A, B], 20)
+    kv.publish(0, 0, [A])
+    table = kv.table(0)
+    for position, held in ((8, 5), (9, 4), (12, 4), (13, 3), (20, 2), (3, 2)):
+        kv.slide(0, position)
+        assert kv.refs(0)[5 - held :] == tuple(kv.held(0)) and kv.pool.num_used == kv.num_own(0) == held
+        kv.check()
+    assert (kv.num_blocks(0), kv.table(0), kv.waste({0: 18})) == (5, table, pytest.approx(2 / 8))
+    assert kv.publish(0, 0, [A, B, C, D]) == kv.refs(0)[3:4], "what is given back is another's"
+    assert kv.found([A]) and [kv.pool.find(key) for key in (B, C, D)] == [None, None, kv.refs(0)[3]]
+    kv.admit(1, (), 0)
+    assert kv.fork(0, 1, 18) == Copy(table[4], kv.table(1)[4]) and kv.table(1)[:4] == table[:4]
+    assert (kv.num_own(0), kv.num_own(1), kv.pool.num_used) == (1, 1, 3)
+    kv.check()
+    kv.clear(1)
+    kv.check()
+    assert kv.grow(0).at == 5 and kv.grow(1).at == 0 and kv.num_own(1) == 1
+    kv.free(0)
+    kv.free(1)
+    assert kv.pool.num_used == 0
+    kv.check()
+
+
+@pytest.mark.parametrize(("window", "unseen"), [(0, None), (9, None), (6, None), (5, 2), (4, 2), (2, 2), (1, 3)])
+def test_of_a_prefix_only_the_window_must_be_there(window: int, unseen: int | None) -> None:
+    kv = KvManager(BlockPool(5, 4), window=window)
+    kv.admit(0, [A, B, C], 12)
+    kv.publish(0, 0, [A, B, C])
+    kept = kv.refs(0)[2]
+    kv.pool.hold(kept)
+    kv.free(0)
+    kv.pool.release(kv.pool.allocate(3))  # those of A and B are among them
+    assert kv.found([A, B]) == []
+    if unseen is None:
+        assert kv.found([A, B, C, D]) == []
+        return
+    assert kv.found([A, B, C, D]) == [UNSEEN] * unseen + [kept] * (3 - unseen)
+    kv.pool.release((kept,))
+    fits = [kv.fit([A, B, C, D], 20, spare=spare) for spare in (unseen - 1, unseen)]
+    assert fits == [Fit.YES, Fit.NO], "2 new ones, and those of 3 that are seen"
+    assert kv.admit(1, [A, B, C, D], 20) == 3 and kv.table(1)[:unseen] == (DUMMY_BLOCK,) * unseen
+    assert kv.pool.num_used == 5 - unseen and kv.fit([A, B, C, D], 20) is Fit.PROMISED
+    kv.check()
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 5), st.integers(0, 3), st.integers(1, 5), st.integers(0, 24)), max_size=60),
+    st.integers(0, 9),
+)
+def test_books_balance_whatever_comes_and_goes(steps: list[tuple[int, int, int, int]], window: int) -> None:
+    kv, chains = KvManager(BlockPool(10, 4), window=window), [[A, B, C], [A, B, D], [C, D], []]
+    for slot, chain, blocks, position in steps:
+        if slot in kv.slots and position < 4 * kv.num_blocks(slot):
+            kv.slide(slot, position)
+        elif slot in kv.slots:
             kv.free(slot)
         elif kv.fit(keys := chains[chain][: blocks - 1], 4 * blocks) is Fit.YES:
             found = kv.admit(slot, keys, 4 * blocks)

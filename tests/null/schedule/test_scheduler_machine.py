@@ -2,9 +2,9 @@
 simulated device one step behind.
 
 The device runs a step when it retires, the latest it could: it writes into each KV cell the whole text up to there, and
-before a row runs it reads every cell that the row attends to. A block or slot given away too early, a prefix found that
-is not there, or one that is another's, shows up as foreign contents. The pool may be too small for all, so requests are
-preempted and computed anew, and must say the same.
+before a row runs it reads every cell that the row attends to, all before it or those of a window. A block or slot given
+away too early, a prefix found that is not there, or one that is another's, shows up as foreign contents. The pool may
+be too small for all, so requests are preempted and computed anew, and must say the same.
 """
 
 from __future__ import annotations
@@ -76,8 +76,8 @@ def alone(truth: Truth) -> BeamSearch:
 class Device:
     """Slots and KV contents; knows nothing of requests but what plans tell it."""
 
-    def __init__(self, truths: dict[str, Truth]) -> None:
-        self.truths = truths
+    def __init__(self, truths: dict[str, Truth], window: int) -> None:
+        self.truths, self.window = truths, window
         self.slots: dict[int, str] = {}
         self.tables: dict[int, list[int]] = {}
         self.cells: dict[tuple[int, int], tuple[bytes, Text]] = {}
@@ -126,7 +126,8 @@ class Device:
             assert end <= len(table) * BLOCK, "a row runs past its block table"
             for position in range(row.start, end):
                 self.cells[table[position // BLOCK], position % BLOCK] = (truth.salt, text[: position + 1])
-            for position in range(end) if row.request_id not in self.dead else ():
+            lowest = max(0, row.start - self.window + 1) if self.window else 0
+            for position in range(lowest, end) if row.request_id not in self.dead else ():
                 cell = self.cells[table[position // BLOCK], position % BLOCK]
                 assert cell == (truth.salt, text[: position + 1]), "a cell holds another's text"
 
@@ -139,15 +140,18 @@ class SchedulerMachine(RuleBasedStateMachine):
         in_flight=st.integers(1, 2),
         reuse=st.booleans(),
         share=st.none() | st.integers(0, 3),
+        window=st.just(0) | st.integers(1, 10),
     )
-    def start(self, slots: int, spare: int, blocks: int, in_flight: int, reuse: bool, share: int | None) -> None:
+    def start(
+        self, slots: int, spare: int, blocks: int, in_flight: int, reuse: bool, share: int | None, window: int
+    ) -> None:
         self.limits = Limits(slots, slots + spare, 32, in_flight)
-        self.kv = KvManager(BlockPool(blocks, BLOCK), reuse)
+        self.kv = KvManager(BlockPool(blocks, BLOCK), reuse, window)
         self.share = share
         self.scheduler = Scheduler(self.limits, self.kv, None if share is None else lambda decoding: share)
         self.truths: dict[str, Truth] = {}
         self.requests: dict[str, Request] = {}
-        self.device = Device(self.truths)
+        self.device = Device(self.truths, window)
         self.flight: list[StepPlan] = []
 
     @rule(
@@ -219,6 +223,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.check_admissions(plan, waiting)
         self.check_service(plan)
         self.check_writes(plan)
+        self.check_window(plan)
         self.device.see(plan)
         self.flight.append(plan)
 
@@ -230,14 +235,25 @@ class SchedulerMachine(RuleBasedStateMachine):
         for earlier in self.flight:
             assert earlier.slots.isdisjoint(fork.slot for fork in plan.retabled)
 
+    def check_window(self, plan: StepPlan) -> None:
+        """What no row sees is given back, by the start of a block at the latest; what one sees is held."""
+        for row in plan.rows:
+            given = self.kv.num_blocks(row.slot) - len(self.kv.held(row.slot))
+            unseen, before = (
+                max(0, position - self.kv.window + 1) // BLOCK if self.kv.window else 0
+                for position in (row.start, row.start - row.start % BLOCK)
+            )
+            assert before <= given <= unseen
+
     def check_admissions(self, plan: StepPlan, waiting: set[str]) -> None:
         """Into slots that no step in flight may touch, and blocks of their own but for what is found."""
         busy = {slot for earlier in self.flight for slot in earlier.slots}
         for admission in plan.admitted:
-            assert admission.slot not in busy and DUMMY_BLOCK not in admission.block_table
+            assert admission.slot not in busy
+            assert DUMMY_BLOCK not in admission.block_table[self.kv.first_seen(admission.num_reused) :]
             assert admission.request.id in waiting
             own = admission.block_table[admission.num_reused // BLOCK :]
-            others = {b for slot in self.kv.slots - {admission.slot} for b in self.kv.table(slot)}
+            others = {ref.block for slot in self.kv.slots - {admission.slot} for ref in self.kv.held(slot)}
             assert others.isdisjoint(own), "a block that is not full is shared"
 
     def check_service(self, plan: StepPlan) -> None:

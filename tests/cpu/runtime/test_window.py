@@ -1,0 +1,112 @@
+"""A model whose every layer looks through a window gives blocks back while it runs, and says what it would say."""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from penstock.compiler.build import build
+from penstock.compiler.options import BuildOptions
+from penstock.engine import store
+from penstock.engine.manifest import Engine
+from penstock.runtime.executor import Executor
+from penstock.runtime.intake import Submission
+from penstock.runtime.requests import RequestOutput, SamplingParams
+from penstock.runtime.step import CpuBackend, Ticket
+from tests.cpu.engines.driven import generated, prompts_of
+from tests.cpu.models.twins import save_twin
+
+BLOCK, WINDOW, NEW = 16, 20, 120
+MOST = 3  # blocks that a decoding request holds: its window's may begin in the last token of a block, and one to write
+PROMPTS = prompts_of((3, 47, 90))  # in one chunk, and in several
+LIMITS = {"max_batch_size": 4, "max_num_tokens": 32, "max_seq_len": 256, "block_size": BLOCK}
+
+Texts = list[tuple[int, ...]]
+
+
+@pytest.fixture(scope="module")
+def twin(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Engine, Path]:
+    folder = tmp_path_factory.mktemp("window")
+    model = save_twin("mistral-window", folder / "hf", {"sliding_window": WINDOW, "max_position_embeddings": 256})
+    options = BuildOptions(device="cpu", dtype="float32", cache_dir=folder / "cache", **LIMITS)
+    directory = build(folder / "hf", options, folder / "engine")
+    return model, store.load(directory), directory
+
+
+class Watched:
+    """An executor that counts the blocks held after every step. What is free when a step begins is NaN then: whoever
+    reads it says nonsense."""
+
+    def __init__(self, twin: tuple[Any, Engine, Path], blocks: int, in_flight: int = 1, **options: Any) -> None:
+        self.backend = CpuBackend(twin[1], twin[2])
+        self.backend.num_blocks, self.backend.steps_in_flight = blocks, in_flight
+        self._launch, self.backend.launch = self.backend.launch, self.launch  # type: ignore[method-assign]
+        self.executor = Executor(twin[1], self.backend, None, **options)
+        self.kv = self.executor.kv
+        self.used: list[int] = []
+
+    def launch(self, *args: Any) -> Ticket:
+        for name, state in self.backend.states.items():
+            if name != "slots":
+                state.nan_to_num_(0)  # a block's cells behind the last token are multiplied by zero
+                state[self.kv.pool._free] = torch.nan
+        return self._launch(*args)
+
+    def run(self, prompts: Sequence[Sequence[int]], new: int = NEW, **params: Any) -> Texts:
+        done = queue.SimpleQueue[RequestOutput]()
+        for index, prompt in enumerate(prompts):
+            given = SamplingParams(**{"temperature": 0, "max_tokens": new, "ignore_eos": True, **params})
+            self.executor.submit(Submission(str(index), tuple(prompt), given, done.put))  # type: ignore[arg-type]
+        while self.executor.busy:
+            self.executor.step()
+            self.used.append(self.kv.pool.num_used)
+        self.executor.scheduler.check()
+        outputs = sorted((done.get() for _ in prompts), key=lambda output: int(output.request_id))
+        return [text.token_ids for output in outputs for text in output.outputs]
+
+
+@pytest.mark.parametrize("prompts", [*([prompt] for prompt in PROMPTS), PROMPTS], ids=["3", "47", "90", "all"])
+def test_it_says_what_generate_says_in_blocks_of_its_window(twin: tuple[Any, Engine, Path], prompts: Any) -> None:
+    watched = Watched(twin, blocks=50, reuse=False)
+    texts = watched.run(prompts)
+    assert [list(text) for text in texts] == [generated(twin[0], prompt, NEW).tokens for prompt in prompts]
+    decoding = watched.used[-NEW + len(prompts) * 4 :]  # the prompts are done by then
+    assert max(decoding) <= MOST * len(prompts) and watched.used[-1] == 0
+    most = sum(max(MOST, -(-len(prompt) // BLOCK)) for prompt in prompts)
+    assert max(watched.used) <= most, "a prompt has all its blocks, a text its window's"
+
+
+def test_reuse_preemption_and_steps_ahead_change_no_token(twin: tuple[Any, Engine, Path]) -> None:
+    prompts = [[*PROMPTS[2][:70], 5 + i] for i in range(4)]
+    plain = Watched(twin, blocks=60, reuse=False).run(prompts)
+    for in_flight in (1, 2):
+        narrow = Watched(twin, blocks=14, in_flight=in_flight)
+        assert narrow.run(prompts) == plain
+        assert narrow.executor.scheduler.counters.reused_tokens >= 64
+
+
+def test_a_text_goes_on_from_its_last_window(twin: tuple[Any, Engine, Path]) -> None:
+    """The blocks before are another's by then."""
+    watched = Watched(twin, blocks=17)
+    (text,) = watched.run(PROMPTS[2:])
+    watched.run(prompts_of((17, 200))[1:], new=10)
+    assert watched.kv.pool.num_evicted > 0
+    counters = watched.executor.scheduler.counters
+    longer = [*PROMPTS[2], *text, 7]
+    before = counters.reused_tokens
+    (more,) = watched.run([longer], new=10)
+    assert more == tuple(generated(twin[0], longer, 10).tokens)
+    assert counters.reused_tokens - before == (len(longer) - 2) // BLOCK * BLOCK
+
+
+def test_beams_share_a_window(twin: tuple[Any, Engine, Path]) -> None:
+    params = {"use_beam_search": True, "beam_width": 3, "n": 3}
+    watched, whole = Watched(twin, blocks=50, reuse=False), Watched(twin, blocks=50, reuse=False)
+    whole.kv.window = 0
+    assert watched.run(PROMPTS[1:2], 90, **params) == whole.run(PROMPTS[1:2], 90, **params)
+    assert max(watched.used[-80:]) <= 3 * MOST < max(whole.used[-80:])
