@@ -6,6 +6,7 @@ import asyncio
 import queue
 import shutil
 from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -299,11 +300,14 @@ class TextStream:
 
     def __init__(self, loop: Loop, submission: Any, prompt: Prompt, params: SamplingParams, *how: Any) -> None:
         self._parts: queue.SimpleQueue[RequestOutput | PenstockError] = queue.SimpleQueue()
+        self._ended = True  # nothing follows: asking for more would wait for ever
         new = submission(prompt, params, self._parts.put, True, *how)
+        if params.n > 1:
+            raise SamplingError(f"n={params.n} texts make no stream of pieces; use generate_async, or generate")
         self._loop, self._id = loop, new.id
         self.output: RequestOutput | None = None  # the whole output so far
-        self._ended = False  # nothing follows: asking for more would wait for ever
         loop.submit(new)
+        self._ended = False
 
     def __iter__(self) -> TextStream:
         return self
@@ -322,6 +326,13 @@ class TextStream:
     def close(self) -> None:
         """Cancel what is left."""
         self._loop.abort(self._id)
+
+    def __del__(self) -> None:
+        """A loop that was left early wants no more."""
+        if not self._ended:
+            loop, name = self._loop, self._id
+            with suppress(PenstockError):  # the engine is gone, and the request with it
+                loop.post(lambda: loop.executor.abort(name), lambda error: None)
 
 
 def compile(graph: Graph, weights: Mapping[str, Any], profile: Profile) -> Engine:

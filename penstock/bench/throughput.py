@@ -123,14 +123,16 @@ def logged(llm: LLM) -> Iterator[StepLog]:
     try:
         yield log
     finally:
-        while loop.executor.busy:
+        while loop.call(lambda: loop.executor.busy):  # raises what the loop died of
             time.sleep(0.001)
         loop.call(log.detach)
 
 
 def waits(steps: Sequence[LoggedStep]) -> Waits:
-    """A request that decodes in a step had its token before from the step before."""
-    return tuple((step.read - before.read, step.learnt) for before, step in pairwise(steps) if step.learnt)
+    """A request that decodes in a step had its token before from the step before: of one that lacked a block, or was
+    preempted, only the last step counts. Steps that failed gave no token."""
+    read = [step for step in steps if step.read]
+    return tuple((step.read - before.read, step.learnt) for before, step in pairwise(read) if step.learnt)
 
 
 def quantile(found: Waits, q: float) -> float:

@@ -170,6 +170,7 @@ def throughput(
     inter_token_latency_target: LatencyTarget = None,
     weights: flags.Weights = "checkpoint",
     dtype: flags.Dtype = "auto",
+    kv_cache_dtype: flags.KvDtype = "auto",
     device: flags.Device = "auto",
     max_batch_size: flags.BatchSize = None,
     max_num_tokens: flags.NumTokens = None,
@@ -191,7 +192,8 @@ def throughput(
     works = parse(workload, Given(num_requests, ins, outs, prefix_len, trace, rate))
     wish = Wish(tuple(works), static, not no_prefix_caching, plot)
     llm_arguments = {
-        "dtype": dtype, "device": device, "max_batch_size": max_batch_size, "max_num_tokens": max_num_tokens,
+        "dtype": dtype, "kv_cache_dtype": kv_cache_dtype, "device": device,
+        "max_batch_size": max_batch_size, "max_num_tokens": max_num_tokens,
         "max_seq_len": max_seq_len, "gpu_memory_utilization": gpu_memory_utilization, "cache_dir": cache_dir,
         "inter_token_latency_target": inter_token_latency_target,
     }  # fmt: skip

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from penstock.engine.profile import Profile
-from penstock.engine.program import PLAIN, Call, KernelLaunch, Program
+from penstock.engine.program import PLAIN, SCORES, Call, KernelLaunch, Program
 from penstock.errors import BuildError
 from penstock.ir.graph import Graph, Value, leaf, tensor
 from penstock.ir.op import emit
 from penstock.ir.ops.state import PREPARED, REALS
 from penstock.kernels.tactic import CudaKernel, Kernel
 
-SCORES = ("top_ids", "top_values", "chosen")
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "seed", "sample_position")
 
 

@@ -110,6 +110,7 @@ FRONT: Final = ("prepare", "forward")
 TAIL: Final = "sample"
 CONTROLLED_TAIL: Final = "controlled"
 PLAIN: Final = (*FRONT, TAIL)
+SCORES: Final = ("top_ids", "top_values", "chosen")  # what that tail gives beside the tokens
 CONTROLLED: Final = (*FRONT, CONTROLLED_TAIL)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from penstock.engine.manifest import Engine
 from penstock.engine.memory import Limits, MemoryPlan, aligned, calls_library, gib, plan_run
-from penstock.engine.program import CONTROLLED, FRONT, PLAIN
+from penstock.engine.program import CONTROLLED, FRONT, PLAIN, SCORES
 from penstock.engine.store import KERNELS
 from penstock.errors import ResourceError
 from penstock.ir.lazy import torch
@@ -20,7 +20,7 @@ from penstock.kernels import driver
 from penstock.kernels.driver import load_file
 from penstock.runtime.graphs import Bound, Graphs, Memory
 from penstock.runtime.kv import pool
-from penstock.runtime.step import PLAIN_TAIL, SCORES, Scores, Tail, Ticket, Timer, Visit
+from penstock.runtime.step import PLAIN_TAIL, Scores, Tail, Ticket, Timer, Visit
 from penstock.runtime.upload import Numbers
 from penstock.runtime.weights import Loading, release_pinned
 

@@ -208,11 +208,11 @@ class Executor:
         return Tail(True, tuple(rewritten), lambda row, logits: self._process(rewritten[row], logits))
 
     def _process(self, job: Job, logits: Any) -> Any:
-        """A row's logits after the request's own functions; whatever they are, where those fail: the text has ended."""
+        """A row's logits after the request's own functions; as they were, where those fail."""
         try:
-            return job.process(logits)
-        except Exception as error:  # the request's border
-            self._failing.append((job, SamplingError(f"a logits processor of request {job.order_id} failed: {error}")))
+            return job.process(logits.clone())
+        except BaseException as error:  # the request's border: nothing that it raises may end this thread
+            self._failing.append((job, SamplingError(f"a logits processor of {job.order_id} failed: {_said(error)}")))
             return logits
 
     def _end_failing(self) -> None:
@@ -260,8 +260,7 @@ class Executor:
     def _failed(self, plan: StepPlan, error: Exception) -> None:
         if self.log is not None:
             self.log.failed(plan)
-        ids = ", ".join(dict.fromkeys(request.id for request in plan.requests))
-        failure = ExecutorError(f"step {plan.step_id} failed and ended requests {ids}: {error}")
+        failure = ExecutorError(f"step {plan.step_id} failed and ended its {plan.num_rows} requests: {error}")
         failure.__cause__ = error
         for event in self.scheduler.fail(plan.step_id, failure):
             self._handle(event)
@@ -274,7 +273,7 @@ class Executor:
         try:
             self._tell(live, event)
         except Exception as error:  # the request's border
-            self._fail(live, ExecutorError(f"request {live.order_id} failed while its output was made: {error}"))
+            self._fail(live, ExecutorError(f"request {live.order_id} failed while its output was made: {_said(error)}"))
 
     def _tell(self, live: Job, event: Event) -> None:
         now, stopped = time.monotonic(), False
@@ -312,6 +311,14 @@ class Executor:
         if not left:
             del self._orders[job.order_id]
             self._deadlines.remove(job.order_id)
+
+
+def _said(error: BaseException) -> str:
+    """Its type and text; an error of a caller's own may have none."""
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception:
+        return type(error).__name__
 
 
 def _deliver(live: Job, error: PenstockError) -> None:

@@ -28,6 +28,7 @@ from penstock.spec import ModelSpec, inverse_frequencies
 from penstock.text.tokenizer import Tokenizer
 
 _LARGEST = 2**31 - 1
+MOST_SECONDS = 1e9
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +61,12 @@ class Submission:
             raise OptionError(f"cache_salt={self.cache_salt!r} holds half a character; give valid Unicode")
         for name in ("queue_timeout", "timeout"):
             value = getattr(self, name)
-            if value is not None and not (isinstance(value, int | float) and not isinstance(value, bool) and value > 0):
-                raise OptionError(f"{name}={value!r} is no number of seconds above 0; leave it out for no limit")
+            real = isinstance(value, int | float) and not isinstance(value, bool)
+            if value is not None and not (real and 0 < value <= MOST_SECONDS):
+                raise OptionError(
+                    f"{name}={str(value)[:40]} is no number of seconds above 0, at most {MOST_SECONDS:g}; leave it out "
+                    f"for no limit"
+                )
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +95,7 @@ class Intake:
         """Raises PromptError, SamplingError and the like."""
         params, notes = self._resolver.resolve(new.params)
         numbers = prompt_numbers(new.prompt_token_ids, self._engine.vocab_size)
+        self._refuse_vain(params, len(numbers))
         if params.use_beam_search:
             return Order(new, (self._search(new, params, notes, numbers),))
         if params.width == 1:
@@ -106,6 +112,24 @@ class Intake:
             keys = jobs[0].request.keys if jobs else ()  # one prompt, one salt
             jobs.append(self._job(new, params, notes, numbers, f"{new.id}#{i}", several.sink(i), i, keys))
         return Order(new, tuple(jobs))
+
+    def _refuse_vain(self, params: SamplingParams, length: int) -> None:
+        """What could be asked for and never had."""
+        limits = self._scheduler.limits
+        if params.stop and self._tokenizer is None:
+            raise SamplingError(f"stop={params.stop!r} needs a tokenizer, and there is none; use stop_token_ids")
+        room = limits.max_seq_len - length
+        if params.min_tokens > room > 0:
+            raise SamplingError(
+                f"min_tokens={params.min_tokens} behind a prompt of {length} tokens exceeds max_seq_len="
+                f"{limits.max_seq_len}; lower it, or shorten the prompt"
+            )
+        most, texts = limits.max_num_queued_reqs, 1 if params.use_beam_search else params.width
+        if most is not None and texts > most:
+            raise SamplingError(
+                f"{texts} texts of one prompt can never wait where max_num_queued_reqs={most}; lower n or best_of, or "
+                f"raise that limit"
+            )
 
     def _job(
         self, new: Submission, params: SamplingParams, notes: tuple[str, ...], numbers: Numbers, id: str, sink: Sink,

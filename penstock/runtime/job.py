@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from penstock.errors import PenstockError, SamplingError
+from penstock.ir.lazy import torch
 from penstock.runtime.beams import BeamStream
 from penstock.runtime.output import Stream
 from penstock.runtime.requests import RequestOutput
@@ -46,9 +47,15 @@ class Job:
         shape, kind = logits.shape, logits.dtype
         for function in self.stream.params.logits_processors:
             logits = function(list(self.request.output), logits)
-            if getattr(logits, "shape", None) != shape or getattr(logits, "dtype", None) != kind:
+            if not _is_like(logits, shape, kind):
                 raise SamplingError(f"{function!r} gave no {kind} tensor of shape {tuple(shape)}; give the logits back")
-        return logits
+        return logits.detach()
+
+
+def _is_like(given: object, shape: Any, kind: Any) -> bool:
+    """Whether a step can take it for a row of logits."""
+    tensor = isinstance(given, torch.Tensor) and given.layout is torch.strided and given.device.type == "cpu"
+    return tensor and given.shape == shape and given.dtype == kind  # type: ignore[attr-defined]
 
 
 def rows_of_prompts(plan: StepPlan) -> Iterator[tuple[Request, int, range]]:

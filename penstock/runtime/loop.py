@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import itertools
+import os
 import queue
 import threading
 import weakref
@@ -27,7 +28,8 @@ _OPEN: weakref.WeakSet[Loop] = weakref.WeakSet()
 def _close_all() -> None:
     """At the interpreter's end: a thread that is cut off inside torch would take the process down with it."""
     for loop in tuple(_OPEN):
-        loop.close()
+        with suppress(ExecutorError):  # a fork's: it has no thread
+            loop.close()
 
 
 def fresh_id() -> str:
@@ -64,6 +66,7 @@ class Loop:
         self._lock = threading.Lock()
         self._refusal: PenstockError | None = None  # set once no more commands are taken
         self._more_idle_work = True
+        self._pid = os.getpid()
         opened: Future[Executor] = Future()
         self._thread = threading.Thread(
             target=self._run, args=(open_executor, opened), name="penstock-executor", daemon=True
@@ -93,6 +96,12 @@ class Loop:
         self._send(_Command(work, lambda _, error: failed(error) if error is not None else None))
 
     def _send(self, command: _Command) -> None:
+        if threading.current_thread() is self._thread:
+            raise ExecutorError(
+                "the engine was called from its own thread, which would wait for itself; call it from yours"
+            )
+        if os.getpid() != self._pid:
+            raise ExecutorError("the engine was opened before this process forked, and stayed behind; open one here")
         with self._lock:
             if self._refusal is not None:
                 raise self._refusal
@@ -110,6 +119,8 @@ class Loop:
 
     def close(self) -> None:
         """End the thread and free the device; requests still running end with an error."""
+        if threading.current_thread() is self._thread or os.getpid() != self._pid:
+            raise ExecutorError("the engine can be shut down from another thread of its own process alone")
         with self._lock:
             if self._refusal is None:
                 self._refusal = ExecutorError("the engine was shut down; open it again")
@@ -128,7 +139,7 @@ class Loop:
             while self._take_commands(executor):
                 executor.step()
             self._end(executor, ExecutorError("the engine was shut down while this request was running"))
-        except Exception as error:  # the thread's border: everyone who waits must hear of it
+        except BaseException as error:  # the thread's border: everyone who waits must hear of it
             failure = ExecutorError(f"the executor failed: {type(error).__name__}: {error}; open the engine again")
             failure.__cause__ = error
             self._end(executor, failure)

@@ -22,6 +22,7 @@ RISE, FALL = 1 / 2, 1 / 64  # how much a step above its prediction counts for la
 SURPRISE = 4.0  # times its prediction: what a step took beyond that is taken for a disturbance, and counts as that
 LEAST_RATIO, MOST_RATIO = 1 / 4, 16.0  # measured to predicted
 MEMORY = 1 / 8  # what one step counts in a running mean
+MOST_SECONDS = 1e9
 TICK = 1e-9  # seconds: the least that a step is taken to last
 CHEAPEST = 1 / 16  # of a token's share of a step: the least that one more is taken to cost
 
@@ -145,8 +146,8 @@ class _Learned:
 
 
 def _checked(target: float) -> float:
-    if isinstance(target, bool) or not isinstance(target, int | float) or not 0 < target < inf:
+    if isinstance(target, bool) or not isinstance(target, int | float) or not 0 < target <= MOST_SECONDS:
         raise OptionError(
-            f"inter_token_latency_target={target!r} is no time above 0; give seconds, such as 0.02, or None for none"
+            f"inter_token_latency_target={str(target)[:40]} is no time above 0; give seconds, such as 0.02, or None"
         )
     return float(target)

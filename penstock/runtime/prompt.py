@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 
 import numpy as np
 
@@ -50,7 +50,7 @@ def read_prompt(prompt: Prompt, tokenizer: Tokenizer | None) -> tuple[str | None
     if not isinstance(prompt, Mapping) or set(prompt) != {"prompt_token_ids"}:
         raise PromptError(f"prompt {str(prompt)[:80]!r} is neither text nor {{'prompt_token_ids': [...]}}")
     ids: object = prompt["prompt_token_ids"]
-    if isinstance(ids, str) or not isinstance(ids, Iterable):
+    if isinstance(ids, str | bytes | bytearray | Set) or not isinstance(ids, Iterable):
         raise PromptError(f"prompt_token_ids={str(ids)[:80]!r} is a {type(ids).__name__}; give a list of integers")
     return None, tuple(ids)
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from penstock.engine.manifest import Engine
 from penstock.engine.memory import Limits
-from penstock.engine.program import CONTROLLED_TAIL, FRONT, TAIL, Phase, Sizes
+from penstock.engine.program import CONTROLLED_TAIL, FRONT, SCORES, TAIL, Phase, Sizes
 from penstock.ir.graph import Node
 from penstock.ir.lazy import torch
 from penstock.kernels.launch import Eager
@@ -60,7 +60,6 @@ class Tail:
 
 
 PLAIN_TAIL = Tail()
-SCORES = ("top_ids", "top_values", "chosen")
 
 # Hears of each node of a step as it has run: its phase, the node, its results (padded on a GPU), and the step's own
 # T, S and L. Results are overwritten by nodes that follow.
@@ -171,12 +170,12 @@ class CpuBackend:
             for _ in range(7):
                 start = time.perf_counter()
                 self.read(self.launch(_ONE_TOKEN, tokens=1, rows=1, logits=1))
+                self.states["slots"].zero_()  # each step lengthens the slot
                 times.append(time.perf_counter() - start)
             return sorted(times)[3]
 
         most: int = torch.get_num_threads()
         chosen = most if seconds(most) < 0.75 * seconds(1) else 1
-        self.states["slots"].zero_()
         return chosen
 
     def read(self, ticket: Ticket) -> list[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from penstock.engine.device import Device
 from penstock.engine.program import Site, Sizes
+from penstock.ir.ops.control import LISTS, NUMBERS
 from penstock.ir.ops.state import SlotLayout
 from penstock.kernels import gpu
 from penstock.kernels.prepare.step import slot_layout
@@ -32,6 +33,13 @@ def places(layout: SlotLayout) -> tuple[tuple[str, int], ...]:
         ("CONTROLS", layout.controls), ("CONTROLS_AT", layout.controls_at),
         ("HISTORY", layout.history), ("HISTORY_AT", layout.history_at),
     )  # fmt: skip
+
+
+# The kernels, and those of `logprobs`, count on this order.
+assert LISTS == 16 and NUMBERS == (
+    "prompt_length", "least_length", "repetition_penalty", "presence_penalty", "frequency_penalty",
+    "no_repeat_ngram_size", "num_ends", "num_bias", "num_bad", "adjusts", "num_logprobs", "by_adjusted",
+)  # fmt: skip
 
 
 class SlicedAdjust(Tactic):

@@ -22,7 +22,7 @@ _INTEGERS: Final[dict[str, tuple[int, int | None]]] = {
     "best_of": (1, MOST_TEXTS),
     "beam_width": (1, MOST_BEAMS),
     "max_tokens": (1, None),
-    "min_tokens": (0, None),
+    "min_tokens": (0, 2**30),
     "top_k": (-1, 2**31 - 1),  # the device keeps it in 32 bits
     "no_repeat_ngram_size": (0, 2**31 - 1),
     "seed": (-(2**63), 2**63 - 1),
@@ -33,12 +33,12 @@ _REALS: Final[dict[str, tuple[float, float]]] = {
     "temperature": (0.0, 1e6),
     "top_p": (0.0, 1.0),
     "min_p": (0.0, 1.0),
-    "length_penalty": (-math.inf, math.inf),
-    "repetition_penalty": (0.0, 1e6),
+    "length_penalty": (-10.0, 10.0),  # so that no power of a length leaves what a float holds
+    "repetition_penalty": (1e-3, 1e3),
     "presence_penalty": (-2.0, 2.0),
     "frequency_penalty": (-2.0, 2.0),
 }
-_ABOVE_LOW: Final = frozenset({"top_p", "repetition_penalty"})
+_ABOVE_LOW: Final = frozenset({"top_p"})
 _FLAGS: Final = ("use_beam_search", "include_stop_str_in_output", "ignore_eos", "detokenize", "skip_special_tokens")
 _LISTS: Final = ("stop", "stop_token_ids", "bad_words", "logits_processors")
 # Below these, logits / temperature and sums of probabilities leave what float32 can tell apart.
@@ -167,7 +167,8 @@ class SamplingParams:
     def _check_count(self) -> None:
         if self.best_of is not None and self.best_of < self.n:
             raise SamplingError(f"best_of={self.best_of} is below n={self.n}; the n best are chosen of best_of")
-        if not isinstance(self.early_stopping, bool) and self.early_stopping != "never":
+        given: object = self.early_stopping
+        if not (isinstance(given, bool) or (isinstance(given, str) and given == "never")):
             raise SamplingError(f"early_stopping={self.early_stopping!r} is unknown; give True, False or 'never'")
         defaults = {each.name: each.default for each in fields(SamplingParams)}
         wrong = _NOT_WITH_BEAMS if self.use_beam_search else _ONLY_WITH_BEAMS

@@ -65,11 +65,6 @@ class Resolver:
         return resolved
 
 
-def resolve(params: SamplingParams, generation_config: Mapping[str, Any]) -> tuple[SamplingParams, tuple[str, ...]]:
-    """As `Resolver`, for once."""
-    return Resolver(generation_config).resolve(params)
-
-
 def _left_out(name: str, neutral: float, taken: Mapping[str, tuple[Any, str]]) -> str:
     """A line where the model would have a beam search do what none does: its samples are its own affair."""
     value = taken.get(name, (neutral,))[0]

@@ -177,8 +177,39 @@ def test_the_best_of_several(llm: LLM) -> None:
         ranked = sorted(all_.outputs, key=lambda each: -(each.cumulative_logprob or 0))
         assert [c.token_ids for c in two.outputs] == [c.token_ids for c in ranked[:2]]
         assert [c.index for c in two.outputs] == [0, 1] and two.outputs[0].logprobs is None
-    with pytest.raises(SamplingError, match="cannot be streamed"):
+    with pytest.raises(SamplingError, match="n=2 texts make no stream"):
         llm.stream({"prompt_token_ids": [5]}, best)
+    with pytest.raises(SamplingError, match="cannot be streamed"):
+        llm.stream({"prompt_token_ids": [5]}, SamplingParams(best_of=2))
+
+
+def test_what_could_never_be_had_is_refused(llm: LLM) -> None:
+    for params, said in (
+        (greedy(max_tokens=20, min_tokens=20), "min_tokens=20 behind a prompt of 240 tokens exceeds max_seq_len=256"),
+        (SamplingParams(use_beam_search=True, n=16, stop_token_ids=tuple(range(2, 20))), "likeliest tokens"),
+    ):
+        with pytest.raises(SamplingError, match=said):
+            run(llm, params, [list(range(2, 242))])
+
+
+def test_whatever_a_processor_does_it_ends_its_request_alone(llm: LLM) -> None:
+    class Mute(Exception):
+        def __str__(self) -> str:
+            raise ValueError("nothing to say")
+
+    def ends(error: BaseException) -> Any:
+        def process(tokens: list[int], logits: torch.Tensor) -> torch.Tensor:
+            raise error
+
+        return process
+
+    bad = [ends(SystemExit(1)), ends(KeyboardInterrupt()), ends(Mute()), lambda t, x: x.to("meta")]
+    bad += [lambda t, x: x.to_sparse(), lambda t, x: x.resize_(5), lambda t, x: run(llm, greedy())]
+    others = llm.stream({"prompt_token_ids": PROMPTS[2]}, greedy(max_tokens=100))
+    for processor in bad:
+        with pytest.raises(SamplingError, match="a logits processor of request"):
+            run(llm, greedy(logits_processors=[processor]), PROMPTS[:1])
+    assert "".join(others) == run(llm, greedy(max_tokens=100))[2].outputs[0].text
 
 
 def test_a_processor_that_fails_ends_its_request_alone(llm: LLM) -> None:
