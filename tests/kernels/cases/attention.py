@@ -19,6 +19,12 @@ MIXTURES = (
     ((5, 59), (50, 3), (1, 2)),
     ((2, 63), (1, 127), (2, 95)),
 )
+# Chunks behind so many keys that their few tiles are cut into parts, where a case has room: at the borders of tiles and
+# parts, beside single tokens, a short prompt and padding.
+CHUNKS = (
+    ((1, 300), (20, 555), (0, 0), (6, 762), (9, 0), (1, 511)),
+    ((17, 495), (5, 768), (1, 640), (16, 1009)),
+)
 
 
 def _site(op: str, *types: Type, **attrs: Any) -> Site:
@@ -106,6 +112,13 @@ CASES: list[tuple[Site, Sizes]] = [
     (rope_attention("f32", 5, 1, 96, norms=True), sizes(1, 1, 3)),
     (rope_attention("f32", 4, 2, 64, 16, rows="S"), sizes(16, 8, 9)),
     (rope_attention("f32", 4, 2, 64), sizes(3, 2, 3)),  # its own keys fall to two tasks
+    (attention("bf16", 8, 2, 128), sizes(48, 6, 16)),
+    (attention("f16", 14, 2, 64, 16), sizes(44, 5, 64)),
+    (attention("bf16", 4, 2, 256, 64, window=600, softcap=50.0), sizes(48, 6, 16)),
+    (attention("f32", 3, 3, 80, 32), sizes(40, 4, 32)),
+    (attention("bf16", 8, 2, 128, pool=FP8), sizes(48, 6, 16)),
+    (rope_attention("bf16", 8, 2, 128), sizes(48, 6, 16)),
+    (rope_attention("f16", 3, 3, 80, 32, half=16, rows="S", factor=1.25, pool=FP8), sizes(44, 6, 32)),
     (rope("bf16", 8, 128, 64), sizes(5, 2, 2)),
     (rope("f32", 3, 80, 20, "S", scale=1.1), sizes(6, 3, 2)),
     (rope("f16", 71, 64, 32), sizes(65, 2, 2)),
@@ -152,6 +165,8 @@ def examples(site: Site, sizes: Mapping[str, int], generator: Any) -> list[list[
 
     mixture = {"attention": _on_attention, "rope_attention": _on_both}.get(site.op, _on_tokens)
     some = MIXTURES if device.startswith("cuda") else MIXTURES[sizes["T"] % len(MIXTURES) :][:1]  # a CPU interprets
+    if sizes["T"] > 32 and sizes["M"] * site.inputs[1].shape[3] >= 1024:
+        some = (*some, *CHUNKS)
     return [own(), *(mixture(site, own(), sizes, rows) for rows in some)]
 
 
