@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from itertools import product
+from math import isqrt
 
 import pytest
 import torch
@@ -144,7 +145,7 @@ def _cuts(rows: list[tuple[int, int]], parts: Parts, short: int, tile: int, keys
     lengths = [cdiv(c, keys) - (x // keys if window else 0) for x, (_, c) in zip(last, rows, strict=True)]
     work = sum(t * n for t, n in zip(tiles, lengths, strict=True))
     return [
-        t * max(1, min(n * parts.aim // work, n // parts.least)) if t else 0
+        t * max(1, min(n * parts.aim // work, n // parts.least, isqrt(n * keys // 64))) if t else 0
         for t, n in zip(tiles, lengths, strict=True)
     ]
 

@@ -10,6 +10,8 @@ from penstock.kernels.attention.attend_triton import at_index, attend, blocks_of
 from penstock.kernels.attention.narrow_triton import widened
 from penstock.kernels.attention.tasks_triton import finish
 
+JOIN_KEYS = tl.constexpr(64)  # attended to in the time that joining one part takes
+
 
 @triton.jit
 def prefill(
@@ -43,7 +45,8 @@ def find_part(
 
     Where fewer tiles than `programs` leave the device empty, each row's are cut into as many parts as its share of the
     work allows: rounded down, so that all run at once, and none of less than `least` tiles of keys. That makes less
-    than programs + tiles tasks. Last tiles first: they see the most keys, and what starts last should be short.
+    than programs + tiles tasks. More parts are shorter, and take longer to join: `worth` has the least of both.
+    Last tiles first: they see the most keys, and what starts last should be short.
     Returns (task, negative where there is none for the program; row, first query, part, parts).
     """
     i = tl.arange(0, SP)
@@ -60,7 +63,8 @@ def find_part(
             first = tl.maximum(last - WINDOW + 1, 0) // PN
         keys = (contexts + PN - 1) // PN - first
         work = tl.maximum(tl.sum(tiles * keys), 1)
-        cuts = tl.maximum(tl.minimum(keys * programs // work, keys // least), 1)
+        worth = tl.sqrt((tl.maximum(keys, 0) * PN // JOIN_KEYS).to(tl.float32)).to(tl.int32)
+        cuts = tl.maximum(tl.minimum(tl.minimum(keys * programs // work, keys // least), worth), 1)
         tasks = tl.sum(tiles * cuts)
     ends = tl.cumsum(tiles * cuts, 0)
     task = tasks - 1 - index

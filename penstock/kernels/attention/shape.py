@@ -16,7 +16,7 @@ MAX_COMBINED = 16384  # numbers of a group of heads; more would not fit in the r
 MAX_SHORT = 4  # queries of a row that is still split over its keys
 MAX_SEQUENCES = 4096  # every program scans them
 AT_ONCE = 2  # programs of the larger configuration on a multiprocessor
-LEAST_KEYS = 256  # of a part of a tile of queries: joining one costs about as much
+LEAST_KEYS = 256  # of a part of a tile of queries
 JOINED = 32  # numbers of a part that a thread holds while four are joined
 
 
