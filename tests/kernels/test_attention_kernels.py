@@ -139,7 +139,7 @@ def test_the_decode_grid_holds_every_mixture_of_contexts(contexts: list[int], le
 def _cuts(rows: list[tuple[int, int]], parts: Parts, short: int, tile: int, keys: int, window: int) -> list[int]:
     """What `find_part` makes of rows of (queries, context): tasks of each."""
     tiles = [cdiv(n, tile) if n > short else 0 for n, _ in rows]
-    if sum(tiles) >= parts.aim:
+    if sum(tiles) >= parts.aim or not parts.cut:
         return tiles
     last = [max(0, context - (n - (t - 1) * tile) - window + 1) for t, (n, context) in zip(tiles, rows, strict=True)]
     lengths = [cdiv(c, keys) - (x // keys if window else 0) for x, (_, c) in zip(last, rows, strict=True)]

@@ -18,18 +18,19 @@ def prefill(
     q_ptr, kv_ptr, query_start_ptr, query_len_ptr, context_len_ptr, table_ptr, out_ptr, acc_ptr, ml_ptr, count_ptr,
     S, M, programs, least,
     H: tl.constexpr, K: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, DC: tl.constexpr, B: tl.constexpr,
-    SP: tl.constexpr, SHORT: tl.constexpr, PM: tl.constexpr, PN: tl.constexpr,
+    SP: tl.constexpr, SHORT: tl.constexpr, PM: tl.constexpr, PN: tl.constexpr, CUT: tl.constexpr,
     SCALE: tl.constexpr, SOFTCAP: tl.constexpr, WINDOW: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """One task of long rows, and one KV head. Grid: (K times the tasks at most)."""
+    """One task of long rows, and one KV head. Grid: (K times the tasks at most). CUT: tiles may be cut over keys."""
     task, row, query, part, parts = find_part(
-        tl.program_id(0) // K, query_len_ptr, context_len_ptr, S, programs, least, SP, SHORT, PM // (H // K), PN, WINDOW
-    )
+        tl.program_id(0) // K, query_len_ptr, context_len_ptr, S, programs, least,
+        SP, SHORT, PM // (H // K), PN, CUT, WINDOW,
+    )  # fmt: skip
     if task >= 0:
         attend_queries(
             q_ptr, kv_ptr, query_start_ptr, query_len_ptr, context_len_ptr, table_ptr, out_ptr,
             acc_ptr, ml_ptr, count_ptr, row, query, task, part, parts, tl.program_id(0) % K, M,
-            H, K, D, DP, DC, B, PM, PN, SCALE, SOFTCAP, WINDOW, PDL,
+            H, K, D, DP, DC, B, PM, PN, CUT, SCALE, SOFTCAP, WINDOW, PDL,
         )  # fmt: skip
     elif PDL:
         tl.extra.cuda.gdc_wait()
@@ -39,7 +40,7 @@ def prefill(
 @triton.jit
 def find_part(
     index, query_len_ptr, context_len_ptr, S, programs, least,
-    SP: tl.constexpr, SHORT: tl.constexpr, QT: tl.constexpr, PN: tl.constexpr, WINDOW: tl.constexpr,
+    SP: tl.constexpr, SHORT: tl.constexpr, QT: tl.constexpr, PN: tl.constexpr, CUT: tl.constexpr, WINDOW: tl.constexpr,
 ):  # fmt: skip
     """Which tile of QT queries of which long row, and which part of its keys, the program is for.
 
@@ -54,8 +55,9 @@ def find_part(
     tiles = tl.where(lengths > SHORT, (lengths + QT - 1) // QT, 0)
     count = tl.sum(tiles)
     tasks = count
+    ends = tl.cumsum(tiles, 0)
     cuts = tl.full((SP,), 1, tl.int32)
-    if count < programs:
+    if CUT and count < programs:
         contexts = tl.load(context_len_ptr + i, mask=i < S, other=0, cache_modifier=".cg")
         first = contexts - contexts
         if WINDOW > 0:
@@ -66,15 +68,18 @@ def find_part(
         worth = tl.sqrt((tl.maximum(keys, 0) * PN // JOIN_KEYS).to(tl.float32)).to(tl.int32)
         cuts = tl.maximum(tl.minimum(tl.minimum(keys * programs // work, keys // least), worth), 1)
         tasks = tl.sum(tiles * cuts)
-    ends = tl.cumsum(tiles * cuts, 0)
+        ends = tl.cumsum(tiles * cuts, 0)
     task = tasks - 1 - index
     before = ends <= task
     row = tl.minimum(tl.sum(before.to(tl.int32)), S - 1)
     own = task - tl.max(tl.where(before, ends, 0), 0)
-    parts = count - count + 1
-    if tasks > count:
+    part = count - count
+    parts = part + 1
+    if CUT and tasks > count:
         parts = at_index(cuts, row, SP)
-    return task, row, own // parts * QT, own % parts, parts
+        part = own % parts
+        own = own // parts
+    return task, row, own * QT, part, parts
 
 
 @triton.jit
@@ -82,7 +87,7 @@ def attend_queries(
     q_ptr, kv_ptr, query_start_ptr, query_len_ptr, context_len_ptr, table_ptr, out_ptr, acc_ptr, ml_ptr, count_ptr,
     row, query, task, part, parts, head, M,
     H: tl.constexpr, K: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, DC: tl.constexpr, B: tl.constexpr,
-    PM: tl.constexpr, PN: tl.constexpr,
+    PM: tl.constexpr, PN: tl.constexpr, CUT: tl.constexpr,
     SCALE: tl.constexpr, SOFTCAP: tl.constexpr, WINDOW: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """PM // G queries of a row, from `query` on, of one KV head; PN keys at a time, of part `part` of `parts`.
@@ -105,10 +110,12 @@ def attend_queries(
     low = position - position
     if WINDOW > 0:
         low = tl.maximum(position - WINDOW + 1, 0)
-    first = low // PN
-    length = (position + queries - 1) // PN + 1 - first
-    begin = first + length * part // parts
-    end = first + length * (part + 1) // parts
+    begin = low // PN
+    end = (position + queries - 1) // PN + 1
+    if CUT and parts > 1:
+        length = end - begin
+        end = begin + length * (part + 1) // parts
+        begin += length * part // parts
     blocks = blocks_of(table, begin, low, context, B, PN)
     if PDL:
         tl.extra.cuda.gdc_wait()
@@ -120,7 +127,9 @@ def attend_queries(
     acc = tl.zeros((PM, DP), tl.float32)
     middle = begin
     if WINDOW == 0:
-        middle = tl.maximum(tl.minimum((position + 1) // PN, end), begin)
+        middle = (position + 1) // PN
+        if CUT:
+            middle = tl.maximum(tl.minimum(middle, end), begin)
         for tile in range(begin, middle):
             m, total, acc = attend(
                 q, gain, m, total, acc, kv_ptr, blocks, tile, low, context, at, head,
@@ -133,7 +142,11 @@ def attend_queries(
             K, D, DP, B, PN, SCALE, SOFTCAP, WINDOW, True,
         )  # fmt: skip
         blocks = blocks_of(table, tile + 1, low, context, B, PN)
-    finish(
-        m, total, acc, out_ptr, acc_ptr, ml_ptr, count_ptr, start, live, task, part, parts, task - part, head,
-        K, D, DP, DC, PM,
-    )  # fmt: skip
+    if CUT:
+        finish(
+            m, total, acc, out_ptr, acc_ptr, ml_ptr, count_ptr, start, live, task, part, parts, task - part, head,
+            K, D, DP, DC, PM,
+        )  # fmt: skip
+    else:
+        y = (acc / total[:, None]).to(out_ptr.dtype.element_ty)
+        tl.store(out_ptr + start[:, None] + d[None, :], y, mask=live[:, None] & (d < D)[None, :])

@@ -131,6 +131,7 @@ class Parts:
     aim: int  # tasks for each KV head that run at once; so many tiles, or more, are not cut
     least: int  # tiles of keys of a part
     most: int  # tasks that there can be for each KV head
+    cut: int  # of them in steps that are cut; 0: none ever is, or only where a step is far smaller than its bucket
     partial: int  # bytes of the tasks' sums; their maxima and totals lie behind
     workspace: int
     counters: int  # bytes of zeroed memory
@@ -141,11 +142,13 @@ class Parts:
         least = max(1, LEAST_KEYS // config["PN"])
         parts = max(1, cdiv(sizes["M"] * shape.block_size, config["PN"]) // least)
         aim = device.multiprocessors * config["PTASKS"] // shape.kv_heads
-        aim = max(1, min(aim, tiles * parts)) if parts > 1 else 1
-        cut = aim + min(tiles, aim - 1) if aim > 1 else 0
+        aim = max(1, min(aim, tiles * parts))
+        # A step of less than half a bucket's tokens runs in a smaller one.
+        full = (sizes["T"] // 2 - sizes["S"] * short) // (config["PM"] // shape.group) >= aim
+        cut = 0 if full or aim == 1 or parts == 1 else aim + min(tiles, aim - 1)
         lanes = cut * shape.kv_heads * config["PM"]
         partial = cdiv(lanes * shape.head_size * 4, 256) * 256
-        return Parts(aim, least, max(tiles, cut), partial, partial + lanes * 2 * 4, cut * shape.kv_heads * 4)
+        return Parts(aim, least, max(tiles, cut), cut, partial, partial + lanes * 2 * 4, cut * shape.kv_heads * 4)
 
 
 def decode_configs(shape: Shape, few: bool) -> tuple[dict[str, int], ...]:
@@ -253,7 +256,8 @@ def prefill(site: Site, sizes: Sizes, device: Device, config: Config, short: int
         ("S", "i32"), ("M", "i32"), ("programs", "i32"), ("least", "i32"),
     )  # fmt: skip
     columns = min(shape.padded_size, 32 * config["PWARPS"] * JOINED // config["PM"])
-    named = {**constants(site, sizes, device, short), "DC": columns, "PM": config["PM"], "PN": config["PN"]}
+    tile = {"DC": columns, "PM": config["PM"], "PN": config["PN"], "CUT": parts.cut > 0}
+    named = {**constants(site, sizes, device, short), **tile}
     kernel = triton_kernel(f"{FOLDER}.prefill_triton:prefill", signature, named, config["PWARPS"], config["PSTAGES"])
     memory = (*gpu.workspace(0, parts.partial), *gpu.zeroed(0))
     args = (*args, *memory, *gpu.integers(sizes["S"], sizes["M"], parts.aim, parts.least))
