@@ -66,7 +66,7 @@ def run(draft: Draft, inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Te
     zeroed = torch.zeros(draft.zeroed + 8, dtype=torch.uint8)
     for step in draft.steps:
         assert not isinstance(step, Call), "only kernels are interpreted"
-        _launch(step, {"in": inputs, "out": outputs}, {"workspace": workspace, "zeroed": zeroed})
+        launch(step, {"in": inputs, "out": outputs}, {"workspace": workspace, "zeroed": zeroed})
     assert (workspace[draft.workspace :] == 0xFF).all(), "something was written behind the workspace"
     assert not zeroed.any(), "the zeroed memory must be left zero"
 
@@ -74,7 +74,7 @@ def run(draft: Draft, inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Te
 Memory = Mapping[str, torch.Tensor]  # "workspace", "zeroed"
 
 
-def _launch(use: KernelUse, tensors: Mapping[str, Sequence[torch.Tensor]], memory: Memory) -> None:
+def launch(use: KernelUse, tensors: Mapping[str, Sequence[torch.Tensor]], memory: Memory) -> None:
     module, name = use.kernel.source.split(":")
     function = getattr(importlib.import_module(module), name)
     values: dict[str, Any] = dict(use.kernel.constants)

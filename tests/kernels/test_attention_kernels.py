@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import random
 import subprocess
 import sys
 from dataclasses import replace
 from itertools import product
+from math import isqrt
 
 import pytest
 import torch
@@ -16,7 +18,7 @@ from penstock.engine.program import Site
 from penstock.ir.graph import tensor
 from penstock.ir.op import get
 from penstock.kernels.attention.ragged import Ragged
-from penstock.kernels.attention.shape import Shape, Tasks, most_tiles
+from penstock.kernels.attention.shape import Parts, Shape, Tasks, most_tiles
 from penstock.kernels.registry import tactics
 from penstock.kernels.rope_attention.step import Step
 from penstock.kernels.tactic import Draft, KernelUse, cdiv
@@ -33,8 +35,10 @@ def test_kernels_agree_with_the_references(op: str) -> None:
     assert failures(TOPIC, (op,)) == []
 
 
-def test_stale_cache_changes_no_bit() -> None:
-    command = [sys.executable, "-m", "tests.kernels.interpret.attention_stale"]
+@pytest.mark.parametrize("worker", ["attention_stale", "attention_chunks"])
+def test_interpreted_in_a_process_of_its_own(worker: str) -> None:
+    """A stale cache changes no bit; chunks behind many keys, cut and joined, agree with the reference."""
+    command = [sys.executable, "-m", f"tests.kernels.interpret.{worker}"]
     env = {**os.environ, "TRITON_INTERPRET": "1"}
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=200, check=False)
     assert done.stdout.strip() == "equal", done.stderr[-2000:]
@@ -130,6 +134,46 @@ def test_the_decode_grid_holds_every_mixture_of_contexts(contexts: list[int], le
         tasks = Tasks.of(Shape.of(site), at, H200, {"BN": 64, "TASKS": target, "LEAST": least})
         assert sum(_parts(contexts, tasks.aim, tasks.least, 64)) <= tasks.most
         assert tasks.counters == len(contexts) * 8 * 4
+
+
+def _cuts(rows: list[tuple[int, int]], parts: Parts, short: int, tile: int, keys: int, window: int) -> list[int]:
+    """What `find_part` makes of rows of (queries, context): tasks of each."""
+    tiles = [cdiv(n, tile) if n > short else 0 for n, _ in rows]
+    if sum(tiles) >= parts.aim or not parts.cut:
+        return tiles
+    last = [max(0, context - (n - (t - 1) * tile) - window + 1) for t, (n, context) in zip(tiles, rows, strict=True)]
+    lengths = [cdiv(c, keys) - (x // keys if window else 0) for x, (_, c) in zip(last, rows, strict=True)]
+    work = sum(t * n for t, n in zip(tiles, lengths, strict=True))
+    return [
+        t * max(1, min(n * parts.aim // work, n // parts.least, isqrt(n * keys // 64))) if t else 0
+        for t, n in zip(tiles, lengths, strict=True)
+    ]
+
+
+def test_the_grid_and_the_workspace_hold_every_mixture_of_chunks() -> None:
+    numbers = random.Random(1)
+    site, most = attention("bf16", 32, 8, 128), 0
+    for tokens, sequences, blocks in ((5, 8, 4), (64, 8, 136), (128, 64, 136), (512, 64, 136), (2048, 64, 1024)):
+        at = sizes(tokens, sequences, blocks)
+        for config in Ragged().tunables(site, at, H200):
+            parts = Parts.of(Shape.of(site), at, H200, config, 4)
+            tile = config["PM"] // 4
+            assert parts.most >= most_tiles(at, 4, tile)
+            # Twice what runs at once, at most: here 17 MB, whatever the bucket.
+            assert parts.workspace <= 2 * H200.multiprocessors * config["PTASKS"] * config["PM"] * (128 + 2) * 4 + 256
+            for _ in range(200):
+                left, rows = tokens, []
+                while left and len(rows) < sequences:
+                    n = numbers.randint(1, min(left, numbers.choice((1, 20, 300))))
+                    rows.append((n, min(blocks * 64, n + numbers.choice((0, 500, 8000)))))
+                    left -= n
+                tasks = _cuts(rows, parts, 4, tile, config["PN"], numbers.choice((0, 700)))
+                assert sum(tasks) <= parts.most
+                if sum(tasks) > sum(cdiv(n, tile) for n, _ in rows if n > 4):
+                    most = max(most, sum(tasks))
+                    assert sum(tasks) * 8 * config["PM"] * 130 * 4 <= parts.workspace
+                    assert sum(tasks) * 8 * 4 <= parts.counters
+    assert most > 33
 
 
 @pytest.mark.parametrize(("short", "tile"), list(product((1, 2, 4), (1, 2, 3, 8))))

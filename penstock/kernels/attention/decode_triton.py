@@ -42,8 +42,8 @@ def decode(
     live = r < count * G
     at = context - count + tl.minimum(r // G, count - 1)
     keep = live[:, None] & (d < D)[None, :]
-    place = ((token + r // G) * H + head * G + r % G)[:, None] * D + d[None, :]
-    q = tl.load(q_ptr + place, mask=keep, other=0.0)
+    start = ((token + r // G) * H + head * G + r % G) * D
+    q = tl.load(q_ptr + start[:, None] + d[None, :], mask=keep, other=0.0)
     low = context - context
     if WINDOW > 0:
         low = tl.maximum(context - count - WINDOW + 1, 0)
@@ -55,10 +55,10 @@ def decode(
     if kv_ptr.dtype.element_ty == tl.float8e4nv:
         # Read again: what is not held over the loop leaves its registers to it.
         token = tl.load(query_start_ptr + row, cache_modifier=".cg").to(tl.int64)
-        place = ((token + r // G) * H + head * G + r % G)[:, None] * D + d[None, :]
+        start = ((token + r // G) * H + head * G + r % G) * D
     finish(
-        m, total, acc, out_ptr, acc_ptr, ml_ptr, count_ptr, place, keep, live, task, part, parts, row, head,
-        K, D, DP, BM,
+        m, total, acc, out_ptr, acc_ptr, ml_ptr, count_ptr, start, live, task, part, parts, row, head,
+        K, D, DP, DP, BM,
     )  # fmt: skip
 
 

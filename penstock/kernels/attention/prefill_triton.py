@@ -1,4 +1,4 @@
-"""Attention of rows of many queries: a tile of queries a program, over all the keys that it sees."""
+"""Attention of rows of many queries: a tile of queries a program, over all the keys that it sees, or a part of them."""
 
 # mypy: disable-error-code="no-untyped-def"
 from __future__ import annotations
@@ -6,24 +6,31 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from penstock.kernels.attention.attend_triton import attend, blocks_of
+from penstock.kernels.attention.attend_triton import at_index, attend, blocks_of
 from penstock.kernels.attention.narrow_triton import widened
+from penstock.kernels.attention.tasks_triton import finish
+
+JOIN_KEYS = tl.constexpr(64)  # attended to in the time that joining one part takes
 
 
 @triton.jit
 def prefill(
-    q_ptr, kv_ptr, query_start_ptr, query_len_ptr, context_len_ptr, table_ptr, out_ptr, S, M,
-    H: tl.constexpr, K: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, B: tl.constexpr, SP: tl.constexpr,
-    SHORT: tl.constexpr, PM: tl.constexpr, PN: tl.constexpr,
+    q_ptr, kv_ptr, query_start_ptr, query_len_ptr, context_len_ptr, table_ptr, out_ptr, acc_ptr, ml_ptr, count_ptr,
+    S, M, programs, least,
+    H: tl.constexpr, K: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, DC: tl.constexpr, B: tl.constexpr,
+    SP: tl.constexpr, SHORT: tl.constexpr, PM: tl.constexpr, PN: tl.constexpr, CUT: tl.constexpr,
     SCALE: tl.constexpr, SOFTCAP: tl.constexpr, WINDOW: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """One tile of long rows, and one KV head. Grid: (K times the tiles at most)."""
-    index = tl.program_id(0) // K
-    tiles, row, query = find_tile(index, query_len_ptr, S, SP, SHORT, PM // (H // K))
-    if index < tiles:
+    """One task of long rows, and one KV head. Grid: (K times the tasks at most). CUT: tiles may be cut over keys."""
+    task, row, query, part, parts = find_part(
+        tl.program_id(0) // K, query_len_ptr, context_len_ptr, S, programs, least,
+        SP, SHORT, PM // (H // K), PN, CUT, WINDOW,
+    )  # fmt: skip
+    if task >= 0:
         attend_queries(
             q_ptr, kv_ptr, query_start_ptr, query_len_ptr, context_len_ptr, table_ptr, out_ptr,
-            row, query, tl.program_id(0) % K, M, H, K, D, DP, B, PM, PN, SCALE, SOFTCAP, WINDOW, PDL,
+            acc_ptr, ml_ptr, count_ptr, row, query, task, part, parts, tl.program_id(0) % K, M,
+            H, K, D, DP, DC, B, PM, PN, CUT, SCALE, SOFTCAP, WINDOW, PDL,
         )  # fmt: skip
     elif PDL:
         tl.extra.cuda.gdc_wait()
@@ -31,29 +38,59 @@ def prefill(
 
 
 @triton.jit
-def find_tile(index, query_len_ptr, S, SP: tl.constexpr, SHORT: tl.constexpr, QT: tl.constexpr):
-    """(tiles of QT queries in all long rows, the row of tile number `index`, its first query).
+def find_part(
+    index, query_len_ptr, context_len_ptr, S, programs, least,
+    SP: tl.constexpr, SHORT: tl.constexpr, QT: tl.constexpr, PN: tl.constexpr, CUT: tl.constexpr, WINDOW: tl.constexpr,
+):  # fmt: skip
+    """Which tile of QT queries of which long row, and which part of its keys, the program is for.
 
+    Where fewer tiles than `programs` leave the device empty, each row's are cut into as many parts as its share of the
+    work allows: rounded down, so that all run at once, and none of less than `least` tiles of keys. That makes less
+    than programs + tiles tasks. More parts are shorter, and take longer to join: `worth` has the least of both.
     Last tiles first: they see the most keys, and what starts last should be short.
+    Returns (task, negative where there is none for the program; row, first query, part, parts).
     """
     i = tl.arange(0, SP)
     lengths = tl.load(query_len_ptr + i, mask=i < S, other=0, cache_modifier=".cg")
     tiles = tl.where(lengths > SHORT, (lengths + QT - 1) // QT, 0)
-    ends = tl.cumsum(tiles, 0)
     count = tl.sum(tiles)
-    at = tl.maximum(count - 1 - index, 0)
-    before = ends <= at
+    tasks = count
+    ends = tl.cumsum(tiles, 0)
+    cuts = tl.full((SP,), 1, tl.int32)
+    if CUT and count < programs:
+        contexts = tl.load(context_len_ptr + i, mask=i < S, other=0, cache_modifier=".cg")
+        first = contexts - contexts
+        if WINDOW > 0:
+            last = contexts - (lengths - (tl.maximum(tiles, 1) - 1) * QT)
+            first = tl.maximum(last - WINDOW + 1, 0) // PN
+        keys = (contexts + PN - 1) // PN - first
+        work = tl.maximum(tl.sum(tiles * keys), 1)
+        worth = tl.sqrt((tl.maximum(keys, 0) * PN // JOIN_KEYS).to(tl.float32)).to(tl.int32)
+        cuts = tl.maximum(tl.minimum(tl.minimum(keys * programs // work, keys // least), worth), 1)
+        tasks = tl.sum(tiles * cuts)
+        ends = tl.cumsum(tiles * cuts, 0)
+    task = tasks - 1 - index
+    before = ends <= task
     row = tl.minimum(tl.sum(before.to(tl.int32)), S - 1)
-    return count, row, (at - tl.max(tl.where(before, ends, 0), 0)) * QT
+    own = task - tl.max(tl.where(before, ends, 0), 0)
+    part = count - count
+    parts = part + 1
+    if CUT and tasks > count:
+        parts = at_index(cuts, row, SP)
+        part = own % parts
+        own = own // parts
+    return task, row, own * QT, part, parts
 
 
 @triton.jit
 def attend_queries(
-    q_ptr, kv_ptr, query_start_ptr, query_len_ptr, context_len_ptr, table_ptr, out_ptr, row, query, head, M,
-    H: tl.constexpr, K: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, B: tl.constexpr, PM: tl.constexpr,
-    PN: tl.constexpr, SCALE: tl.constexpr, SOFTCAP: tl.constexpr, WINDOW: tl.constexpr, PDL: tl.constexpr,
+    q_ptr, kv_ptr, query_start_ptr, query_len_ptr, context_len_ptr, table_ptr, out_ptr, acc_ptr, ml_ptr, count_ptr,
+    row, query, task, part, parts, head, M,
+    H: tl.constexpr, K: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, DC: tl.constexpr, B: tl.constexpr,
+    PM: tl.constexpr, PN: tl.constexpr, CUT: tl.constexpr,
+    SCALE: tl.constexpr, SOFTCAP: tl.constexpr, WINDOW: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """PM // G queries of a row, from `query` on, of one KV head; PN keys at a time.
+    """PM // G queries of a row, from `query` on, of one KV head; PN keys at a time, of part `part` of `parts`.
 
     Before the wait only what `prepare` wrote is read: see `Draft` for why that is there by then.
     """
@@ -65,36 +102,51 @@ def attend_queries(
     r = tl.arange(0, PM)
     d = tl.arange(0, DP)
     queries = tl.minimum(count - query, QT)
-    keep = (r < queries * G)[:, None] & (d < D)[None, :]
-    place = ((token + r // G) * H + head * G + r % G)[:, None] * D + d[None, :]
+    live = r < queries * G
+    start = ((token + r // G) * H + head * G + r % G) * D
     position = context - count + query
     at = position + tl.minimum(r // G, queries - 1)
     table = table_ptr + row.to(tl.int64) * M
-    last = (position + queries - 1) // PN + 1
     low = position - position
     if WINDOW > 0:
         low = tl.maximum(position - WINDOW + 1, 0)
-    middle = low // PN
-    blocks = blocks_of(table, middle, low, context, B, PN)
+    begin = low // PN
+    end = (position + queries - 1) // PN + 1
+    if CUT and parts > 1:
+        length = end - begin
+        end = begin + length * (part + 1) // parts
+        begin += length * part // parts
+    blocks = blocks_of(table, begin, low, context, B, PN)
     if PDL:
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
-    q, gain = widened(tl.load(q_ptr + place, mask=keep, other=0.0), kv_ptr)
+    q = tl.load(q_ptr + start[:, None] + d[None, :], mask=live[:, None] & (d < D)[None, :], other=0.0)
+    q, gain = widened(q, kv_ptr)
     m = tl.full((PM,), float("-inf"), tl.float32)
     total = tl.zeros((PM,), tl.float32)
     acc = tl.zeros((PM, DP), tl.float32)
+    middle = begin
     if WINDOW == 0:
         middle = (position + 1) // PN
-        for tile in range(0, middle):
+        if CUT:
+            middle = tl.maximum(tl.minimum(middle, end), begin)
+        for tile in range(begin, middle):
             m, total, acc = attend(
                 q, gain, m, total, acc, kv_ptr, blocks, tile, low, context, at, head,
                 K, D, DP, B, PN, SCALE, SOFTCAP, WINDOW, False,
             )  # fmt: skip
             blocks = blocks_of(table, tile + 1, low, context, B, PN)
-    for tile in range(middle, last):
+    for tile in range(middle, end):
         m, total, acc = attend(
             q, gain, m, total, acc, kv_ptr, blocks, tile, low, context, at, head,
             K, D, DP, B, PN, SCALE, SOFTCAP, WINDOW, True,
         )  # fmt: skip
         blocks = blocks_of(table, tile + 1, low, context, B, PN)
-    tl.store(out_ptr + place, (acc / total[:, None]).to(out_ptr.dtype.element_ty), mask=keep)
+    if CUT:
+        finish(
+            m, total, acc, out_ptr, acc_ptr, ml_ptr, count_ptr, start, live, task, part, parts, task - part, head,
+            K, D, DP, DC, PM,
+        )  # fmt: skip
+    else:
+        y = (acc / total[:, None]).to(out_ptr.dtype.element_ty)
+        tl.store(out_ptr + start[:, None] + d[None, :], y, mask=live[:, None] & (d < D)[None, :])

@@ -8,6 +8,7 @@ from penstock.kernels import gpu
 from penstock.kernels.attention.shape import (
     FOLDER,
     ROWS,
+    Parts,
     Shape,
     Tasks,
     constants,
@@ -25,11 +26,12 @@ class Ragged(Tactic):
 
     Rows of at most `Shape.short` queries: `decode` splits the keys of all such rows into tasks of near equal size,
     sized on the device from the contexts; the last task of a row to end joins them in order. Longer rows: `prefill`,
-    a tile of queries a program. Programs without work end at once. Sequences must stand in the step in order and
-    without gaps, as `prepare` puts them. Tokens of no sequence, behind the last, become zero.
+    a tile of queries a program; where such tiles are few, their keys are split and joined likewise. Programs without
+    work end at once. Sequences must stand in the step in order and without gaps, as `prepare` puts them. Tokens of no
+    sequence, behind the last, become zero.
     """
 
-    op, name, version = "attention", "ragged", 3
+    op, name, version = "attention", "ragged", 4
 
     def supports(self, site: Site, sizes: Sizes, device: Device) -> str | None:
         return refusal(site, sizes, device)
@@ -41,9 +43,11 @@ class Ragged(Tactic):
         shape = Shape.of(site)
         tasks = Tasks.of(shape, sizes, device, config)
         steps = [_decode(site, sizes, device, config, tasks)]
-        if sizes["T"] > shape.short:
-            steps.append(prefill(site, sizes, device, config, shape.short, (*inputs(*range(6)), *outputs(0))))
-        return Draft(tuple(steps), tasks.workspace, tasks.counters)
+        if sizes["T"] <= shape.short:
+            return Draft(tuple(steps), tasks.workspace, tasks.counters)
+        parts = Parts.of(shape, sizes, device, config, shape.short)
+        steps.append(prefill(site, sizes, device, config, shape.short, (*inputs(*range(6)), *outputs(0))))
+        return Draft(tuple(steps), max(tasks.workspace, parts.workspace), max(tasks.counters, parts.counters))
 
 
 def _decode(site: Site, sizes: Sizes, device: Device, config: Config, tasks: Tasks) -> KernelUse:

@@ -16,6 +16,8 @@ MAX_COMBINED = 16384  # numbers of a group of heads; more would not fit in the r
 MAX_SHORT = 4  # queries of a row that is still split over its keys
 MAX_SEQUENCES = 4096  # every program scans them
 AT_ONCE = 2  # programs of the larger configuration on a multiprocessor
+LEAST_KEYS = 256  # of a part of a tile of queries
+JOINED = 32  # numbers of a part that a thread holds while four are joined
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +124,33 @@ class Tasks:
         return Tasks(aim, config["LEAST"], aim + rows, partial, partial + lanes * 2 * 4, counters)
 
 
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """How tiles of long rows are cut over their keys in one bucket where they are few, and the memory that it takes."""
+
+    aim: int  # tasks for each KV head that run at once; so many tiles, or more, are not cut
+    least: int  # tiles of keys of a part
+    most: int  # tasks that there can be for each KV head
+    cut: int  # of them in steps that are cut; 0: none ever is, or only where a step is far smaller than its bucket
+    partial: int  # bytes of the tasks' sums; their maxima and totals lie behind
+    workspace: int
+    counters: int  # bytes of zeroed memory
+
+    @staticmethod
+    def of(shape: Shape, sizes: Sizes, device: Device, config: Config, short: int) -> Parts:
+        tiles = most_tiles(sizes, short, config["PM"] // shape.group)
+        least = max(1, LEAST_KEYS // config["PN"])
+        parts = max(1, cdiv(sizes["M"] * shape.block_size, config["PN"]) // least)
+        aim = device.multiprocessors * config["PTASKS"] // shape.kv_heads
+        aim = max(1, min(aim, tiles * parts))
+        # A step of less than half a bucket's tokens runs in a smaller one.
+        full = (sizes["T"] // 2 - sizes["S"] * short) // (config["PM"] // shape.group) >= aim
+        cut = 0 if full or aim == 1 or parts == 1 else aim + min(tiles, aim - 1)
+        lanes = cut * shape.kv_heads * config["PM"]
+        partial = cdiv(lanes * shape.head_size * 4, 256) * 256
+        return Parts(aim, least, max(tiles, cut), cut, partial, partial + lanes * 2 * 4, cut * shape.kv_heads * 4)
+
+
 def decode_configs(shape: Shape, few: bool) -> tuple[dict[str, int], ...]:
     """BN: keys of a tile; TASKS: tasks aimed at for each multiprocessor; LEAST: tiles of a task; APART: warps that each
     take a share of a tile's keys by themselves (1: all together). `few`: AT_ONCE programs a multiprocessor hold a task
@@ -153,18 +182,19 @@ def plain_warps(shape: Shape) -> int:
 
 
 def prefill_configs(shape: Shape) -> tuple[dict[str, int], ...]:
-    """PM, PN: rows and keys of a tile."""
+    """PM, PN: rows and keys of a tile; PTASKS: tasks of a few tiles aimed at for each multiprocessor."""
     if shape.bytes == 4:
-        return ({"PM": shape.decode_rows, "PN": plain_keys(shape), "PSTAGES": 2, "PWARPS": plain_warps(shape)},)
+        tile = {"PM": shape.decode_rows, "PN": plain_keys(shape), "PSTAGES": 2, "PWARPS": plain_warps(shape)}
+        return ({**tile, "PTASKS": 2},)
     if shape.padded_size > 128:
-        return ({"PM": 64 if shape.narrow else 128, "PN": 32, "PSTAGES": 2, "PWARPS": 8},)
-    big = {"PM": 128, "PN": 64, "PSTAGES": 3, "PWARPS": 8}
+        return ({"PM": 64 if shape.narrow else 128, "PN": 32, "PSTAGES": 2, "PWARPS": 8, "PTASKS": 1},)
+    big = {"PM": 128, "PN": 64, "PSTAGES": 3, "PWARPS": 8, "PTASKS": 1}
     if shape.narrow:  # widening costs the same whatever the rows; four warps are faster, though some registers spill
         return (big, {**big, "PWARPS": 4})
     if shape.group > 64:
         return (big,)
     # Two programs of four warps share a multiprocessor: one multiplies while the other takes exponents.
-    small = {**big, "PM": 64, "PWARPS": 4}
+    small = {**big, "PM": 64, "PWARPS": 4, "PTASKS": 2}
     return (small, {**big, "PN": 128, "PSTAGES": 2}, big) if shape.padded_size <= 64 else (small, big)
 
 
@@ -219,15 +249,19 @@ def prefill(site: Site, sizes: Sizes, device: Device, config: Config, short: int
     `args`: queries, cache, query_start, query_len, context_len, block_table, result.
     """
     shape = Shape.of(site)
+    parts = Parts.of(shape, sizes, device, config, short)
     signature = (
         ("q_ptr", shape.pointer), ("kv_ptr", shape.pool), *ROWS, ("table_ptr", "*i32"),
-        ("out_ptr", shape.pointer), ("S", "i32"), ("M", "i32"),
+        ("out_ptr", shape.pointer), ("acc_ptr", "*fp32"), ("ml_ptr", "*fp32"), ("count_ptr", "*i32"),
+        ("S", "i32"), ("M", "i32"), ("programs", "i32"), ("least", "i32"),
     )  # fmt: skip
-    named = {**constants(site, sizes, device, short), "PM": config["PM"], "PN": config["PN"]}
+    columns = min(shape.padded_size, 32 * config["PWARPS"] * JOINED // config["PM"])
+    tile = {"DC": columns, "PM": config["PM"], "PN": config["PN"], "CUT": parts.cut > 0}
+    named = {**constants(site, sizes, device, short), **tile}
     kernel = triton_kernel(f"{FOLDER}.prefill_triton:prefill", signature, named, config["PWARPS"], config["PSTAGES"])
-    tiles = most_tiles(sizes, short, config["PM"] // shape.group)
-    args = (*args, *gpu.integers(sizes["S"], sizes["M"]))
-    return KernelUse(kernel, (tiles * shape.kv_heads, 1, 1), args, singles=False)
+    memory = (*gpu.workspace(0, parts.partial), *gpu.zeroed(0))
+    args = (*args, *memory, *gpu.integers(sizes["S"], sizes["M"], parts.aim, parts.least))
+    return KernelUse(kernel, (parts.most * shape.kv_heads, 1, 1), args, singles=False)
 
 
 def most_tiles(sizes: Sizes, short: int, tile: int) -> int:

@@ -1,4 +1,4 @@
-"""Short rows as tasks: how their keys are cut, and how a row's tasks are joined by the last of them to arrive."""
+"""Tasks over a share of the keys: how short rows are cut, and how tasks are joined by the last of them to arrive."""
 
 # mypy: disable-error-code="no-untyped-def"
 from __future__ import annotations
@@ -56,19 +56,23 @@ def find_task(
 
 @triton.jit
 def finish(
-    m, total, acc, out_ptr, acc_ptr, ml_ptr, count_ptr, place, keep, live, task, part, parts, row, head,
-    K: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BM: tl.constexpr,
+    m, total, acc, out_ptr, acc_ptr, ml_ptr, count_ptr, start, live, task, part, parts, row, head,
+    K: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, DC: tl.constexpr, BM: tl.constexpr,
 ):  # fmt: skip
-    """Write a row's result where this is its only task; otherwise leave (acc, m, total) for the last to arrive.
+    """Write a tile's result where this is its only task; otherwise leave (acc, m, total) for the last to arrive.
 
-    That one joins the parts in their order, whatever order they came in, so the result never varies. It sets the row's
-    counter back to zero. Counters are shared with other launches of the step: call this behind `gdc_wait` only.
+    `start`, `live`: where each of the tile's BM rows begins in the result, and whether it is one. The last to arrive
+    joins the parts in their order, whatever order they came in, so the result never varies: DC columns at a time, as
+    many as its registers hold. It sets counter number `row` back to zero. Counters are shared with other launches of
+    the step: call this behind `gdc_wait` only.
     """
+    d = tl.arange(0, DP)
+    keep = live[:, None] & (d < D)[None, :]
     if parts == 1:
-        tl.store(out_ptr + place, (acc / total[:, None]).to(out_ptr.dtype.element_ty), mask=keep)
+        y = (acc / total[:, None]).to(out_ptr.dtype.element_ty)
+        tl.store(out_ptr + start[:, None] + d[None, :], y, mask=keep)
     else:
         r = tl.arange(0, BM)
-        d = tl.arange(0, DP)
         own = task.to(tl.int64) * K + head
         tl.store(acc_ptr + (own * BM + r)[:, None] * D + d[None, :], acc, mask=keep)
         tl.store(ml_ptr + own * (2 * BM) + r, m, mask=live)
@@ -79,23 +83,27 @@ def finish(
         arrived = tl.atomic_add(counter, 1, sem="acq_rel")
         if arrived == parts - 1:
             tl.store(counter, 0)
-            y = _joined(acc_ptr, ml_ptr, live, task - part, parts, head, K, D, DP, BM)
-            tl.store(out_ptr + place, y.to(out_ptr.dtype.element_ty), mask=keep)
+            for first in tl.static_range(0, DP, DC):
+                y = _joined(acc_ptr, ml_ptr, live, task - part, parts, head, first, K, D, DC, BM)
+                column = (first + tl.arange(0, DC))[None, :]
+                inside = live[:, None] & (column < D)
+                tl.store(out_ptr + start[:, None] + column, y.to(out_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit
 def _joined(
-    acc_ptr, ml_ptr, live, begin, parts, head, K: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BM: tl.constexpr
-):
-    """The softmax of all parts of a row, four at a time so that their loads are under way together."""
+    acc_ptr, ml_ptr, live, begin, parts, head, first,
+    K: tl.constexpr, D: tl.constexpr, DC: tl.constexpr, BM: tl.constexpr,
+):  # fmt: skip
+    """Columns of the softmax of all parts of a tile, four at a time so that their loads are under way together."""
     highest = tl.full((BM,), float("-inf"), tl.float32)
     total = tl.zeros((BM,), tl.float32)
-    acc = tl.zeros((BM, DP), tl.float32)
+    acc = tl.zeros((BM, DC), tl.float32)
     for part in range(0, parts, 4):
-        a, s, x = _part(acc_ptr, ml_ptr, live, begin, part, parts, head, K, D, DP, BM)
-        b, t, y = _part(acc_ptr, ml_ptr, live, begin, part + 1, parts, head, K, D, DP, BM)
-        c, u, z = _part(acc_ptr, ml_ptr, live, begin, part + 2, parts, head, K, D, DP, BM)
-        e, v, w = _part(acc_ptr, ml_ptr, live, begin, part + 3, parts, head, K, D, DP, BM)
+        a, s, x = _part(acc_ptr, ml_ptr, live, begin, part, parts, head, first, K, D, DC, BM)
+        b, t, y = _part(acc_ptr, ml_ptr, live, begin, part + 1, parts, head, first, K, D, DC, BM)
+        c, u, z = _part(acc_ptr, ml_ptr, live, begin, part + 2, parts, head, first, K, D, DC, BM)
+        e, v, w = _part(acc_ptr, ml_ptr, live, begin, part + 3, parts, head, first, K, D, DC, BM)
         top = tl.maximum(tl.maximum(tl.maximum(a, b), tl.maximum(c, e)), highest)
         base = tl.where(top == float("-inf"), 0.0, top)
         old = tl.exp2(highest - base)
@@ -108,12 +116,12 @@ def _joined(
 
 @triton.jit
 def _part(
-    acc_ptr, ml_ptr, live, begin, part, parts, head,
-    K: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BM: tl.constexpr,
+    acc_ptr, ml_ptr, live, begin, part, parts, head, first,
+    K: tl.constexpr, D: tl.constexpr, DC: tl.constexpr, BM: tl.constexpr,
 ):  # fmt: skip
     """(m, total, acc) of one part, or of nothing. It was written by another program: no L1 may answer."""
     r = tl.arange(0, BM)
-    d = tl.arange(0, DP)
+    d = first + tl.arange(0, DC)
     alive = live & (part < parts)
     own = (begin + part).to(tl.int64) * K + head
     m = tl.load(ml_ptr + own * (2 * BM) + r, mask=alive, other=float("-inf"), cache_modifier=".cg")

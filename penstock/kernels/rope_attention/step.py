@@ -9,6 +9,7 @@ from penstock.engine.program import Arg, Site, Sizes
 from penstock.kernels import gpu
 from penstock.kernels.attention.shape import (
     ROWS,
+    Parts,
     Shape,
     Tasks,
     constants,
@@ -32,7 +33,7 @@ class Step(Tactic):
     Positions of short rows are taken from their contexts, which is where `prepare` has them from.
     """
 
-    op, name, version = "rope_attention", "step", 2
+    op, name, version = "rope_attention", "step", 3
 
     def supports(self, site: Site, sizes: Sizes, device: Device) -> str | None:
         if sizes["T"] > MOST_TOKENS:
@@ -45,14 +46,15 @@ class Step(Tactic):
     def plan(self, site: Site, sizes: Sizes, device: Device, config: Config) -> Draft:
         shape = Shape.of(site)
         tasks = Tasks.of(shape, sizes, device, config)
-        queries = cdiv(tasks.workspace, 256) * 256  # where long rows' rotated queries lie
+        parts = Parts.of(shape, sizes, device, config, _short_row(shape, sizes))
+        queries = cdiv(max(tasks.workspace, parts.workspace), 256) * 256  # where long rows' rotated queries lie
         steps = [_short(site, sizes, device, config, tasks, queries)]
         if sizes["T"] <= _short_row(shape, sizes):
             return Draft(tuple(steps), tasks.workspace, tasks.counters)
         args = (*gpu.workspace(queries), *inputs(1, 6, 7, 8, 5), *outputs(0))
         steps.append(prefill(site, sizes, device, config, _short_row(shape, sizes), args))
         size = sizes["T"] * shape.heads * shape.head_size * shape.bytes
-        return Draft(tuple(steps), queries + size, tasks.counters)
+        return Draft(tuple(steps), queries + size, max(tasks.counters, parts.counters))
 
 
 def _short_row(shape: Shape, sizes: Sizes) -> int:

@@ -109,11 +109,10 @@ def step(
         K, D, DP, B, BM, W, BN, SCALE, SOFTCAP, WINDOW, NATIVE,
     )  # fmt: skip
     live = (r < count * GP) & (r % GP < G)
-    keep = live[:, None] & (d < D)[None, :]
-    place = ((token + r // GP) * H + head * G + r % GP)[:, None] * D + d[None, :]
+    start = ((token + r // GP) * H + head * G + r % GP) * D
     finish(
-        m, total, acc, out_ptr, acc_ptr, ml_ptr, count_ptr, place, keep, live, task, part, parts, row, head,
-        K, D, DP, BM,
+        m, total, acc, out_ptr, acc_ptr, ml_ptr, count_ptr, start, live, task, part, parts, row, head,
+        K, D, DP, DP, BM,
     )  # fmt: skip
 
 

@@ -10,14 +10,21 @@ from penstock.ir.graph import Type, leaf, tensor
 from penstock.ir.op import emit, get
 
 Sizes = dict[str, int]
+Rows = tuple[tuple[int, int], ...]  # queries of each sequence, and tokens before them
 FP8 = "fp8_e4m3"
-# Queries of each sequence, and tokens before them, laid over a case's S and T as far as they fit: single tokens, a row
-# of nothing, a few drafts to verify, prompts, a second chunk of one, rows that end where pages begin.
-MIXTURES = (
+# Laid over a case's S and T as far as they fit: single tokens, a row of nothing, a few drafts to verify, prompts, a
+# second chunk of one, rows that end where pages begin.
+MIXTURES: tuple[Rows, ...] = (
     ((1, 0), (9, 0), (0, 77), (1, 63), (3, 40), (2, 0), (30, 21), (1, 100)),
     ((1, 128), (1, 1), (1, 127), (1, 64), (1, 33), (0, 0), (1, 90)),
     ((5, 59), (50, 3), (1, 2)),
     ((2, 63), (1, 127), (2, 95)),
+)
+# Chunks behind so many keys that their few tiles are cut into parts, where a case has room: at the borders of tiles and
+# parts, beside single tokens, a short prompt and padding.
+CHUNKS: tuple[Rows, ...] = (
+    ((1, 300), (20, 555), (0, 0), (6, 762), (9, 0), (1, 511)),
+    ((17, 495), (5, 768), (1, 640), (16, 1009)),
 )
 
 
@@ -107,6 +114,11 @@ CASES: list[tuple[Site, Sizes]] = [
     (rope_attention("f32", 5, 1, 96, norms=True), sizes(1, 1, 3)),
     (rope_attention("f32", 4, 2, 64, 16, rows="S"), sizes(16, 8, 9)),
     (rope_attention("f32", 4, 2, 64), sizes(3, 2, 3)),  # its own keys fall to two tasks
+    (attention("f16", 7, 1, 64, 16), sizes(44, 5, 64)),
+    (attention("bf16", 4, 2, 256, 64, window=600, softcap=50.0), sizes(48, 6, 16)),
+    (attention("f32", 1, 1, 80, 32), sizes(40, 4, 32)),
+    (attention("bf16", 4, 1, 128, pool=FP8), sizes(48, 6, 16)),
+    (rope_attention("bf16", 4, 1, 128), sizes(48, 6, 16)),
     (rope("bf16", 8, 128, 64), sizes(5, 2, 2)),
     (rope("f32", 3, 80, 20, "S", scale=1.1), sizes(6, 3, 2)),
     (rope("f16", 71, 64, 32), sizes(65, 2, 2)),
@@ -151,8 +163,10 @@ def examples(site: Site, sizes: Mapping[str, int], generator: Any) -> list[list[
             _beyond_range(site, tensors)
         return tensors
 
-    mixture = {"attention": _on_attention, "rope_attention": _on_both}.get(site.op, _on_tokens)
+    mixture = {"attention": on_attention, "rope_attention": _on_both}.get(site.op, _on_tokens)
     some = MIXTURES if device.startswith("cuda") else MIXTURES[sizes["T"] % len(MIXTURES) :][:1]  # a CPU interprets
+    if "attention" in site.op and sizes["T"] > 32 and sizes["M"] * int(site.inputs[1].shape[3]) >= 1024:
+        some = (*some, *CHUNKS)
     return [own(), *(mixture(site, own(), sizes, rows) for rows in some)]
 
 
@@ -182,7 +196,7 @@ def _fitted(rows: Sequence[tuple[int, int]], sizes: Mapping[str, int], block: in
     return fitted + [(0, 0)] * (sizes["S"] - len(fitted))
 
 
-def _on_attention(
+def on_attention(
     site: Site, tensors: list[Any], sizes: Mapping[str, int], rows: Sequence[tuple[int, int]]
 ) -> list[Any]:
     import torch
@@ -209,14 +223,14 @@ def _spans(fitted: Sequence[tuple[int, int]], device: Any) -> tuple[Any, Any, An
 
 
 def _on_both(site: Site, tensors: list[Any], sizes: Mapping[str, int], rows: Sequence[tuple[int, int]]) -> list[Any]:
-    """As `_on_attention`, and what the step itself appends is not in the cache yet."""
+    """As `on_attention`, and what the step itself appends is not in the cache yet."""
     first = _on_tokens(site, tensors, sizes, rows)
     fitted = _fitted(rows, sizes, first[1].shape[3])
     for row, (count, before) in enumerate(fitted):
         for position in range(before, before + count):
             block, at = divmod(position, first[1].shape[3])
             first[1][first[5][row, block], :, :, at] = _stale(first[1])
-    _, kv, *spans, table = _on_attention(site, [first[0], first[1], *first[6:9], first[5]], sizes, rows)
+    _, kv, *spans, table = on_attention(site, [first[0], first[1], *first[6:9], first[5]], sizes, rows)
     return [first[0], kv, *first[2:5], table, *spans, *first[9:]]
 
 
