@@ -18,6 +18,7 @@ Encode = Callable[[str], Sequence[int]]
 
 SIGMA, MOST_NEW = 1.2, 2048  # of lognormal outputs
 PREFIX_SEED = 999_983  # apart from those of single prompts
+MOST_COUNT, MOST_SECONDS = 10**6, 10**6  # of a line: tokens, and when it comes
 KEYS = ("prompt_tokens", "prompt", "output_tokens", "arrival")  # of a line of a trace
 # What each workload takes besides the number of requests, with what it is where nothing is given.
 TAKES: dict[str, dict[str, Any]] = {
@@ -182,7 +183,7 @@ def read_trace(path: Path, most: int | None = None) -> list[Line]:
 def _line(where: str, text: str) -> Line:
     try:
         data = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         data = None
     if not isinstance(data, dict) or set(data) - set(KEYS) or ("prompt" in data) == ("prompt_tokens" in data):
         raise OptionError(
@@ -194,14 +195,14 @@ def _line(where: str, text: str) -> Line:
         text_or_length = _count(where, "prompt_tokens", data["prompt_tokens"])
     elif not isinstance(text_or_length, str) or not text_or_length:
         raise OptionError(f"{where}: prompt={text_or_length!r} is no text; give some")
-    if isinstance(arrival, bool) or not isinstance(arrival, int | float) or not 0 <= arrival < math.inf:
-        raise OptionError(f"{where}: arrival={arrival!r} must be seconds from 0")
+    if isinstance(arrival, bool) or not isinstance(arrival, int | float) or not 0 <= arrival <= MOST_SECONDS:
+        raise OptionError(f"{where}: arrival={str(arrival)[:40]} must be seconds from 0 to {MOST_SECONDS}")
     return Line(text_or_length, _count(where, "output_tokens", new), float(arrival))
 
 
 def _count(where: str, name: str, value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise OptionError(f"{where}: {name}={value!r} must be an integer from 1")
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MOST_COUNT:
+        raise OptionError(f"{where}: {name}={str(value)[:40]} must be an integer from 1 to {MOST_COUNT}")
     return value
 
 
