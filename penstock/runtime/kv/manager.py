@@ -3,6 +3,7 @@
 Full blocks of a prompt are found again by their keys (`kv.keys`), whether somebody still holds them or not. A block is
 published when the step that fills it is planned: the device runs steps in order, so whoever is admitted later reads
 what was written. Until then its key is promised, and who wants the same waits for it rather than compute it twice.
+Blocks that the pool gave away may be found in the host's memory (`kv.host`).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from enum import Enum
 from typing import NamedTuple
 
 from penstock.runtime.kv.blocks import BlockPool, BlockRef
+from penstock.runtime.kv.host import HostCache
 
 
 class Fit(Enum):
@@ -40,9 +42,11 @@ class Copy(NamedTuple):
 class KvManager:
     """Tables over one pool, keyed by slot."""
 
-    def __init__(self, pool: BlockPool, reuse: bool = True) -> None:
-        """`reuse`: find the blocks of equal prefixes again."""
+    def __init__(self, pool: BlockPool, reuse: bool = True, host_blocks: int = 0) -> None:
+        """`reuse`: find the blocks of equal prefixes again; `host_blocks`: of the host's memory, for those evicted."""
         self.pool = pool
+        self.host = HostCache(host_blocks)
+        pool.evicting = self.host.save
         self.reuse = reuse
         self._tables: dict[int, list[BlockRef]] = {}
         self._promises: dict[bytes, int] = {}  # key -> the slot that will publish it
@@ -56,12 +60,12 @@ class KvManager:
         """Whether the empty pool could hold them; otherwise waiting is in vain."""
         return self.blocks_for(num_tokens) <= self.pool.num_usable
 
-    def found(self, keys: Sequence[bytes]) -> list[BlockRef]:
-        """The blocks of as many keys from the first on as are there."""
-        refs: list[BlockRef] = []
+    def found(self, keys: Sequence[bytes]) -> list[BlockRef | None]:
+        """The blocks of as many keys from the first on as are there; None where only the host has it."""
+        refs: list[BlockRef | None] = []
         for key in keys if self.reuse else ():
             ref = self.pool.find(key)
-            if ref is None:
+            if ref is None and key not in self.host:
                 break
             refs.append(ref)
         return refs
@@ -72,22 +76,32 @@ class KvManager:
         refs = self.found(keys)
         if len(refs) < len(keys) and self.reuse and keys[len(refs)] in self._promises:
             return Fit.PROMISED
-        idle = sum(not self.pool.holders(ref) for ref in refs)
-        new = self.blocks_for(num_tokens) - len(refs)
+        idle = sum(ref is not None and not self.pool.holders(ref) for ref in refs)
+        new = self.blocks_for(num_tokens) - len(refs) + refs.count(None)
         return Fit.YES if new + idle + spare <= self.pool.num_free else Fit.NO
 
     def admit(self, slot: int, keys: Sequence[bytes], num_tokens: int) -> int:
         """Make the table of a slot; the caller has asked `fit`. Returns how many of its blocks hold their tokens."""
         assert slot not in self._tables, f"slot {slot} already holds blocks"
         refs = self.found(keys)
+        self.host.hold([key for key, ref in zip(keys, refs, strict=False) if ref is None])
         for ref in refs:
-            self.pool.hold(ref)
+            if ref is not None:
+                self.pool.hold(ref)
         if self.reuse:
             self._promised[slot] = keys[len(refs) :]
             for key in self._promised[slot]:
                 self._promises.setdefault(key, slot)
-        self._tables[slot] = [*refs, *self.pool.allocate(self.blocks_for(num_tokens) - len(refs))]
+        new = list(self.pool.allocate(self.blocks_for(num_tokens) - len(refs) + refs.count(None)))
+        table = [ref or self._restore(key, new.pop(0)) for key, ref in zip(keys, refs, strict=False)]
+        self._tables[slot] = [*table, *new]
         return len(refs)
+
+    def _restore(self, key: bytes, ref: BlockRef) -> BlockRef:
+        """A new block gets what the host has of this key, before the step that is planned; others may share it."""
+        self.host.restore(key, ref)
+        self.pool.publish(ref, key)
+        return ref
 
     def grow(self, slot: int) -> Grown:
         """One block more; the caller has asked the pool."""
@@ -173,6 +187,7 @@ class KvManager:
     def check(self) -> None:
         """Prove that tables and pool agree: each block has as many holders as tables list it, and none twice."""
         self.pool.check()
+        self.host.check()
         listed: dict[BlockRef, int] = {}
         for table in self._tables.values():
             assert len(set(table)) == len(table), f"a table lists a block twice: {table}"

@@ -81,6 +81,7 @@ class Device:
         self.slots: dict[int, str] = {}
         self.tables: dict[int, list[int]] = {}
         self.cells: dict[tuple[int, int], tuple[bytes, Text]] = {}
+        self.host: dict[int, list[tuple[bytes, Text]]] = {}  # blocks of the host's memory
         self.dead: set[str] = set()  # failed: what their rows in flight read is nobody's concern
         self.told: set[int | None] = set()  # slots that hold their group's parameters
         self.texts: dict[tuple[int, int], Text] = {}  # of a step's rows of beams, by slot
@@ -97,6 +98,15 @@ class Device:
             assert fork.length + 1 == fork.request.num_known == fork.request.goal
             assert fork.fresh == (fork.slot not in self.told)
             self.told.add(fork.slot)
+
+    def move(self, plan: StepPlan) -> None:
+        """To the host's memory, then back."""
+        hosts, targets = [host for _, host in plan.saved], [block for _, block in plan.restored]
+        assert len(set(hosts)) == len(hosts) and len(set(targets)) == len(targets)
+        for block, host in plan.saved:
+            self.host[host] = [self.cells.get((block, at), (b"", ())) for at in range(BLOCK)]
+        for host, block in plan.restored:
+            self.cells |= {(block, at): cell for at, cell in enumerate(self.host.get(host, ()))}
 
     def copy(self, plan: StepPlan) -> None:
         sources, targets = {copy.source for copy in plan.copies}, [copy.target for copy in plan.copies]
@@ -115,6 +125,7 @@ class Device:
             self.tables[slot].append(block)
 
     def run(self, plan: StepPlan) -> None:
+        self.move(plan)
         self.copy(plan)
         self.take_upload(plan)
         for row in plan.rows:
@@ -139,10 +150,13 @@ class SchedulerMachine(RuleBasedStateMachine):
         in_flight=st.integers(1, 2),
         reuse=st.booleans(),
         share=st.none() | st.integers(0, 3),
+        host=st.sampled_from((0, 1, 2, 4, 24)),
     )
-    def start(self, slots: int, spare: int, blocks: int, in_flight: int, reuse: bool, share: int | None) -> None:
+    def start(
+        self, slots: int, spare: int, blocks: int, in_flight: int, reuse: bool, share: int | None, host: int
+    ) -> None:
         self.limits = Limits(slots, slots + spare, 32, in_flight)
-        self.kv = KvManager(BlockPool(blocks, BLOCK), reuse)
+        self.kv = KvManager(BlockPool(blocks, BLOCK), reuse, host_blocks=host)
         self.share = share
         self.scheduler = Scheduler(self.limits, self.kv, None if share is None else lambda decoding: share)
         self.truths: dict[str, Truth] = {}
