@@ -141,7 +141,7 @@ def test_a_step_that_failed_has_saved_and_restored_nothing() -> None:
 def test_whoever_restores_what_a_failed_step_should_have_saved_ends_with_it() -> None:
     for failing in (True, False):
         scheduler = _scheduler(9)
-        _run(scheduler, "first", 1)
+        first = _run(scheduler, "first", 1)
         _run(scheduler, "other", 2, 13)
         scheduler.add(Request("long", (3,) * 17, 9, 32))
         saving = scheduler.schedule()
@@ -153,5 +153,5 @@ def test_whoever_restores_what_a_failed_step_should_have_saved_ends_with_it() ->
             scheduler.retire(saving.step_id, [7])
         events = scheduler.fail((saving if failing else reading).step_id, RuntimeError("died"))
         assert [event.request_id for event in events] == ["long", "reader"]
-        assert (saving.saved[0][1] in [*scheduler.kv.host._free]) == failing  # noqa: SLF001
+        assert (first.keys[1] in scheduler.kv.host) == (not failing)
         scheduler.check()
