@@ -224,13 +224,13 @@ class SchedulerMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.scheduler.can_schedule)
     @rule()
     def schedule(self) -> None:
-        waiting = {name for name, r in self.requests.items() if r.slot is None and not r.finish_reason}
+        seated = {name: r.num_preemptions for name, r in self.requests.items() if r.slot is not None}
         plan = self.scheduler.schedule()
         if plan is None:
             left = [name for name, r in self.requests.items() if not r.finish_reason]
             assert self.flight or not left, "work is left and nothing was planned"
             return
-        self.check_admissions(plan, waiting)
+        self.check_admissions(plan, seated)
         self.check_service(plan)
         self.check_writes(plan)
         self.device.see(plan)
@@ -244,12 +244,13 @@ class SchedulerMachine(RuleBasedStateMachine):
         for earlier in self.flight:
             assert earlier.slots.isdisjoint(fork.slot for fork in plan.retabled)
 
-    def check_admissions(self, plan: StepPlan, waiting: set[str]) -> None:
+    def check_admissions(self, plan: StepPlan, seated: dict[str, int]) -> None:
         """Into slots that no step in flight may touch, and blocks of their own but for what is found."""
         busy = {slot for earlier in self.flight for slot in earlier.slots}
         for admission in plan.admitted:
             assert admission.slot not in busy and DUMMY_BLOCK not in admission.block_table
-            assert admission.request.id in waiting
+            request = admission.request
+            assert not request.finish_reason and seated.get(request.id) != request.num_preemptions
             own = admission.block_table[admission.num_reused // BLOCK :]
             others = {b for slot in self.kv.slots - {admission.slot} for b in self.kv.table(slot)}
             assert others.isdisjoint(own), "a block that is not full is shared"
@@ -356,7 +357,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert ended[: len(unfinished)] == unfinished and all(event.error is error for event in events)
         for event in events:
             self.hear_end(event)
-        self.device.dead.update(ended, rows)  # ghosts, too
+        self.device.dead.update(ended, rows, [name for name, truth in self.truths.items() if truth.ends])  # ghosts, too
 
     @rule(steps=st.integers(1, 8))
     def run(self, steps: int) -> None:
