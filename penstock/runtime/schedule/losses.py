@@ -18,12 +18,12 @@ def withdraw(plan: StepPlan, later: Iterable[StepPlan], kv: KvManager) -> dict[R
     kv.withdraw(plan.published)
     for step in later:
         hosts = _hosts(step, bad, hosts)
-        restored = {block: host_block in hosts for host_block, block in step.restored}
-        lost = {ref for ref in step.published if restored.get(ref.block)}
+        spoiled = {block for host_block, block in step.restored if host_block in hosts}
+        lost = {ref for ref in step.published if ref.block in spoiled}
         readers = [each for each in step.admitted if (bad | lost).intersection(kv.refs(each.slot))]
         doomed |= dict.fromkeys(reader.request for reader in readers)
         refs = {ref for request in doomed if request.slot is not None for ref in kv.refs(request.slot)}
-        lost |= {ref for ref in refs.intersection(step.published) if restored.get(ref.block, True)}
+        lost |= refs.intersection(step.published)
         kv.withdraw(lost)
         bad |= lost
     kv.host.withdraw(hosts)
