@@ -92,8 +92,8 @@ class KvManager:
             self._promised[slot] = keys[len(refs) :]
             for key in self._promised[slot]:
                 self._promises.setdefault(key, slot)
-        new = list(self.pool.allocate(self.blocks_for(num_tokens) - len(refs) + refs.count(None)))
-        table = [ref or self._restore(key, new.pop(0)) for key, ref in zip(keys, refs, strict=False)]
+        new = iter(self.pool.allocate(self.blocks_for(num_tokens) - len(refs) + refs.count(None)))
+        table = [ref or self._restore(key, next(new)) for key, ref in zip(keys, refs, strict=False)]
         self._tables[slot] = [*table, *new]
         return len(refs)
 
