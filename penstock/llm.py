@@ -48,6 +48,7 @@ class LLM:
     gpu_memory_utilization, max_gpu_bytes: how much of the GPU may be used.
     enable_prefix_caching: compute the KV of equal prefixes once. max_num_queued_reqs, max_num_queued_tokens: how many
     requests, and tokens of their prompts, may wait before QueueFullError is raised; None: any.
+    host_cache_size: bytes of the host's memory for KV that had to make room and may be wanted again; 0: none.
     inter_token_latency_target: seconds between tokens that others' prompts may not stretch, where they can go slower.
     tokenizer: a directory, where the model's own is elsewhere; skip_tokenizer_init: token ids in and out.
     cache_dir: where engines and timings are kept. tactics: {op: tactic}, pinned. progress(stage, done, total).
@@ -77,6 +78,7 @@ class LLM:
         max_num_queued_reqs: int | None = None,
         max_num_queued_tokens: int | None = None,
         inter_token_latency_target: float | None = None,
+        host_cache_size: int = 0,
         tokenizer: str | Path | None = None,
         skip_tokenizer_init: bool = False,
         cache_dir: str | Path | None = None,
@@ -98,7 +100,7 @@ class LLM:
         _refuse_unbuilt(1, tensor_parallel_size=tensor_parallel_size, pipeline_parallel_size=pipeline_parallel_size)
         self._memory = Memory(gpu_memory_utilization, max_gpu_bytes)
         limits, queued = (max_batch_size, max_num_tokens, max_seq_len), (max_num_queued_reqs, max_num_queued_tokens)
-        self._limits = RunLimits(*limits, *queued, enable_prefix_caching, inter_token_latency_target)
+        self._limits = RunLimits(*limits, *queued, enable_prefix_caching, inter_token_latency_target, host_cache_size)
         self._text_home = None if tokenizer is None else Path(tokenizer)
         self._skip_tokenizer, self._progress = skip_tokenizer_init, progress
         self._root = cache_root(cache_dir)
@@ -230,10 +232,12 @@ class LLM:
 
         host_us_per_step: CPU time of the executor's thread between a read's end and the next launch's, microseconds,
         the mean of all steps; host_seconds and host_steps, of which it is made, give the mean between two calls.
-        prefix_cache_hits of prefix_cache_queries: tokens of admitted prompts whose KV was found. kv_cache_waste: share
-        of the room in held blocks without a token in it. device_busy: share of the time with requests in which a step
-        was under way, as the host sees it. controlled_steps: whose rows had penalties, bans or log-probabilities.
-        steps_off_fast_path: that waited for logits processors or a capture, ran in a larger bucket or node by node.
+        prefix_cache_hits of prefix_cache_queries: tokens of admitted prompts whose KV was found. host_cache_hits:
+        tokens whose KV came back from the host's memory, of requests computed anew as well; host_cache_usage: share of
+        host_cache_blocks that hold some. kv_cache_waste: share of the room in held blocks without a token in it.
+        device_busy: share of the time with requests in which a step was under way, as the host sees it.
+        controlled_steps: whose rows had penalties, bans or log-probabilities. steps_off_fast_path: that waited for
+        logits processors or a capture, ran in a larger bucket or node by node.
         load_seconds: of opening the engine, by stage, some beside each other. memory: the plan in bytes, on a GPU.
         """
         return self._loop.snapshot()

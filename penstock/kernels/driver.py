@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping, Sequence
+import weakref
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from penstock.engine.program import KernelLaunch, Tile
-from penstock.errors import EngineMismatch, ExecutorError
+from penstock.errors import EngineMismatch, ExecutorError, ResourceError
 
 LARGE_SHARED = 48 << 10  # bytes; above it a kernel must ask for its dynamic shared memory
 
@@ -129,6 +130,23 @@ def tensor_map(address: int, tile: Tile) -> Any:
         cuda.CUtensorMapFloatOOBfill.CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
     )  # fmt: skip
     return _check(result, f"a tensor map of {tile} at address {address:#x}")
+
+
+class Pinned:
+    """So many bytes of the host's memory, none more, that the GPU copies by itself. `free` gives them back."""
+
+    def __init__(self, size: int) -> None:
+        """Raises ResourceError where the host does not have them."""
+        self.address = 0
+        self.free: Callable[[], object] = lambda: None
+        if size:
+            cuda = _driver()
+            error, address = cuda.cuMemAllocHost(size)
+            if int(error):
+                raise ResourceError(f"the host has no {size} bytes to pin ({error!r}); lower host_cache_size")
+            self.address = int(address)
+            self.free = finalizer = weakref.finalize(self, cuda.cuMemFreeHost, self.address)
+            finalizer.atexit = False  # the process's end does, and until then they may be copied from
 
 
 def copy(target: int, source: int, size: int, stream: int) -> None:

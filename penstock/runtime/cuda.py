@@ -60,19 +60,22 @@ class CudaBackend:
     """Owns the device's memory and the captured graphs.
 
     `budget`: bytes of device memory that it may use in all. `limits` within the engine's profile; None: the profile's
-    own. `annotate`: each part of a launch gets an NVTX range, for a profiler to show. `load_seconds`: of opening, by
-    stage; weights are on their way while binaries are loaded and graphs captured.
+    own. `host_blocks`: KV blocks for which memory of the host is pinned. `annotate`: each part of a launch gets an NVTX
+    range, for a profiler to show. `load_seconds`: of opening, by stage; weights are on their way while binaries are
+    loaded and graphs captured.
     """
 
     steps_in_flight = IN_FLIGHT
 
-    def __init__(self, engine: Engine, directory: Path, budget: int, limits: Limits | None = None) -> None:
+    def __init__(
+        self, engine: Engine, directory: Path, budget: int, limits: Limits | None = None, host_blocks: int = 0
+    ) -> None:
         start = time.perf_counter()
         self.engine, self.annotate = engine, False
         self.visit: Visit | None = None
         self.timer: Timer | None = None
         self.plan = plan_run(engine, budget, limits)
-        self.num_blocks = self.plan.blocks
+        self.num_blocks, self.host_blocks = self.plan.blocks, host_blocks
         self.memory: Mapping[str, int] = self.plan.facts()
         self._seconds: dict[str, float] = {}
         self.load_seconds: Mapping[str, float] = self._seconds
@@ -84,6 +87,7 @@ class CudaBackend:
         with self._stage("memory"), _no_more_than(self.plan):
             region = _Region(self.plan.region)
             torch.cuda.synchronize()
+            self._pinned = driver.Pinned(host_blocks * engine.block_bytes)
         with Loading(engine, directory, region.take(self.plan.weights)) as loading:
             self._open(region, loading, directory, limits)
             loading.wait()
@@ -205,13 +209,31 @@ class CudaBackend:
     def fork(self, histories: Sequence[tuple[int, int]], blocks: Sequence[tuple[int, int]]) -> None:
         """A copy for each pair and layer: a pitch between layers may be more than one copy of many rows can have."""
         layout = self.engine.profile.slots
-        self._copy_rows(self.states["slots"].data_ptr() + 4 * layout.history_at, 4 * layout.history, histories)
-        for state in (state for name, state in self.states.items() if name != "slots"):
-            self._copy_rows(state.data_ptr(), state.stride(0) * state.element_size(), blocks)
+        own = self.states["slots"].data_ptr() + 4 * layout.history_at
+        self._copy_rows(own, own, 4 * layout.history, histories)
+        for base, _, size in self._layers():
+            self._copy_rows(base, base, size, blocks)
 
-    def _copy_rows(self, base: int, size: int, pairs: Sequence[tuple[int, int]]) -> None:
-        for source, target in pairs:
-            driver.copy(base + target * size, base + source * size, size, self._stream)
+    def save_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
+        for base, host, size in self._layers():
+            self._copy_rows(base, host, size, pairs)
+
+    def restore_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
+        for base, host, size in self._layers():
+            self._copy_rows(host, base, size, pairs)
+
+    def _layers(self) -> Iterator[tuple[int, int, int]]:
+        """Of each layer's KV: its address, that of its part of the host's memory, and the bytes of a block."""
+        host = self._pinned.address
+        for state in (state for name, state in self.states.items() if name != "slots"):
+            size = state.stride(0) * state.element_size()
+            yield state.data_ptr(), host, size
+            host += self.host_blocks * size
+
+    def _copy_rows(self, source: int, target: int, size: int, pairs: Sequence[tuple[int, int]]) -> None:
+        """From one address to another, (from, to) of each in rows of so many bytes."""
+        for row, place in pairs:
+            driver.copy(target + place * size, source + row * size, size, self._stream)
 
     def idle(self) -> bool:
         before = _allocations()
@@ -238,6 +260,7 @@ class CudaBackend:
         torch.cuda.synchronize()
         self.graphs.close()
         self._lanes, self.states = (), {}
+        self._pinned.free()
         torch.cuda.empty_cache()
 
     def _lane(self) -> _Lane:

@@ -51,8 +51,8 @@ class Executor:
         where the time between tokens has a target."""
         profile = engine.profile
         self.engine, self.backend, self.tokenizer = engine, backend, tokenizer
-        window = ModelSpec.from_json(dict(engine.spec)).window
-        self.kv = KvManager(BlockPool(backend.num_blocks, profile.block_size), reuse, window)
+        window, hosts = ModelSpec.from_json(dict(engine.spec)).window, backend.host_blocks
+        self.kv = KvManager(BlockPool(backend.num_blocks, profile.block_size), reuse, window, hosts)
         limits = limits or Limits(profile.max_batch_size, profile.max_num_tokens, profile.max_seq_len)
         limits = replace(limits, max_steps_in_flight=backend.steps_in_flight)
         self.scheduler = Scheduler(limits, self.kv, pace.budget if pace else None)
@@ -150,6 +150,9 @@ class Executor:
             "prefix_cache_queries": counters.asked_tokens,
             "prefix_cache_hits": counters.reused_tokens,
             "prefix_cache_evictions": pool.num_evicted,
+            "host_cache_hits": self.kv.host.num_restored * pool.block_size,
+            "host_cache_blocks": self.kv.host.num_blocks,
+            "host_cache_usage": self.kv.host.usage,
             "kv_cache_usage": self.kv.usage,
             "kv_cache_waste": scheduler.waste(),
             "kv_blocks": pool.num_usable,
@@ -164,6 +167,10 @@ class Executor:
         launched, slow = time.monotonic(), self.backend.slow_steps
         try:
             upload = self._encoder.encode(plan, self._source)
+            if plan.saved:
+                self.backend.save_blocks(plan.saved)
+            if plan.restored:
+                self.backend.restore_blocks(plan.restored)
             if plan.retabled:
                 self.backend.fork([(fork.parent, fork.slot) for fork in plan.retabled], plan.copies)
             tail = self._tail(plan)

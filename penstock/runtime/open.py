@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from penstock.engine.manifest import Engine
 from penstock.engine.match import COMPILES_ONLY, mismatch
 from penstock.engine.memory import plan_run
 from penstock.engine.profile import Profile
-from penstock.errors import EngineMismatch, OptionError
+from penstock.errors import EngineMismatch, OptionError, ResourceError
 from penstock.kernels.device import detect, software
 from penstock.runtime.executor import Executor
 from penstock.runtime.kv.pool import CPU_POOL_BYTES
@@ -59,7 +60,8 @@ class RunLimits:
 
     max_num_queued_reqs, max_num_queued_tokens: of the queue; None: no limit. enable_prefix_caching: whether the KV of
     equal prefixes is computed once. inter_token_latency_target: seconds between the tokens of running requests, which
-    prompts of others may not stretch; None: no target.
+    prompts of others may not stretch; None: no target. host_cache_size: bytes of the host's memory for KV blocks that
+    make room for others; 0: none.
     """
 
     max_batch_size: int | None = None
@@ -69,6 +71,28 @@ class RunLimits:
     max_num_queued_tokens: int | None = None
     enable_prefix_caching: bool = True
     inter_token_latency_target: float | None = None
+    host_cache_size: int = 0
+
+    def __post_init__(self) -> None:
+        size = self.host_cache_size
+        if isinstance(size, bool) or not isinstance(size, int) or size < 0:
+            raise OptionError(
+                f"host_cache_size={size!r} is no integer from 0; give bytes, such as {8 << 30} for 8 GiB, or 0 for none"
+            )
+        if size and not self.enable_prefix_caching:
+            raise OptionError(
+                f"host_cache_size={size} keeps what enable_prefix_caching=False never asks for; leave out one of them"
+            )
+
+    def host_blocks(self, engine: Engine) -> int:
+        """KV blocks that host_cache_size holds. Raises OptionError for not even one, ResourceError for too many."""
+        size, block = self.host_cache_size, engine.block_bytes
+        if 0 < size < block:
+            raise OptionError(f"host_cache_size={size} is less than a KV block of {block} bytes; give that, or 0")
+        there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        if size > there:
+            raise ResourceError(f"host_cache_size={size} is more than the {there} bytes of this host; lower it")
+        return size // block
 
     def within(self, profile: Profile) -> Limits:
         """The scheduler's limits. Raises OptionError for one that is no integer, or above the profile's."""
@@ -99,21 +123,27 @@ def _silent(text: str) -> None: ...
 
 
 def open_backend(
-    engine: Engine, directory: Path, memory: Memory, limits: Limits | None = None, say: Say = _silent
+    engine: Engine,
+    directory: Path,
+    memory: Memory,
+    limits: Limits | None = None,
+    say: Say = _silent,
+    host_blocks: int = 0,
 ) -> Backend:
-    """Weights loaded and, on a GPU, the first buckets captured; `limits` None: the profile's own.
+    """Weights loaded and, on a GPU, the first buckets captured; `limits` None: the profile's own. `host_blocks`: KV
+    blocks in the host's memory.
 
     Raises ResourceError, before anything is loaded, where memory does not suffice; OptionError for a GPU's limit on a
     CPU.
     """
     memory.check_for(engine.device.kind)
     if engine.device.kind == "cpu":
-        return CpuBackend(engine, directory, CPU_POOL_BYTES, limits)
+        return CpuBackend(engine, directory, CPU_POOL_BYTES, limits, host_blocks)
     from penstock.runtime.cuda import CudaBackend
 
     budget = memory.budget()
     say(str(plan_run(engine, budget, limits)))
-    return CudaBackend(engine, directory, budget, limits)
+    return CudaBackend(engine, directory, budget, limits, host_blocks)
 
 
 def open_loop(
@@ -131,13 +161,13 @@ def open_loop(
     does not suffice.
     """
     opened, asked = engine or store.load(directory), limits or RunLimits()
-    chosen = asked.within(opened.profile)
+    chosen, host_blocks = asked.within(opened.profile), asked.host_blocks(opened)
     check_match(opened)
     target = asked.inter_token_latency_target
     pace = None if target is None else Pace(opened, target, store.timing(directory))
 
     def open_executor() -> Executor:
-        backend = open_backend(opened, directory, memory or Memory(), chosen, say)
+        backend = open_backend(opened, directory, memory or Memory(), chosen, say, host_blocks)
         return Executor(opened, backend, tokenizer, chosen, asked.enable_prefix_caching, pace)
 
     return Loop(open_executor)

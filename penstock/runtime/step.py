@@ -71,6 +71,7 @@ class Backend(Protocol):
     """A device that runs an engine's steps in the order they are launched."""
 
     num_blocks: int
+    host_blocks: int  # of the host's memory, for KV blocks that the pool gave away; 0: none
     steps_in_flight: int  # how many may be launched before the first is read
     load_seconds: Mapping[str, float]  # opening it took so long, by stage; stages may overlap
     memory: Mapping[str, int]  # bytes, as planned; empty where there is no plan
@@ -95,6 +96,15 @@ class Backend(Protocol):
     def fork(self, histories: Sequence[tuple[int, int]], blocks: Sequence[tuple[int, int]]) -> None:
         """Copy slots' histories, and KV blocks with all their layers, (from, to) each: behind all that was launched,
         before whatever is launched next."""
+        ...
+
+    def save_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """Copy KV blocks with all their layers to the host's, (block, host block) each, no host block twice: behind all
+        that was launched, before whatever comes next."""
+        ...
+
+    def restore_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """The same back, (host block, block) each."""
         ...
 
     def idle(self) -> bool:
@@ -123,6 +133,7 @@ class CpuBackend:
         directory: Path,
         kv_bytes: int = pool.CPU_POOL_BYTES,
         limits: Limits | None = None,
+        host_blocks: int = 0,
     ) -> None:
         """`limits` within the engine's profile; None: the profile's own."""
         start = time.perf_counter()
@@ -130,7 +141,10 @@ class CpuBackend:
         self.num_blocks = pool.choose_blocks(engine, kv_bytes, limits)
         self.weights = load_weights(engine, directory)
         slots = torch.zeros(engine.profile.slots.size, dtype=torch.int32)
-        self.states: Mapping[str, Any] = {"slots": slots, **pool.allocate(engine, self.num_blocks, pool.host_bytes)}
+        kv = pool.allocate(engine, self.num_blocks, pool.host_bytes)
+        self.states: Mapping[str, Any] = {"slots": slots, **kv}
+        self.host_blocks = host_blocks
+        self._evicted = [(state, state.new_empty(host_blocks, *state.shape[1:])) for state in kv.values()]
         self.last: dict[str, Any] = {}  # named results of the last step, for tests and for looking inside
         self._phases = {name: _Phase(name, phase) for name, phase in engine.programs["decode"].phases.items()}
         self._results: dict[int, tuple[list[int], Scores | None]] = {}
@@ -191,8 +205,15 @@ class CpuBackend:
         own = self.states["slots"][layout.history_at :].view(layout.num_slots, layout.history)
         paged = [(state, blocks) for name, state in self.states.items() if name != "slots"]
         for state, pairs in [(own, histories), *paged]:
-            sources, targets = ([pair[i] for pair in pairs] for i in (0, 1))
-            state[targets] = state[sources]
+            _copy_rows(state, state, pairs)
+
+    def save_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
+        for state, host in self._evicted:
+            _copy_rows(state, host, pairs)
+
+    def restore_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
+        for state, host in self._evicted:
+            _copy_rows(host, state, pairs)
 
     def idle(self) -> bool:
         return False
@@ -201,7 +222,13 @@ class CpuBackend:
         return {}
 
     def close(self) -> None:
-        self.states = {}
+        self.states, self._evicted = {}, []
+
+
+def _copy_rows(source: Any, target: Any, pairs: Sequence[tuple[int, int]]) -> None:
+    """(from, to) each; none is both where source and target are one."""
+    rows, places = ([pair[i] for pair in pairs] for i in (0, 1))
+    target[places] = source[rows]
 
 
 class _Phase:

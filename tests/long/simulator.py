@@ -72,6 +72,7 @@ class Found:
     preemptions: int = 0
     reused_tokens: int = 0
     evicted: int = 0
+    restored: int = 0
     failed_steps: int = 0
     most_overtaken: int = 0  # admissions that the oldest of those waiting let pass, at most
     longest_wait: int = 0  # admissions between a request's arrival and its own, at most
@@ -91,7 +92,9 @@ class Simulation:
             setting.slots, setting.slots + setting.spare, setting.max_seq_len, setting.in_flight, setting.queue,
             int(setting.queue * setting.mean_prompt),
         )  # fmt: skip
-        self.kv = KvManager(BlockPool(setting.blocks, setting.block_size), setting.reuse)
+        self.kv = KvManager(
+            BlockPool(setting.blocks, setting.block_size), setting.reuse, host_blocks=seed % 3 * setting.blocks // 4
+        )
         share = setting.share
         self.scheduler = Scheduler(self.limits, self.kv, None if share is None else lambda decoding: share)
         self.live: dict[str, Request] = {}
@@ -285,6 +288,7 @@ class Simulation:
         self.found.preemptions += self.scheduler.counters.preemptions
         self.found.reused_tokens += self.scheduler.counters.reused_tokens
         self.found.evicted += pool.num_evicted
+        self.found.restored += self.kv.host.num_restored
 
 
 def simulate(seed: int, simulations: int, steps: int) -> Found:

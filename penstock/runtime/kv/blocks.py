@@ -6,7 +6,7 @@ it, so that padding needs no branch in any kernel; it is never handed out.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from penstock.errors import ResourceError
@@ -34,6 +34,7 @@ class BlockPool:
             )
         self.num_blocks = num_blocks
         self.block_size = block_size
+        self.evicting: Callable[[int, bytes], object] = lambda block, key: None  # hears of idle blocks handed out anew
         self.num_evicted = 0  # idle blocks that were handed out anew, since the start
         self._holders = [0] * num_blocks
         self._generations = [0] * num_blocks
@@ -79,12 +80,18 @@ class BlockPool:
         else:
             block = next(iter(self._idle))
             del self._idle[block]
-            self._forget(block)
+            self._evict(block)
             self._generations[block] += 1
             self.num_evicted += 1
         assert not self._holders[block], f"block {block} was free and had {self._holders[block]} holders"
         self._holders[block] = 1
         return BlockRef(block, self._generations[block])
+
+    def _evict(self, block: int) -> None:
+        key = self._keys[block]
+        assert key is not None, f"block {block} was idle, and nobody could find it"
+        self.evicting(block, key)
+        self._forget(block)
 
     def find(self, key: bytes) -> BlockRef | None:
         """The block that holds the contents of this key, held or idle."""

@@ -7,6 +7,8 @@ what was written. Until then its key is promised, and who wants the same waits f
 Where every layer looks through a window, blocks wholly below it are given back while their request runs: steps in
 flight read nothing below their own windows, and whoever writes there comes later. A model that mixes such layers with
 others keeps all, until groups of layers have pools of their own.
+
+Blocks that the pool gave away may be found in the host's memory (`kv.host`).
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from enum import Enum
 from typing import NamedTuple
 
 from penstock.runtime.kv.blocks import DUMMY_BLOCK, BlockPool, BlockRef
+from penstock.runtime.kv.host import HostCache
 
 UNSEEN = BlockRef(DUMMY_BLOCK, 0)  # an entry of a table that nobody reads
 
@@ -46,11 +49,14 @@ class Copy(NamedTuple):
 class KvManager:
     """Tables over one pool, keyed by slot."""
 
-    def __init__(self, pool: BlockPool, reuse: bool = True, window: int = 0) -> None:
-        """`reuse`: find the blocks of equal prefixes again. `window`: a token sees itself and window - 1 before it, in
-        every layer; 0: all. A prompt gets all its blocks at once, so the pool must hold a whole request nevertheless.
+    def __init__(self, pool: BlockPool, reuse: bool = True, window: int = 0, host_blocks: int = 0) -> None:
+        """`reuse`: find the blocks of equal prefixes again; `host_blocks`: of the host's memory, for those evicted.
+        `window`: a token sees itself and window - 1 before it, in every layer; 0: all. A prompt gets all its blocks at
+        once, so the pool must hold a whole request nevertheless.
         """
         self.pool = pool
+        self.host = HostCache(host_blocks)
+        pool.evicting = self.host.save
         self.reuse = reuse
         self.window = window
         self._tables: dict[int, list[BlockRef]] = {}
@@ -70,17 +76,20 @@ class KvManager:
         """The first block that a token at `position` sees; so do those behind it, or none that is older."""
         return max(0, position - self.window + 1) // self.pool.block_size if self.window else 0
 
-    def found(self, keys: Sequence[bytes]) -> list[BlockRef]:
-        """The blocks of as many keys from the first on as are there, or unseen by what follows them."""
-        refs: list[BlockRef] = []
-        missing = count = 0  # keys up to the last that is not there; keys that nothing is missing of
+    def found(self, keys: Sequence[bytes]) -> list[BlockRef | None]:
+        """The blocks of as many keys from the first on as are there, or unseen by what follows them; None where only
+        the host has it."""
+        refs: list[BlockRef | None] = []
+        missing = count = 0  # keys up to the last that is nowhere; keys that nothing is missing of
         for key in keys if self.reuse else ():
             ref = self.pool.find(key)
-            refs.append(ref or UNSEEN)
-            if ref is None:
+            if ref is None and key not in self.host:
+                refs.append(UNSEEN)
                 missing = len(refs)
-            elif missing <= self.first_seen(len(refs) * self.pool.block_size):
-                count = len(refs)
+            else:
+                refs.append(ref)
+                if missing <= self.first_seen(len(refs) * self.pool.block_size):
+                    count = len(refs)
             if missing and not self.window:
                 break
         seen = self.first_seen(count * self.pool.block_size)
@@ -92,8 +101,8 @@ class KvManager:
         refs = self.found(keys)
         if len(refs) < len(keys) and self.reuse and keys[len(refs)] in self._promises:
             return Fit.PROMISED
-        idle = sum(ref is not UNSEEN and not self.pool.holders(ref) for ref in refs)
-        new = self.blocks_for(num_tokens) - len(refs)
+        idle = sum(ref not in (None, UNSEEN) and not self.pool.holders(ref) for ref in refs if ref is not None)
+        new = self.blocks_for(num_tokens) - len(refs) + refs.count(None)
         return Fit.YES if new + idle + spare <= self.pool.num_free else Fit.NO
 
     def admit(self, slot: int, keys: Sequence[bytes], num_tokens: int) -> int:
@@ -101,14 +110,24 @@ class KvManager:
         assert slot not in self._tables, f"slot {slot} already holds blocks"
         refs = self.found(keys)
         self._passed[slot] = self.first_seen(len(refs) * self.pool.block_size)
+        self.host.hold([key for key, ref in zip(keys, refs, strict=False) if ref is None])
         for ref in refs[self._passed[slot] :]:
-            self.pool.hold(ref)
+            if ref is not None:
+                self.pool.hold(ref)
         if self.reuse:
             self._promised[slot] = keys[len(refs) :]
             for key in self._promised[slot]:
                 self._promises.setdefault(key, slot)
-        self._tables[slot] = [*refs, *self.pool.allocate(self.blocks_for(num_tokens) - len(refs))]
+        new = iter(self.pool.allocate(self.blocks_for(num_tokens) - len(refs) + refs.count(None)))
+        table = [ref or self._restore(key, next(new)) for key, ref in zip(keys, refs, strict=False)]
+        self._tables[slot] = [*table, *new]
         return len(refs)
+
+    def _restore(self, key: bytes, ref: BlockRef) -> BlockRef:
+        """A new block gets what the host has of this key, before the step that is planned; others may share it."""
+        self.host.restore(key, ref)
+        self.pool.publish(ref, key)
+        return ref
 
     def grow(self, slot: int) -> Grown:
         """One block more; the caller has asked the pool."""
@@ -210,6 +229,7 @@ class KvManager:
     def check(self) -> None:
         """Prove that tables and pool agree: each block has as many holders as tables list it, and none twice."""
         self.pool.check()
+        self.host.check()
         listed: dict[BlockRef, int] = {}
         for table in map(self.held, self._tables):
             assert len(set(table)) == len(table), f"a table lists a block twice: {table}"

@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 from penstock.runtime.kv.blocks import BlockRef
+from penstock.runtime.kv.host import Restored, Saved
 from penstock.runtime.kv.manager import Copy, Grown
 from penstock.runtime.schedule.request import FinishReason, Request
 
@@ -113,7 +114,8 @@ class StepPlan:
 
     `rounds`: steps that went before with the same decoders. `grown`: blocks that their tables get with this step.
     `published`: blocks that others may read from the next step on, since this one fills them. `retabled`: slots whose
-    table is replaced, before it gets what is `grown`.
+    table is replaced, before it gets what is `grown`. `saved`, then `restored`: blocks to copy to the host's memory and
+    back, before all else; what is restored counts as `published`.
     """
 
     step_id: int
@@ -124,6 +126,8 @@ class StepPlan:
     grown: tuple[Grown, ...] = ()
     published: tuple[BlockRef, ...] = ()
     retabled: tuple[Fork, ...] = ()
+    saved: tuple[Saved, ...] = ()
+    restored: tuple[Restored, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.chunks:

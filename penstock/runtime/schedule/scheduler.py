@@ -21,6 +21,7 @@ from penstock.runtime.schedule.beams import Candidate
 from penstock.runtime.schedule.draft import Draft
 from penstock.runtime.schedule.groups import BeamGroup
 from penstock.runtime.schedule.limits import Counters, Limits, PromptBudget
+from penstock.runtime.schedule.losses import withdraw
 from penstock.runtime.schedule.queue import WaitingQueue
 from penstock.runtime.schedule.refusals import refuse_full, refuse_impossible
 from penstock.runtime.schedule.request import FinishReason, Request, Status
@@ -238,9 +239,10 @@ class Scheduler:
     def _plan(self, decoders: Decoders, draft: Draft, grown: tuple[Grown, ...]) -> StepPlan:
         rounds = decoders.advance() if decoders.requests else 0
         size = self.kv.pool.block_size
-        published = [ref for chunk in draft.chunks for ref in self.kv.publish(chunk.slot, *chunk.filled(size))]
-        parts = tuple(draft.chunks), tuple(draft.admitted), grown, tuple(published), tuple(self._slots.forked.values())
-        plan = StepPlan(self._next_step, decoders, rounds, *parts)
+        saved, restored, refs = self.kv.host.take()
+        published = *refs, *(ref for c in draft.chunks for ref in self.kv.publish(c.slot, *c.filled(size)))
+        parts = tuple(draft.chunks), tuple(draft.admitted), grown, published, tuple(self._slots.forked.values())
+        plan = StepPlan(self._next_step, decoders, rounds, *parts, saved, restored)
         self._slots.forked = {}
         for chunk in plan.chunks:
             if chunk.samples:  # its prompt is done: it decodes from the next step on
@@ -314,16 +316,7 @@ class Scheduler:
         And so do those of later steps that were to read the blocks which this one should have filled.
         """
         plan = self._in_flight.pop(step_id)
-        doomed = dict.fromkeys((*plan.requests, *(fork.request for fork in plan.retabled)))
-        bad = set(plan.published)
-        self.kv.withdraw(plan.published)
-        for later in [later for later in self._in_flight.values() if later.step_id > step_id]:
-            readers = [each for each in later.admitted if bad.intersection(self.kv.refs(each.slot))]
-            doomed |= dict.fromkeys(reader.request for reader in readers)
-            refs = {ref for request in doomed if request.slot is not None for ref in self.kv.refs(request.slot)}
-            lost = refs.intersection(later.published)
-            self.kv.withdraw(lost)
-            bad |= lost
+        doomed = withdraw(plan, [later for later in self._in_flight.values() if later.step_id > step_id], self.kv)
         self._slots.spoiled.update(each.slot for r in doomed for each in r.members if each.slot is not None)
         events = [self._end(r, "error", error=error) for r in doomed if not r.finish_reason]
         self._release_idle()

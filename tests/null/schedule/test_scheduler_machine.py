@@ -81,6 +81,7 @@ class Device:
         self.slots: dict[int, str] = {}
         self.tables: dict[int, list[int]] = {}
         self.cells: dict[tuple[int, int], tuple[bytes, Text]] = {}
+        self.host: dict[int, list[tuple[bytes, Text]]] = {}  # blocks of the host's memory
         self.dead: set[str] = set()  # failed: what their rows in flight read is nobody's concern
         self.told: set[int | None] = set()  # slots that hold their group's parameters
         self.texts: dict[tuple[int, int], Text] = {}  # of a step's rows of beams, by slot
@@ -97,6 +98,15 @@ class Device:
             assert fork.length + 1 == fork.request.num_known == fork.request.goal
             assert fork.fresh == (fork.slot not in self.told)
             self.told.add(fork.slot)
+
+    def move(self, plan: StepPlan) -> None:
+        """To the host's memory, then back."""
+        hosts, targets = [host for _, host in plan.saved], [block for _, block in plan.restored]
+        assert len(set(hosts)) == len(hosts) and len(set(targets)) == len(targets)
+        for block, host in plan.saved:
+            self.host[host] = [self.cells.get((block, at), (b"", ())) for at in range(BLOCK)]
+        for host, block in plan.restored:
+            self.cells |= {(block, at): cell for at, cell in enumerate(self.host.get(host, ()))}
 
     def copy(self, plan: StepPlan) -> None:
         sources, targets = {copy.source for copy in plan.copies}, [copy.target for copy in plan.copies]
@@ -115,6 +125,7 @@ class Device:
             self.tables[slot].append(block)
 
     def run(self, plan: StepPlan) -> None:
+        self.move(plan)
         self.copy(plan)
         self.take_upload(plan)
         for row in plan.rows:
@@ -141,12 +152,14 @@ class SchedulerMachine(RuleBasedStateMachine):
         reuse=st.booleans(),
         share=st.none() | st.integers(0, 3),
         window=st.just(0) | st.integers(1, 10),
+        host=st.sampled_from((0, 1, 2, 4, 24)),
     )
     def start(
-        self, slots: int, spare: int, blocks: int, in_flight: int, reuse: bool, share: int | None, window: int
-    ) -> None:
+        self, slots: int, spare: int, blocks: int, in_flight: int, reuse: bool, share: int | None, window: int,
+        host: int,
+    ) -> None:  # fmt: skip
         self.limits = Limits(slots, slots + spare, 32, in_flight)
-        self.kv = KvManager(BlockPool(blocks, BLOCK), reuse, window)
+        self.kv = KvManager(BlockPool(blocks, BLOCK), reuse, window, host)
         self.share = share
         self.scheduler = Scheduler(self.limits, self.kv, None if share is None else lambda decoding: share)
         self.truths: dict[str, Truth] = {}
@@ -214,13 +227,13 @@ class SchedulerMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.scheduler.can_schedule)
     @rule()
     def schedule(self) -> None:
-        waiting = {name for name, r in self.requests.items() if r.slot is None and not r.finish_reason}
+        seated = {name: r.num_preemptions for name, r in self.requests.items() if r.slot is not None}
         plan = self.scheduler.schedule()
         if plan is None:
             left = [name for name, r in self.requests.items() if not r.finish_reason]
             assert self.flight or not left, "work is left and nothing was planned"
             return
-        self.check_admissions(plan, waiting)
+        self.check_admissions(plan, seated)
         self.check_service(plan)
         self.check_writes(plan)
         self.check_window(plan)
@@ -245,13 +258,14 @@ class SchedulerMachine(RuleBasedStateMachine):
             )
             assert before <= given <= unseen
 
-    def check_admissions(self, plan: StepPlan, waiting: set[str]) -> None:
+    def check_admissions(self, plan: StepPlan, seated: dict[str, int]) -> None:
         """Into slots that no step in flight may touch, and blocks of their own but for what is found."""
         busy = {slot for earlier in self.flight for slot in earlier.slots}
         for admission in plan.admitted:
             assert admission.slot not in busy
             assert DUMMY_BLOCK not in admission.block_table[self.kv.first_seen(admission.num_reused) :]
-            assert admission.request.id in waiting
+            request = admission.request
+            assert not request.finish_reason and seated.get(request.id) != request.num_preemptions
             own = admission.block_table[admission.num_reused // BLOCK :]
             others = {ref.block for slot in self.kv.slots - {admission.slot} for ref in self.kv.held(slot)}
             assert others.isdisjoint(own), "a block that is not full is shared"
@@ -358,7 +372,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert ended[: len(unfinished)] == unfinished and all(event.error is error for event in events)
         for event in events:
             self.hear_end(event)
-        self.device.dead.update(ended, rows)  # ghosts, too
+        self.device.dead.update(ended, rows, [name for name, truth in self.truths.items() if truth.ends])  # ghosts, too
 
     @rule(steps=st.integers(1, 20))
     def run(self, steps: int) -> None:
