@@ -69,10 +69,12 @@ class Profile:
 
     @property
     def upload_size(self) -> int:
-        """U: numbers of the largest upload, in which every slot is filled anew and every token is a prompt's; of each
-        that scores one more."""
+        """U: numbers of the largest upload, in which every slot is filled anew and every token is a prompt's, of each
+        that scores one more; and a step's worth of tokens, or a request's, whose KV was found.
+        """
+        found = max(self.max_num_tokens, self.max_seq_len)
         per_slot = 1 + len(FIELDS) + self.table_width + self.freqs + self.slots.controls
-        return HEADER + ROW * self.max_batch_size + 2 * (self.max_num_tokens + self.max_batch_size * per_slot)
+        return HEADER + ROW * self.max_batch_size + 2 * (self.max_num_tokens + found + self.max_batch_size * per_slot)
 
     @cached_property
     def token_buckets(self) -> tuple[int, ...]:

@@ -140,6 +140,7 @@ class Intake:
         request.scores &= not index  # the prompt is that of all texts
         controls = self._controls(params, request)
         request.lockstep = bool(params.logits_processors)
+        request.looks_back = controls.adjusts
         request.controlled = controls.adjusts or controls.num_logprobs > 0 or request.lockstep
         request.keys = [*keys]
         self._check(request)
@@ -151,6 +152,8 @@ class Intake:
         """All beams are one job; the first of them stands for it."""
         pattern = self._request(new, params, new.id)
         pattern.controlled = True
+        controls = self._controls(params, pattern)
+        pattern.looks_back = controls.adjusts
         group = BeamGroup(pattern, BeamRules(params.width, params.length_penalty, params.early_stopping))
         count, most = group.search.num_candidates, min(MOST_LOGPROBS, self._engine.vocab_size)
         if count > most:
@@ -159,7 +162,7 @@ class Intake:
                 f"likeliest tokens of each beam, at most {most} are known; give fewer beams or stop_token_ids"
             )
         self._check(group.leader)
-        controls = replace(self._controls(params, pattern), num_logprobs=1 + count, by_adjusted=True)
+        controls = replace(controls, num_logprobs=1 + count, by_adjusted=True)
         source = Source(numbers, self._slot(pattern, params), np.array(controls.numbers, np.int32))
         stream = BeamStream(group, new.prompt, params, new.arrival, self._tokenizer, notes)
         return Job(new.id, group.leader, stream, source, new.sink, False)

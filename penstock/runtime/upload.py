@@ -90,8 +90,11 @@ class Encoder:
             rows[count:] = [(chunk.slot, chunk.num_tokens, chunk.num_logits) for chunk in plan.chunks]
 
     def _admission(self, at: int, admission: Admission, source: Source) -> int:
-        slot, _, table, length = admission
-        return self._slot(at, slot, length, (source.slot, source.controls, np.array(table, np.int32)))
+        slot, request, table, length = admission
+        at = self._slot(at, slot, length, (source.slot, source.controls, np.array(table, np.int32)))
+        if not request.looks_back:
+            return at
+        return self._history(at, slot, 0, _known(request, source.prompt, 0, length))
 
     def _fork(self, at: int, fork: Fork, source: Source) -> int:
         """A slot that held a beam of the same group already keeps all but its length and table."""
@@ -127,10 +130,14 @@ class Encoder:
         return self._places[slot]
 
     def _prompt(self, at: int, chunk: Chunk, prompt: Numbers) -> int:
-        tokens = _tokens(chunk, prompt)
+        """The chunk's tokens. One that scores has the token behind it as well: its last logits are asked about it."""
+        end = chunk.start + chunk.num_tokens + chunk.request.scoring
+        return self._history(at, chunk.slot, chunk.start, _known(chunk.request, prompt, chunk.start, end))
+
+    def _history(self, at: int, slot: int, start: int, tokens: Numbers) -> int:
         layout, count = self._layout, len(tokens)
         pairs = self._pairs(at, count)
-        np.add(self._count[:count], layout.history_at + chunk.slot * layout.history + chunk.start, out=pairs[:, 0])
+        np.add(self._count[:count], layout.history_at + slot * layout.history + start, out=pairs[:, 0])
         pairs[:, 1] = tokens
         return at + 2 * count
 
@@ -139,12 +146,10 @@ class Encoder:
         return self._numbers[at : at + 2 * count].reshape(-1, 2)
 
 
-def _tokens(chunk: Chunk, prompt: Numbers) -> Numbers:
-    """Of the prompt, and of what the request has generated where that is computed anew. A chunk that scores has the
-    token behind it as well: its last logits are asked about it."""
-    start, end = chunk.start, chunk.start + chunk.num_tokens + chunk.request.scoring
-    if end <= len(prompt) or not chunk.request.output:
+def _known(request: Request, prompt: Numbers, start: int, end: int) -> Numbers:
+    """Of its tokens from `start` to `end` those there are: of the prompt, and of what was generated."""
+    if end <= len(prompt) or not request.output:
         return prompt[start:end]
     first = len(prompt)
-    known = chunk.request.output[max(start - first, 0) : end - first]
+    known = request.output[max(start - first, 0) : end - first]
     return np.concatenate([prompt[start:end], np.array(known, np.int32)])

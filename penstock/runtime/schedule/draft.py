@@ -12,12 +12,14 @@ from penstock.runtime.schedule.request import Request
 @dataclass(slots=True)
 class Draft:
     """`room`: tokens that the step may still take, `share` of them of prompts. `logits`: logit rows that are nobody's
-    yet; each prompt under way has one, and so has whoever is admitted.
+    yet; each prompt under way has one, and so has whoever is admitted. `known`: tokens whose KV is found that may come
+    with the step's upload.
     """
 
     room: int
     share: int
     logits: int
+    known: int
     chunks: list[Chunk] = field(default_factory=list)
     admitted: list[Admission] = field(default_factory=list)
 
@@ -28,6 +30,8 @@ class Draft:
 
     def admit(self, admission: Admission) -> None:
         self.admitted.append(admission)
+        if admission.request.looks_back:
+            self.known -= admission.num_reused
         self.logits -= 1
         self.give(admission.request)
 

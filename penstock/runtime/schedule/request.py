@@ -29,7 +29,8 @@ class Request:
     The caller gives the first block of fields. `hears_all`: whether every token is news, or only the first and the end.
     `priority`: the lower, the sooner. `salt`: requests share KV only where it is the same. `controlled`: its logit rows
     need the controlled tail. `lockstep`: no step takes a token of it before the host knows its last sample. `scores`:
-    every token of its prompt gives a logit row. `group`: whose beam it is. The second block
+    every token of its prompt gives a logit row. `looks_back`: what it samples depends on the tokens of its slot, not on
+    KV alone. `group`: whose beam it is. The second block
     follows from the first and is kept, because every step asks for it of every request. The scheduler alone changes the
     third; all else is derived. The host lags the device: `num_sampled` samples are launched, of which `output` are
     known.
@@ -51,6 +52,7 @@ class Request:
     controlled: bool = False
     lockstep: bool = False
     scores: bool = False
+    looks_back: bool = False
     group: BeamGroup | None = None
 
     prompt_length: int = field(init=False)

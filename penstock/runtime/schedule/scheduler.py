@@ -121,15 +121,15 @@ class Scheduler:
     def _draft(self, decoding: int) -> Draft:
         """Who keeps step, then prompts under way, in order of admission, then those that wait, as far as they fit."""
         room = self.limits.max_num_tokens - decoding
-        draft = Draft(room, room, self.limits.max_batch_size - decoding - len(self._slots.prompts))
+        logits = self.limits.max_batch_size - decoding - len(self._slots.prompts)
+        draft = Draft(room, room, logits, max(self.limits.max_num_tokens, self.limits.max_seq_len))
         if not (self._slots.prompts or self._waiting):
             return draft
         for request in [r for r in self._slots.prompts.values() if r.keeps_step and not self._lacks_block(r)]:
             draft.give(request)
         draft.share = self._share(decoding + len(draft.chunks), draft.room)
         draft.fill(self._slots.prompts.values())
-        while not draft.full and draft.logits and (admission := self._admit()):
-            draft.admit(admission)
+        self._admit(draft)
         return draft
 
     def _share(self, decoding: int, room: int) -> int:
@@ -199,27 +199,33 @@ class Scheduler:
         self._release_idle()
         return True
 
-    def _admit(self) -> Admission | None:
-        """Give the next waiting request a slot and blocks for all that is known of it.
+    def _admit(self, draft: Draft) -> None:
+        """Give waiting requests slots and blocks for all that is known of them, as far as the step has room.
 
         Running requests, and beams to come, are left a block each to grow by. Who waits for a prefix that another is
         computing is passed over; nobody else is, or a long request would starve.
         """
-        for request in self._waiting:
-            if len(request.members) > self._slots.num_free:
-                break
-            keys = self._shareable(request)
+        for request in tuple(self._waiting) if self._slots.num_free else ():
+            if draft.full or not draft.logits or len(request.members) > self._slots.num_free:
+                return
+            keys = self._shareable(request, draft)
             spare = request.group.num_spare(self.kv) if request.group else 0
-            fit = self.kv.fit(keys, request.goal, spare=len(self._slots.occupied) + spare)
+            fit = Fit.NO if keys is None else self.kv.fit(keys, request.goal, len(self._slots.occupied) + spare)
+            if keys is None or fit is Fit.NO:
+                return
             if fit is Fit.YES:
-                return self._enter(request, keys)
-            if fit is Fit.NO:
-                break
-        return None
+                draft.admit(self._enter(request, keys))
 
-    def _shareable(self, request: Request) -> list[bytes]:
-        """Keys of the blocks that it may find: the last token is always computed, for it samples; to score, all are."""
-        return [] if request.scoring else request.keys[: (request.goal - 1) // self.kv.pool.block_size]
+    def _shareable(self, request: Request, draft: Draft) -> list[bytes] | None:
+        """Keys of the blocks that it may find: the last token is always computed, for it samples; to score, all are.
+
+        The tokens of what is found come with the upload where the request looks back at them. None: this step has no
+        room for so many more.
+        """
+        keys = [] if request.scoring else request.keys[: (request.goal - 1) // self.kv.pool.block_size]
+        if not (request.looks_back and keys):
+            return keys
+        return keys if len(self.kv.found(keys)) * self.kv.pool.block_size <= draft.known else None
 
     def _enter(self, request: Request, keys: Sequence[bytes]) -> Admission:
         self._waiting.admit(request)

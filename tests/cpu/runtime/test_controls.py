@@ -170,6 +170,18 @@ def test_several_texts_of_a_prompt(llm: LLM) -> None:
     assert len({fold_seed(5, i) for i in range(100)}) == 100
 
 
+def test_what_looks_back_sees_its_own_text_where_kv_was_found(llm: LLM) -> None:
+    """Slots still hold the text of whoever was there before."""
+    others, prompt = list(range(150, 290)), list(range(2, 102))
+    params = greedy(repetition_penalty=1.5, no_repeat_ngram_size=2, n=3, max_tokens=10, ignore_eos=True)
+    run(llm, greedy(max_tokens=100, ignore_eos=True), [others] * 8)
+    (first,) = run(llm, params, [prompt])
+    assert len({each.token_ids for each in first.outputs}) == 1 and first.metrics.reused_tokens == 2 * 64
+    run(llm, greedy(max_tokens=100, ignore_eos=True), [others] * 8)
+    (again,) = run(llm, params, [prompt])
+    assert again.outputs == first.outputs and again.metrics.reused_tokens == 3 * 64
+
+
 def test_the_best_of_several(llm: LLM) -> None:
     every = SamplingParams(temperature=1.0, seed=5, max_tokens=12, n=5, logprobs=0)
     best = SamplingParams(temperature=1.0, seed=5, max_tokens=12, n=2, best_of=5)

@@ -51,6 +51,8 @@ def _run(
 ) -> tuple[list[Any], Executor]:  # fmt: skip
     """What each got, and the executor. `kinds`: of requests that steps treat differently, one after another."""
     engine, backend = loaded
+    layout, slots = engine.profile.slots, backend.states["slots"]
+    slots[layout.controls_at :] = torch.arange(slots.numel() - layout.controls_at) % 250  # of somebody before
     backend.num_blocks = blocks
     executor, done = Executor(engine, backend, None, reuse=reuse), queue.SimpleQueue[RequestOutput]()
     for i, prompt in enumerate(prompts):

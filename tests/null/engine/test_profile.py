@@ -39,7 +39,7 @@ def test_few_buckets_are_tuned() -> None:
 def test_the_largest_upload_fits() -> None:
     """Every slot filled anew, every token a prompt's, and one more of each that scores."""
     layout = PROFILE.slots
-    pairs = PROFILE.max_num_tokens + layout.num_slots * (1 + 6 + layout.table + layout.controls)
+    pairs = 2 * PROFILE.max_num_tokens + layout.num_slots * (1 + 6 + layout.table + layout.controls)
     assert PROFILE.upload_size == 4 + 3 * layout.num_slots + 2 * pairs
 
 

@@ -22,7 +22,7 @@ from penstock.runtime.upload import Encoder, Numbers, Source, slot_numbers
 
 SLOTS, TOKENS, LENGTH, BLOCK, FREQS = 4, 16, 64, 16, 3
 LAYOUT = SlotLayout(SLOTS, LENGTH + 1, LENGTH // BLOCK, FREQS)
-SIZE = HEADER + ROW * SLOTS + 2 * (TOKENS + SLOTS * (len(FIELDS) + LAYOUT.table + FREQS + 2))
+SIZE = HEADER + ROW * SLOTS + 2 * (TOKENS + LENGTH + SLOTS * (len(FIELDS) + LAYOUT.table + FREQS + 2))
 
 
 def source(request: Request) -> Source:
@@ -58,6 +58,8 @@ def expected(plan: StepPlan) -> tuple[list[tuple[int, int, int]], dict[int, int]
         writes[LAYOUT.table_at + slot * LAYOUT.table + at] = block
     for slot, request, blocks, reused in plan.admitted:
         writes |= slot_writes(slot, request, reused)
+        known = [*request.prompt, *request.output][:reused] if request.looks_back else []
+        writes |= {LAYOUT.history_at + slot * LAYOUT.history + i: token for i, token in enumerate(known)}
         writes |= {LAYOUT.table_at + slot * LAYOUT.table + i: block for i, block in enumerate(blocks)}
     for fork in plan.retabled:
         new = (
@@ -84,7 +86,7 @@ def check(upload: Numbers, plan: StepPlan) -> None:
     assert len(pairs) == len(writes) and dict(pairs) == writes
 
 
-KINDS = st.sampled_from(("plain", "plain", "lockstep", "scores", "beams"))
+KINDS = st.sampled_from(("plain", "back", "back", "lockstep", "scores", "beams"))
 ARRIVALS = st.lists(
     st.tuples(st.integers(0, 12), st.integers(1, 40), st.integers(1, 20), KINDS), min_size=1, max_size=9
 )
@@ -102,7 +104,8 @@ def test_every_upload_says_what_its_plan_says(
         while waiting and waiting[0][0] <= step:
             _, index, prompt, new, kind = waiting.pop(0)
             tokens = tuple(100 * index + i for i in range(prompt))
-            flags = {"lockstep": kind == "lockstep", "scores": kind == "scores"}
+            tokens = tuple(t % 100 for t in tokens) if kind == "back" else tokens  # of one prefix
+            flags = {"lockstep": kind == "lockstep", "scores": kind == "scores", "looks_back": kind == "back"}
             request = Request(str(index), tokens, new, LENGTH, frozenset({3}), **flags)
             if kind == "beams":
                 scheduler.add_beams(BeamGroup(request, BeamRules(3)))
