@@ -25,6 +25,7 @@ from penstock.runtime.upload import Numbers
 from penstock.runtime.weights import Loading, release_pinned
 
 IN_FLIGHT = 2
+ROW_BYTES = {"sampled": 4, "top_ids": 4 * MOST_LOGPROBS, "top_values": 4 * MOST_LOGPROBS, "chosen": 4}
 RING = IN_FLIGHT + 1  # pinned buffers: one may still be copied from while the next is written
 
 
@@ -131,7 +132,9 @@ class CudaBackend:
         self.slow_steps += bool(tail.rows or self.visit or self.graphs.larger + self.graphs.late > waited)
         with self._range("copy back"):
             for name in ("sampled", *(SCORES if tail.controlled else ())):
-                self._fetch(lane.results[name], results[name], logits)
+                if logits:  # a chunk inside a prompt gives none
+                    size = ROW_BYTES[name] * logits
+                    driver.copy(lane.results[name].data_ptr(), results[name].data_ptr(), size, self._stream)
             lane.done.record()
         return Ticket(self._count, logits)
 
@@ -188,12 +191,6 @@ class CudaBackend:
                 each.run()
             assert self.visit is not None
             self.visit(each.phase, each.node, each.outputs, sizes)
-
-    def _fetch(self, target: Any, source: Any, rows: int) -> None:
-        """The first rows into pinned memory; none of a chunk inside a prompt, which gives no logits."""
-        if rows:
-            size = source[:rows].numel() * source.element_size()
-            driver.copy(target.data_ptr(), source.data_ptr(), size, self._stream)
 
     def read(self, ticket: Ticket) -> list[int]:
         assert self._count - ticket.number < RING, f"step {ticket.number} was read too late"

@@ -37,6 +37,9 @@ class Moves(NamedTuple):
     refs: tuple[BlockRef, ...]
 
 
+NO_MOVES = Moves((), (), ())
+
+
 class HostCache:
     """Blocks 0 .. num_blocks - 1 of the host's memory; with none, nothing is kept."""
 
@@ -90,6 +93,8 @@ class HostCache:
 
     def take(self) -> Moves:
         """The copies of the plan that is made now."""
+        if not (self._saved or self._restored or self._held):
+            return NO_MOVES
         saved = tuple([Saved(block, host_block) for host_block, block in self._saved.items()])
         restored = tuple([Restored(host_block, ref.block) for host_block, ref in self._restored])
         moves = Moves(saved, restored, tuple([ref for _, ref in self._restored]))

@@ -152,11 +152,13 @@ class StepPlan:
         """In row order."""
         return (*self.decoders.requests, *(chunk.request for chunk in self.chunks))
 
-    @cached_property
+    @property
     def sampling(self) -> tuple[Request, ...]:
         """Who gets a token from this step, in row order."""
-        if not self.chunks:
-            return self.decoders.requests
+        return self._sampling if self.chunks else self.decoders.requests
+
+    @cached_property
+    def _sampling(self) -> tuple[Request, ...]:
         return (*self.decoders.requests, *(chunk.request for chunk in self.chunks if chunk.samples))
 
     @cached_property
@@ -190,20 +192,25 @@ class StepPlan:
         """S."""
         return len(self.decoders.requests) + len(self.chunks)
 
-    @cached_property
+    # Most steps have no chunks, and keeping such numbers would cost more than working them out.
+    @property
     def num_tokens(self) -> int:
         """T."""
-        return len(self.decoders.requests) + sum(chunk.num_tokens for chunk in self.chunks)
+        count = len(self.decoders.requests)
+        return count + sum([chunk.num_tokens for chunk in self.chunks]) if self.chunks else count
 
-    @cached_property
+    @property
     def num_logits(self) -> int:
         """L."""
-        return len(self.decoders.requests) + sum(chunk.num_logits for chunk in self.chunks)
+        count = len(self.decoders.requests)
+        return count + sum([chunk.num_logits for chunk in self.chunks]) if self.chunks else count
 
-    @cached_property
+    @property
     def controlled(self) -> bool:
         """Whether a logit row of it needs the controlled tail."""
-        return self.decoders.controlled or any(c.num_logits and c.request.controlled for c in self.chunks)
+        if self.decoders.controlled or not self.chunks:
+            return self.decoders.controlled
+        return any([c.num_logits and c.request.controlled for c in self.chunks])
 
 
 class Event(NamedTuple):
