@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import queue
 import shutil
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -26,9 +24,9 @@ from penstock.models.hub import resolve
 from penstock.runtime.intake import Submission
 from penstock.runtime.loop import Gather, Loop, fresh_id, run_all
 from penstock.runtime.open import Memory, RunLimits, open_loop
-from penstock.runtime.output import delta
 from penstock.runtime.prompt import Prompt, params_of, prompts_of, read_prompt
 from penstock.runtime.requests import LoRARequest, RequestOutput, SamplingParams
+from penstock.runtime.stream import TextStream
 from penstock.runtime.values import Watch
 from penstock.text.tokenizer import Tokenizer
 from penstock.unsupported import refuse, require_default
@@ -297,46 +295,6 @@ class LLM:
             raise SamplingError(f"sampling_params={params!r} is a {type(params).__name__}; give SamplingParams(...)")
         text, ids = read_prompt(prompt, self.tokenizer)
         return Submission(fresh_id(), ids, params, sink, text, streaming, *how)
-
-
-class TextStream:
-    """An iterator over the new text of one request; closing it early cancels the request."""
-
-    def __init__(self, loop: Loop, submission: Any, prompt: Prompt, params: SamplingParams, *how: Any) -> None:
-        self._parts: queue.SimpleQueue[RequestOutput | PenstockError] = queue.SimpleQueue()
-        self._ended = True  # nothing follows: asking for more would wait for ever
-        new = submission(prompt, params, self._parts.put, True, *how)
-        if params.n > 1:
-            raise SamplingError(f"n={params.n} texts make no stream of pieces; use generate_async, or generate")
-        self._loop, self._id = loop, new.id
-        self.output: RequestOutput | None = None  # the whole output so far
-        loop.submit(new)
-        self._ended = False
-
-    def __iter__(self) -> TextStream:
-        return self
-
-    def __next__(self) -> str:
-        if self._ended:
-            raise StopIteration
-        part = self._parts.get()
-        self._ended = isinstance(part, PenstockError) or part.finished
-        if isinstance(part, PenstockError):
-            raise part
-        new = delta(self.output, part).outputs
-        self.output = part
-        return new[0].text if new else ""  # a search that was cut short may have no text
-
-    def close(self) -> None:
-        """Cancel what is left."""
-        self._loop.abort(self._id)
-
-    def __del__(self) -> None:
-        """A loop that was left early wants no more."""
-        if not self._ended:
-            loop, name = self._loop, self._id
-            with suppress(PenstockError):  # the engine is gone, and the request with it
-                loop.post(lambda: loop.executor.abort(name), lambda error: None)
 
 
 def compile(graph: Graph, weights: Mapping[str, Any], profile: Profile) -> Engine:
