@@ -41,11 +41,11 @@ def refuse_full(request: Request, waiting: WaitingQueue, limits: Limits) -> None
     if limits.max_num_queued_reqs is not None and len(waiting) >= limits.max_num_queued_reqs:
         raise QueueFullError(
             f"request {request.id!r} is refused: {len(waiting)} requests wait, the limit is max_num_queued_reqs="
-            f"{limits.max_num_queued_reqs}; try again later"
+            f"{limits.max_num_queued_reqs}; try again later, or send fewer at a time"
         )
     tokens = waiting.num_tokens + request.prompt_length
     if limits.max_num_queued_tokens is not None and len(waiting) and tokens > limits.max_num_queued_tokens:
         raise QueueFullError(
             f"request {request.id!r} is refused: with its {request.prompt_length} tokens {tokens} would wait, the "
-            f"limit is max_num_queued_tokens={limits.max_num_queued_tokens}; try again later"
+            f"limit is max_num_queued_tokens={limits.max_num_queued_tokens}; try again later, or send fewer at a time"
         )
