@@ -33,9 +33,6 @@ Commit = Annotated[
 Plot = Annotated[Path | None, typer.Option("--plot", metavar="FILE.png", help="Draw it (needs matplotlib).")]
 Repeats = Annotated[int, typer.Option("--repeats", metavar="N", help="Runs of each decode rate; the median counts.")]
 NewTokens = Annotated[int, typer.Option("--new_tokens", metavar="N", help="Tokens that each request generates.")]
-Utilization = Annotated[
-    float, typer.Option("--gpu_memory_utilization", metavar="SHARE", help="Share of a GPU's memory to use.")
-]
 
 _WORKLOADS = (
     "random, mixed, lognormal, shared-prefix, interrupted, trace, or IN/OUT lengths such as 128/2048; each with :COUNT "
@@ -91,7 +88,7 @@ def latency(
     max_batch_size: flags.BatchSize = None,
     max_num_tokens: flags.NumTokens = None,
     max_seq_len: flags.SeqLen = None,
-    gpu_memory_utilization: Utilization = 0.9,
+    gpu_memory_utilization: flags.Utilization = 0.9,
     cache_dir: flags.CacheDir = None,
     out: Out = None,
     commit: Commit = None,
@@ -134,7 +131,7 @@ def scaling(
     kv_cache_dtype: flags.KvDtype = "auto",
     device: flags.Device = "auto",
     max_num_tokens: flags.NumTokens = None,
-    gpu_memory_utilization: Utilization = 0.9,
+    gpu_memory_utilization: flags.Utilization = 0.9,
     cache_dir: flags.CacheDir = None,
     out: Out = None,
     commit: Commit = None,
@@ -175,7 +172,7 @@ def throughput(
     max_batch_size: flags.BatchSize = None,
     max_num_tokens: flags.NumTokens = None,
     max_seq_len: flags.SeqLen = None,
-    gpu_memory_utilization: Utilization = 0.9,
+    gpu_memory_utilization: flags.Utilization = 0.9,
     cache_dir: flags.CacheDir = None,
     out: Out = None,
     commit: Commit = None,

@@ -14,7 +14,6 @@ from penstock.engine.manifest import Engine
 from penstock.engine.memory import least_budget, plan_run
 from penstock.engine.program import PLAIN, KernelLaunch, Phase, Plan, Site, bucket_name
 from penstock.ir.ops.state import FIELDS
-from penstock.spec import ModelSpec
 
 Data = dict[str, Any]
 ALL = 1 << 60  # bytes: more than any device has
@@ -53,7 +52,7 @@ def report(directory: Path, bandwidth: float | None = None) -> Data:
 
 def _spec(engine: Engine) -> Data:
     """The facts that people ask for first; engine.json has all of them."""
-    spec = ModelSpec.from_json(dict(engine.spec))
+    spec = engine.model_spec
     kinds = Counter((layer.mixer, layer.feedforward) for layer in spec.layers)
     layers = [
         {

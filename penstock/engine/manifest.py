@@ -16,6 +16,7 @@ from penstock.engine.sound import flaws
 from penstock.errors import EngineCorruptError, EngineSchemaError, ModelError
 from penstock.ir.graph import Graph, Node, Type
 from penstock.ir.text import graph_from_json, graph_to_json, parse_type
+from penstock.spec import ModelSpec
 
 SCHEMA = 5
 
@@ -56,6 +57,11 @@ class Engine:
     report: tuple[Mapping[str, Any], ...] = ()
     build_seconds: Mapping[str, float] = field(default_factory=dict)
     roof: Mapping[str, float] = field(default_factory=dict)
+
+    @cached_property
+    def model_spec(self) -> ModelSpec:
+        """`spec` as records."""
+        return ModelSpec.from_json(dict(self.spec))
 
     @cached_property
     def states(self) -> tuple[Node, ...]:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from penstock.engine.program import CONTROLLED_TAIL, PLAIN, KernelLaunch, Phase, Program
 from penstock.engine.timings import is_number
-from penstock.spec import ModelSpec
 
 if TYPE_CHECKING:
     from penstock.engine.manifest import Engine
@@ -20,7 +19,7 @@ RECORDS = ("spec", "software", "source", "tokens", "kernels", "work", "build_sec
 def flaws(engine: Engine) -> Iterator[str]:
     """Field by field, what is wrong there; a reader stops at the first. May raise what reading a wrong type raises."""
     yield from (f"{name}: no record" for name in RECORDS if not isinstance(getattr(engine, name), Mapping))
-    ModelSpec.from_json(dict(engine.spec))
+    _ = engine.model_spec  # raises where it is none
     if engine.device.kind not in ("cpu", "cuda") or not _are_integers(engine.device.capability, engine.arena):
         yield "device or arena"
     if not _is_tokens(engine.tokens):

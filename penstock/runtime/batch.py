@@ -15,7 +15,7 @@ from penstock.ir.ops.state import FIELDS
 from penstock.runtime.schedule.limits import Limits
 from penstock.runtime.step import Backend, Ticket
 from penstock.runtime.upload import Numbers, slot_numbers
-from penstock.spec import ModelSpec, inverse_frequencies
+from penstock.spec import inverse_frequencies
 
 SEED = 0
 
@@ -86,7 +86,7 @@ def _fill(backend: Backend) -> None:
 def _upload(engine: Engine, batch: Batch) -> Numbers:
     """Every slot written whole, at its length before the step, and the step's tokens."""
     layout, numbers = engine.profile.slots, np.random.default_rng(SEED)
-    rope = ModelSpec.from_json(dict(engine.spec)).request_rope
+    rope = engine.model_spec.request_rope
     freqs = tuple(inverse_frequencies(rope, batch.context + batch.tokens)) if rope else ()
     width = -(-(batch.context + batch.tokens) // engine.profile.block_size)
     blocks = 1 + numbers.permutation(batch.rows * width).reshape(batch.rows, width)

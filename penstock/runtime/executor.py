@@ -31,7 +31,6 @@ from penstock.runtime.stats import Stats
 from penstock.runtime.step import PLAIN_TAIL, Backend, Tail, Ticket
 from penstock.runtime.steplog import StepLog
 from penstock.runtime.upload import Encoder, Source
-from penstock.spec import ModelSpec
 from penstock.text.tokenizer import Tokenizer
 
 
@@ -51,7 +50,7 @@ class Executor:
         where the time between tokens has a target."""
         profile = engine.profile
         self.engine, self.backend, self.tokenizer = engine, backend, tokenizer
-        window, hosts = ModelSpec.from_json(dict(engine.spec)).window, backend.host_blocks
+        window, hosts = engine.model_spec.window, backend.host_blocks
         self.kv = KvManager(BlockPool(backend.num_blocks, profile.block_size), reuse, window, hosts)
         limits = limits or Limits(profile.max_batch_size, profile.max_num_tokens, profile.max_seq_len)
         limits = replace(limits, max_steps_in_flight=backend.steps_in_flight)
@@ -87,7 +86,7 @@ class Executor:
             self._counted, self._active_since = time.thread_time(), time.monotonic()
         for index, job in enumerate(order.jobs):
             try:
-                self._add(job.request)
+                self.scheduler.add(job.request)
             except PenstockError:
                 for other in order.jobs[:index]:
                     self.scheduler.abort(other.request.id)
@@ -97,12 +96,6 @@ class Executor:
         self._deadlines.add(order.id, *limits)
         self._orders[order.id] = dict.fromkeys(job.request.id for job in order.jobs)
         self._live |= {job.request.id: job for job in order.jobs}
-
-    def _add(self, request: Request) -> None:
-        if request.group is None:
-            self.scheduler.add(request)
-        else:
-            self.scheduler.add_beams(request.group)
 
     def abort(self, request_id: str, reason: FinishReason = "abort") -> None:
         """End a request now, with what it has; unknown ids have ended already."""
@@ -136,7 +129,7 @@ class Executor:
             "steps": stats.steps,
             "requests": stats.requests,
             "prompt_tokens": stats.prompt_tokens,
-            "generated_tokens": stats.generated_tokens,
+            "generated_tokens": counters.generated_tokens,
             "host_us_per_step": stats.host_us_per_step,
             "host_seconds": stats.host_seconds,
             "host_steps": stats.host_steps,
@@ -260,7 +253,6 @@ class Executor:
             found = candidates_of(plan, scores)
             tokens = [tokens[row] for row in plan.sample_rows]
         events = self.scheduler.retire(plan.step_id, tokens, found)
-        self.stats.generated_tokens = self.scheduler.num_generated
         for event in events:
             self._handle(event)
 

@@ -12,10 +12,10 @@ from penstock.engine.manifest import Engine
 from penstock.errors import OptionError, SamplingError
 from penstock.ir.ops.control import MOST_LOGPROBS, Controls
 from penstock.runtime.beams import BeamStream
-from penstock.runtime.job import Job, Sink
+from penstock.runtime.job import Job
 from penstock.runtime.output import Stream
 from penstock.runtime.prompt import prompt_numbers
-from penstock.runtime.requests import SamplingParams
+from penstock.runtime.requests import SamplingParams, Sink
 from penstock.runtime.sampling.resolve import Resolver
 from penstock.runtime.sampling.translate import controls_of, fields_of
 from penstock.runtime.schedule.beams import BeamRules
@@ -24,7 +24,7 @@ from penstock.runtime.schedule.request import Request
 from penstock.runtime.schedule.scheduler import Scheduler
 from penstock.runtime.several import Several
 from penstock.runtime.upload import Numbers, Source, slot_numbers
-from penstock.spec import ModelSpec, inverse_frequencies
+from penstock.spec import inverse_frequencies
 from penstock.text.tokenizer import Tokenizer
 
 _LARGEST = 2**31 - 1
@@ -87,7 +87,7 @@ class Intake:
     def __init__(self, engine: Engine, tokenizer: Tokenizer | None, scheduler: Scheduler) -> None:
         self._engine, self._tokenizer, self._scheduler = engine, tokenizer, scheduler
         self._resolver = Resolver(engine.tokens.get("generation", {}))
-        self._rope = ModelSpec.from_json(dict(engine.spec)).request_rope
+        self._rope = engine.model_spec.request_rope
         ends = tokenizer.eos_token_ids if tokenizer else ()
         self._eos = frozenset(engine.tokens.get("eos", ())) | frozenset(ends)
 
@@ -105,8 +105,7 @@ class Intake:
                 f"best_of={params.width} and n={params.n} cannot be streamed: which are the best is known at the end; "
                 f"leave best_of out, or do not stream"
             )
-        asked = new.streaming, params.logprobs is not None
-        several = Several(new.id, params.n, params.width, new.sink, *asked)
+        several = Several(new.id, params.n, params.width, new.sink, new.streaming)
         jobs: list[Job] = []
         for i in range(params.width):
             keys = jobs[0].request.keys if jobs else ()  # one prompt, one salt
@@ -136,21 +135,21 @@ class Intake:
         index: int = 0, keys: Sequence[bytes] = (),
     ) -> Job:  # fmt: skip
         """One text, its blocks named by `keys`, where those are known."""
-        request = self._request(new, params, id)
+        request, freqs = self._request(new, params, id)
         request.scores &= not index  # the prompt is that of all texts
         controls = self._controls(params, request)
         request.lockstep = bool(params.logits_processors)
         request.looks_back = controls.adjusts
-        request.controlled = controls.adjusts or controls.num_logprobs > 0 or request.lockstep
+        request.controlled = request.looks_back or controls.num_logprobs > 0 or request.lockstep
         request.keys = [*keys]
         self._check(request)
-        source = Source(numbers, self._slot(request, params, index), np.array(controls.numbers, np.int32))
+        source = Source(numbers, slot_numbers(fields_of(params, index), freqs), np.array(controls.numbers, np.int32))
         stream = Stream(request, new.prompt, params, new.arrival, self._tokenizer, notes, index)
         return Job(new.id, request, stream, source, sink, new.streaming)
 
     def _search(self, new: Submission, params: SamplingParams, notes: tuple[str, ...], numbers: Numbers) -> Job:
         """All beams are one job; the first of them stands for it."""
-        pattern = self._request(new, params, new.id)
+        pattern, freqs = self._request(new, params, new.id)
         pattern.controlled = True
         controls = self._controls(params, pattern)
         pattern.looks_back = controls.adjusts
@@ -163,11 +162,12 @@ class Intake:
             )
         self._check(group.leader)
         controls = replace(controls, num_logprobs=1 + count, by_adjusted=True)
-        source = Source(numbers, self._slot(pattern, params), np.array(controls.numbers, np.int32))
+        source = Source(numbers, slot_numbers(fields_of(params), freqs), np.array(controls.numbers, np.int32))
         stream = BeamStream(group, new.prompt, params, new.arrival, self._tokenizer, notes)
         return Job(new.id, group.leader, stream, source, new.sink, False)
 
-    def _request(self, new: Submission, params: SamplingParams, id: str) -> Request:
+    def _request(self, new: Submission, params: SamplingParams, id: str) -> tuple[Request, tuple[float, ...]]:
+        """With its rope frequencies, where the model fixes them by the length that a request may reach."""
         assert params.max_tokens is not None
         has_text = params.detokenize and self._tokenizer is not None
         request = Request(
@@ -175,9 +175,10 @@ class Intake:
             frozenset(params.stop_token_ids), params.ignore_eos, hears_all=new.streaming or has_text,
             priority=new.priority, scores=params.prompt_logprobs is not None,
         )  # fmt: skip
-        freqs = np.array(self._freqs(request), np.float32)  # a rope of its own makes other KV
-        request.salt = freqs.tobytes() + new.cache_salt.encode()
-        return request
+        freqs = tuple(inverse_frequencies(self._rope, request.max_length)) if self._rope else ()
+        # A rope of its own makes other KV.
+        request.salt = np.array(freqs, np.float32).tobytes() + new.cache_salt.encode()
+        return request, freqs
 
     def _check(self, request: Request) -> None:
         """Refuse it if it could never run; else work out the names of its blocks."""
@@ -186,10 +187,3 @@ class Intake:
 
     def _controls(self, params: SamplingParams, request: Request) -> Controls:
         return controls_of(params, request, self._engine.vocab_size, self._tokenizer)
-
-    def _slot(self, request: Request, params: SamplingParams, index: int = 0) -> Numbers:
-        return slot_numbers(fields_of(params, index), self._freqs(request))
-
-    def _freqs(self, request: Request) -> tuple[float, ...]:
-        """Rope frequencies, where the model fixes them by the length that a request may reach."""
-        return tuple(inverse_frequencies(self._rope, request.max_length)) if self._rope else ()

@@ -6,18 +6,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from penstock.errors import PenstockError, SamplingError
+from penstock.errors import SamplingError
 from penstock.ir.lazy import torch
 from penstock.runtime.beams import BeamStream
 from penstock.runtime.output import Stream
-from penstock.runtime.requests import RequestOutput
+from penstock.runtime.requests import Sink
 from penstock.runtime.schedule.batch import StepPlan
 from penstock.runtime.schedule.beams import Candidate
 from penstock.runtime.schedule.request import Request
 from penstock.runtime.step import Scores
 from penstock.runtime.upload import Source
-
-Sink = Callable[[RequestOutput | PenstockError], None]
 
 
 @dataclass(frozen=True, slots=True)

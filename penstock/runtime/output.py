@@ -39,11 +39,7 @@ class Stream:
             self.tokenizer, self.request.prompt, skip_special_tokens=self.params.skip_special_tokens
         ) if self.params.detokenize and self.tokenizer else None  # fmt: skip
         self._stops = StopStrings(self.params.stop_strings, include=self.params.include_stop_str_in_output)
-
-    @property
-    def is_scored(self) -> bool:
-        """Whether it keeps what tokens' log-probabilities are."""
-        return num_logprobs(self.params) > 0
+        self.is_scored = num_logprobs(self.params) > 0  # whether it keeps what tokens' log-probabilities are
 
     def score(self, token: int, scores: Scores, row: int) -> None:
         """Take the log-probabilities that a row of logits gave, before the token that was sampled from it."""

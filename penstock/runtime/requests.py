@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from penstock.errors import PenstockError
 from penstock.runtime.sampling.params import SamplingParams
 from penstock.runtime.schedule.request import FinishReason
 
-__all__ = ["CompletionOutput", "LoRARequest", "RequestMetrics", "RequestOutput", "SamplingParams"]
+__all__ = ["CompletionOutput", "LoRARequest", "RequestMetrics", "RequestOutput", "SamplingParams", "Sink"]
 
 
 @dataclass(frozen=True)
@@ -98,3 +99,6 @@ class RequestOutput:
     metrics: RequestMetrics
     notes: tuple[str, ...] = ()
     prompt_logprobs: tuple[Mapping[int, float] | None, ...] | None = None
+
+
+Sink = Callable[[RequestOutput | PenstockError], None]  # hears what becomes of a request

@@ -3,27 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
 
 from penstock.errors import PenstockError
-from penstock.runtime.requests import CompletionOutput, RequestMetrics, RequestOutput
-
-Sink = Callable[[RequestOutput | PenstockError], None]
+from penstock.runtime.requests import CompletionOutput, RequestMetrics, RequestOutput, Sink
 
 
 class Several:
-    """Joins the outputs of `width` texts; the caller's `sink` gets the `best` likeliest, or the first error.
+    """Joins the outputs of `width` texts; the caller's `sink` gets the `best` likeliest, or the first error."""
 
-    `keeps_logprobs`: whether the caller asked for them; choosing the best needs them anyway.
-    """
-
-    def __init__(
-        self, request_id: str, best: int, width: int, sink: Sink, streaming: bool, keeps_logprobs: bool
-    ) -> None:
+    def __init__(self, request_id: str, best: int, width: int, sink: Sink, streaming: bool) -> None:
         self._id, self._best, self._width, self._sink = request_id, best, width, sink
-        self._streaming, self._keeps_logprobs = streaming, keeps_logprobs
+        self._streaming = streaming
         self._parts: dict[int, RequestOutput] = {}
         self._failed = False
 
@@ -49,8 +42,6 @@ class Several:
         if finished and self._best < self._width:
             completions.sort(key=lambda each: -_likelihood(each))
             completions = [replace(each, index=i) for i, each in enumerate(completions[: self._best])]
-        if not self._keeps_logprobs:
-            completions = [replace(each, logprobs=None) for each in completions]
         metrics = _together([part.metrics for part in parts], finished)
         return replace(parts[0], request_id=self._id, outputs=tuple(completions), finished=finished, metrics=metrics)
 

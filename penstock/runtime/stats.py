@@ -18,7 +18,6 @@ class Stats:
 
     steps: int = 0
     prompt_tokens: int = 0
-    generated_tokens: int = 0
     requests: int = 0
     host_seconds: float = 0.0
     host_steps: int = 0

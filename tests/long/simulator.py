@@ -166,7 +166,7 @@ class Simulation:
         width = self.draw.randint(1, min(4, self.setting.slots))
         stopping = self.draw.choice((True, False, "never"))
         group = BeamGroup(request, BeamRules(width, self.draw.choice((0.0, 1.0)), stopping))
-        self.scheduler.add_beams(group)
+        self.scheduler.add(group.leader)
         return group.leader
 
     def cancel(self, name: str) -> None:

@@ -150,7 +150,8 @@ def test_twenty_thousand_requests(loop: Loop) -> None:
     reasons = Counter(end.reason for end in ends.values())
     used = executor.kv.pool.num_used
     results.write(
-        "soak", requests=REQUESTS, ends=reasons, steps=executor.stats.steps, generated=executor.stats.generated_tokens,
+        "soak", requests=REQUESTS, ends=reasons, steps=executor.stats.steps,
+        generated=executor.scheduler.counters.generated_tokens,
         preemptions=executor.scheduler.counters.preemptions, reused=executor.scheduler.counters.reused_tokens,
         kinds=Counter(crowd.kinds), blocks_in_use=used, rss_growth_bytes=growth, seconds=time.perf_counter() - start,
     )  # fmt: skip

@@ -21,6 +21,7 @@ from penstock.runtime.kv.blocks import DUMMY_BLOCK, BlockPool, BlockRef
 from penstock.runtime.kv.host import HostCache
 
 UNSEEN = BlockRef(DUMMY_BLOCK, 0)  # an entry of a table that nobody reads
+Found = list[BlockRef | None]  # blocks by key, from the first on: UNSEEN where nobody reads it, None where in the host
 
 
 class Fit(Enum):
@@ -76,10 +77,10 @@ class KvManager:
         """The first block that a token at `position` sees; so do those behind it, or none that is older."""
         return max(0, position - self.window + 1) // self.pool.block_size if self.window else 0
 
-    def found(self, keys: Sequence[bytes]) -> list[BlockRef | None]:
+    def found(self, keys: Sequence[bytes]) -> Found:
         """The blocks of as many keys from the first on as are there, or unseen by what follows them; None where only
         the host has it."""
-        refs: list[BlockRef | None] = []
+        refs: Found = []
         missing = count = 0  # keys up to the last that is nowhere; keys that nothing is missing of
         for key in keys if self.reuse else ():
             ref = self.pool.find(key)
@@ -95,20 +96,20 @@ class KvManager:
         seen = self.first_seen(count * self.pool.block_size)
         return [UNSEEN] * seen + refs[seen:count]
 
-    def fit(self, keys: Sequence[bytes], num_tokens: int, spare: int = 0) -> Fit:
+    def fit(self, keys: Sequence[bytes], num_tokens: int, spare: int = 0, found: Found | None = None) -> Fit:
         """Whether a table for `num_tokens` tokens can be made, of which full blocks have these keys (those that may be
-        shared), and `spare` blocks be left."""
-        refs = self.found(keys)
+        shared), and `spare` blocks be left. `found`: as of now, where it was asked already."""
+        refs = self.found(keys) if found is None else found
         if len(refs) < len(keys) and self.reuse and keys[len(refs)] in self._promises:
             return Fit.PROMISED
-        idle = sum(ref not in (None, UNSEEN) and not self.pool.holders(ref) for ref in refs if ref is not None)
+        idle = sum(not self.pool.holders(ref) for ref in refs if ref is not None and ref is not UNSEEN)
         new = self.blocks_for(num_tokens) - len(refs) + refs.count(None)
         return Fit.YES if new + idle + spare <= self.pool.num_free else Fit.NO
 
-    def admit(self, slot: int, keys: Sequence[bytes], num_tokens: int) -> int:
+    def admit(self, slot: int, keys: Sequence[bytes], num_tokens: int, found: Found | None = None) -> int:
         """Make the table of a slot; the caller has asked `fit`. Returns how many of its blocks hold their tokens."""
         assert slot not in self._tables, f"slot {slot} already holds blocks"
-        refs = self.found(keys)
+        refs = self.found(keys) if found is None else found
         self._passed[slot] = self.first_seen(len(refs) * self.pool.block_size)
         self.host.hold([key for key, ref in zip(keys, refs, strict=False) if ref is None])
         for ref in refs[self._passed[slot] :]:

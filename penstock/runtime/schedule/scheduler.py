@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import count
 
 from penstock.errors import OptionError
-from penstock.runtime.kv.manager import Fit, Grown, KvManager
+from penstock.runtime.kv.manager import Fit, Found, Grown, KvManager
 from penstock.runtime.schedule.batch import Admission, Decoders, Event, StepPlan
 from penstock.runtime.schedule.beams import Candidate
 from penstock.runtime.schedule.draft import Draft
@@ -63,11 +63,6 @@ class Scheduler:
         return len(self._live) - len(self._waiting)
 
     @property
-    def num_generated(self) -> int:
-        """Tokens learnt, of all requests since the start."""
-        return self.counters.generated_tokens
-
-    @property
     def num_in_flight(self) -> int:
         return len(self._in_flight)
 
@@ -79,7 +74,8 @@ class Scheduler:
     def add(self, request: Request) -> None:
         """Queue a request; nothing changes where it is refused.
 
-        PromptError if it could never run, OptionError if its id is taken, QueueFullError if too many wait.
+        PromptError if it could never run, OptionError if its id is taken, QueueFullError if too many wait. The leader
+        of a `BeamGroup` stands for all its beams: it has one event, the end, and `search.finished` is what was found.
         """
         assert request.status is Status.WAITING and not request.num_computed, f"request {request.id} was used before"
         assert request.max_tokens >= 1 and request.max_seq_len <= self.limits.max_seq_len, request
@@ -91,10 +87,6 @@ class Scheduler:
         request.arrival = next(self._arrivals)
         self._live[request.id] = request
         self._waiting.add(request)
-
-    def add_beams(self, group: BeamGroup) -> None:
-        """Queue a beam search, as `add` does. It has one event, its end; `group.search.finished` is what it found."""
-        self.add(group.leader)
 
     def refuse_impossible(self, request: Request) -> None:
         """PromptError or OptionError if it could never run. Reads nothing that changes, so that any thread may ask."""
@@ -203,38 +195,35 @@ class Scheduler:
         """Give waiting requests slots and blocks for all that is known of them, as far as the step has room.
 
         Running requests, and beams to come, are left a block each to grow by. Who waits for a prefix that another is
-        computing is passed over; nobody else is, or a long request would starve.
+        computing is passed over; nobody else is, or a long request would starve. Where a request looks back, the tokens
+        of what is found come with the upload, which has room for so many.
         """
         for request in tuple(self._waiting) if self._slots.num_free else ():
             if draft.full or not draft.logits or len(request.members) > self._slots.num_free:
                 return
-            keys = self._shareable(request, draft)
+            keys = self._shareable(request)
+            found = self.kv.found(keys)
+            if request.looks_back and len(found) * self.kv.pool.block_size > draft.known:
+                return
             spare = request.group.num_spare(self.kv) if request.group else 0
-            fit = Fit.NO if keys is None else self.kv.fit(keys, request.goal, len(self._slots.occupied) + spare)
-            if keys is None or fit is Fit.NO:
+            fit = self.kv.fit(keys, request.goal, len(self._slots.occupied) + spare, found)
+            if fit is Fit.NO:
                 return
             if fit is Fit.YES:
-                draft.admit(self._enter(request, keys))
+                draft.admit(self._enter(request, keys, found))
 
-    def _shareable(self, request: Request, draft: Draft) -> list[bytes] | None:
-        """Keys of the blocks that it may find: the last token is always computed, for it samples; to score, all are.
+    def _shareable(self, request: Request) -> list[bytes]:
+        """Keys of the blocks that it may find: the last token is always computed, for it samples; to score, all are."""
+        return [] if request.scoring else request.keys[: (request.goal - 1) // self.kv.pool.block_size]
 
-        The tokens of what is found come with the upload where the request looks back at them. None: this step has no
-        room for so many more.
-        """
-        keys = [] if request.scoring else request.keys[: (request.goal - 1) // self.kv.pool.block_size]
-        if not (request.looks_back and keys):
-            return keys
-        return keys if len(self.kv.found(keys)) * self.kv.pool.block_size <= draft.known else None
-
-    def _enter(self, request: Request, keys: Sequence[bytes]) -> Admission:
+    def _enter(self, request: Request, keys: Sequence[bytes], found: Found) -> Admission:
         self._waiting.admit(request)
         slot = self._slots.seat(request)
         self._slots.prompts[slot] = request
         for beam in request.members[1:]:  # has nothing to do until it forks
             self.kv.admit(self._slots.seat(beam), (), 0)
             beam.goal = beam.num_computed = 0
-        reused = self.kv.admit(slot, keys, request.goal) * self.kv.pool.block_size
+        reused = self.kv.admit(slot, keys, request.goal, found) * self.kv.pool.block_size
         request.num_computed = reused
         if not request.num_preemptions:
             request.num_reused = reused

@@ -69,7 +69,7 @@ def test_a_quiet_request_is_told_once_and_a_streaming_one_each_token(tiny_engine
     assert quiet.outputs == loud.outputs and quiet.outputs[0].token_ids == (7,) * 8
     assert [len(part.outputs[0].token_ids) for part in told["loud"]] == [*range(1, 9)]
     assert quiet.metrics.first_token < quiet.metrics.finished
-    assert runs.stats.generated_tokens == 16 and runs.stats.prompt_tokens == 4
+    assert runs.scheduler.counters.generated_tokens == 16 and runs.stats.prompt_tokens == 4
 
 
 def test_host_time_counts_the_threads_own_work_and_no_waiting(tiny_engine: Path) -> None:

@@ -108,7 +108,7 @@ def test_every_upload_says_what_its_plan_says(
             flags = {"lockstep": kind == "lockstep", "scores": kind == "scores", "looks_back": kind == "back"}
             request = Request(str(index), tokens, new, LENGTH, frozenset({3}), **flags)
             if kind == "beams":
-                scheduler.add_beams(BeamGroup(request, BeamRules(3)))
+                scheduler.add(BeamGroup(request, BeamRules(3)).leader)
             else:
                 scheduler.add(request)
         scheduler.abort(str(aborts.get(step)))

@@ -422,4 +422,4 @@ def test_who_does_not_hear_all_hears_the_first_token_and_the_end() -> None:
     s.add(request("loud", 2, max_tokens=4))
     s.add(request("quiet", 2, max_tokens=4, hears_all=False))
     heard = [[event.request_id for event in retire(s, planned(s))] for _ in range(4)]
-    assert heard == [["loud", "quiet"], ["loud"], ["loud"], ["loud", "quiet"]] and s.num_generated == 8
+    assert heard == [["loud", "quiet"], ["loud"], ["loud"], ["loud", "quiet"]] and s.counters.generated_tokens == 8

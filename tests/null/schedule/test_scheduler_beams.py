@@ -31,7 +31,7 @@ def best(*tokens: int, first: float = -1.0) -> Candidates:
 
 def test_one_prompt_then_forks_with_copies_of_the_last_block() -> None:
     s, g = scheduler(in_flight=1), group()
-    s.add_beams(g)
+    s.add(g.leader)
     plan = planned(s)
     assert [row[1:4] for row in plan.rows] == [("g", 0, 6)] and len(plan.admitted) == 1 and plan.retabled == ()
     assert (s.num_running, s.kv.pool.num_used, s.kv.slots) == (1, 2, {0, 1, 2})
@@ -56,7 +56,7 @@ def test_one_prompt_then_forks_with_copies_of_the_last_block() -> None:
 
 def test_at_a_border_of_blocks_nothing_is_copied_and_each_gets_a_block() -> None:
     s, g = scheduler(in_flight=1), group(prompt=8)
-    s.add_beams(g)
+    s.add(g.leader)
     searched(s, planned(s), best(11, 12, 13, 14, 15, 16))
     plan = planned(s)
     assert plan.copies == () and [fork.slot for fork in plan.retabled] == [1, 2]
@@ -65,7 +65,7 @@ def test_at_a_border_of_blocks_nothing_is_copied_and_each_gets_a_block() -> None
 
 def test_a_round_is_over_when_all_results_are_known() -> None:
     s, g = scheduler(slots=2, tokens=2), group(prompt=1, width=2)
-    s.add_beams(g)
+    s.add(g.leader)
     searched(s, planned(s), best(11, 12, 13, 14))
     plan = planned(s)
     assert s.schedule() is None, "both beams are under way"
@@ -81,7 +81,7 @@ def test_a_round_is_over_when_all_results_are_known() -> None:
 def test_it_ends_once_and_gives_all_back(how: str) -> None:
     s, error = scheduler(in_flight=1), RuntimeError("out of luck")
     g = group(max_tokens=2)
-    s.add_beams(g)
+    s.add(g.leader)
     searched(s, planned(s), best(11, 12, 13, 99, 15, 16))
     plan = planned(s)
     expected = {
@@ -102,7 +102,7 @@ def test_a_group_waits_for_its_slots_and_nobody_passes() -> None:
     s = scheduler(in_flight=1, tokens=16)
     s.add(request("a", 2, max_tokens=3))
     s.add(request("b", 2, max_tokens=1))
-    s.add_beams(group())
+    s.add(group().leader)
     s.add(request("c", 2))
     plan = planned(s)
     assert [row.request_id for row in plan.rows] == ["a", "b"] and s.num_waiting == 2
@@ -117,7 +117,7 @@ def test_a_group_is_preempted_whole_and_searches_anew(in_flight: int, prompt: in
     for blocks in (9, 40):
         s, g = scheduler(slots=3, tokens=16, blocks=blocks, in_flight=in_flight), group("g", 5, 9, width=2, salt=b"g")
         s.add(request("a", prompt, max_tokens=32 - prompt))
-        s.add_beams(g)
+        s.add(g.leader)
         rounds, flight = list[int](), list[StepPlan]()
         while s.has_work:
             if s.can_schedule and (plan := s.schedule()):
@@ -139,18 +139,18 @@ def test_groups_that_cannot_run_are_refused() -> None:
     with pytest.raises(OptionError, match="beam_width=17 is out of range; give 1 to 16"):
         group(width=17)
     with pytest.raises(OptionError, match="'g' has beam_width=5, the limit is max_batch_size=4"):
-        scheduler().add_beams(group(width=5))
+        scheduler().add(group(width=5).leader)
     s = scheduler(blocks=8)  # full blocks of the prompt are held once: 1, and 3 for each beam
-    s.add_beams(group(width=2, max_tokens=10))
+    s.add(group(width=2, max_tokens=10).leader)
     with pytest.raises(PromptError, match="10 to generate, for each of 3 beams"):
-        s.add_beams(group("h", width=3, max_tokens=10))
+        s.add(group("h", width=3, max_tokens=10).leader)
 
 
 def fork_without_rows() -> tuple[Scheduler, list[StepPlan]]:
     """Two beams need a block each, which come only with the end of a step in flight: of the last plan, they have the
     table of one, and no row."""
     s, flight = scheduler(slots=5, tokens=32, blocks=9, in_flight=2), list[StepPlan]()
-    s.add_beams(group("g", 1, 12, width=2, salt=b"g"))
+    s.add(group("g", 1, 12, width=2, salt=b"g").leader)
     for name, prompt in (("a", 1), ("b", 2), ("c", 1)):
         s.add(request(name, prompt, max_tokens=12, salt=name.encode()))
     for i in range(40):

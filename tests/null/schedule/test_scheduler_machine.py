@@ -222,7 +222,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             return
         self.truths[name] = Truth(text, b"", group.leader.output_limit, None, kind, rules=rules)
         self.requests[name] = group.leader
-        self.scheduler.add_beams(group)
+        self.scheduler.add(group.leader)
 
     @precondition(lambda self: self.scheduler.can_schedule)
     @rule()

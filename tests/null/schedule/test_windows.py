@@ -26,7 +26,7 @@ def test_long_texts_take_turns_only_where_they_keep_all(window: int, most: int) 
         if plan is None or not s.can_schedule:
             retire(s, flight.pop(0))
     assert max(used) == most and (s.counters.preemptions > 0) == (window == 0)
-    assert s.num_generated == 72 and s.kv.pool.num_used == 0
+    assert s.counters.generated_tokens == 72 and s.kv.pool.num_used == 0
 
 
 def test_who_read_a_block_of_a_failed_step_ends_though_it_has_given_it_back() -> None:
