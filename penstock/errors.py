@@ -5,6 +5,7 @@ PenstockError
 │  ├─ PromptError            empty, too long, or a token id outside the vocabulary
 │  ├─ SamplingError          a sampling parameter outside its range
 │  ├─ OptionError            an unknown or contradictory argument, flag or field
+│  ├─ PluginError            a plugin is missing, cannot be imported, or registers a name that is taken
 │  └─ QueueFullError         admission refused: a queue or token limit is reached
 ├─ UnsupportedError        a name of the public surface that is not built yet (also a NotImplementedError)
 ├─ ModelError              the model cannot be read as one of our families
@@ -47,6 +48,10 @@ class SamplingError(InputError):
 
 class OptionError(InputError):
     """An argument, flag or field is unknown, or contradicts another."""
+
+
+class PluginError(InputError):
+    """A plugin is missing, cannot be imported, or registers a name that is taken."""
 
 
 class QueueFullError(InputError):

@@ -10,9 +10,9 @@ from penstock.engine.device import Device
 from penstock.engine.program import Site, Sizes
 from penstock.errors import PinError
 from penstock.ir.op import vocabulary
-from penstock.kernels.reference import PARTS, REFERENCE, Reference, has_parts, plan_parts
+from penstock.kernels.reference import Reference, has_parts, plan_parts
 from penstock.kernels.registry import tactics
-from penstock.kernels.tactic import NO_CONFIG, PLAIN, Config, Draft, Tactic
+from penstock.kernels.tactic import NO_CONFIG, PARTS, PLAIN, REFERENCE, Config, Draft, Tactic
 
 Pins = Mapping[str, str]  # op -> the one tactic that may run it, or `!name` for the one that may not
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from penstock import plugins
 from penstock.errors import GraphError
 
 _REGISTRY: dict[str, Format] = {}
@@ -34,10 +35,18 @@ class Format:
 
 
 def register(format: Format) -> Format:
-    """Make a format known by name; the same name twice is our own mistake."""
-    assert format.name not in _REGISTRY, format.name
+    """Make a format known by name. Raises PluginError for a name that is taken.
+
+    A plugin registers a row of tolerances beside it: see `formats.tolerance`.
+    """
+    plugins.note("format", format.name, format.name in _REGISTRY, lambda: _REGISTRY.pop(format.name))
     _REGISTRY[format.name] = format
     return format
+
+
+def stored_as(torch_dtype: str) -> Format:
+    """The dense format whose elements are of that torch type; of several the first."""
+    return next(format for format in _REGISTRY.values() if format.torch_dtype == torch_dtype)
 
 
 def known() -> tuple[str, ...]:

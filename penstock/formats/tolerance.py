@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from penstock import plugins
+from penstock.errors import PluginError
 from penstock.formats.base import Format
 
 
@@ -39,4 +41,12 @@ _TABLE = {
 
 def tolerance(format: Format) -> Tolerance:
     """The table's row of `format`."""
+    if format.name not in _TABLE:
+        raise PluginError(f"format {format.name!r} has no tolerances; its plugin has to register a row beside it")
     return _TABLE[format.name]
+
+
+def register(format: Format, row: Tolerance) -> None:
+    """The row of a plugin's format. Raises PluginError for one that has a row."""
+    plugins.note("tolerance", format.name, format.name in _TABLE, lambda: _TABLE.pop(format.name))
+    _TABLE[format.name] = row

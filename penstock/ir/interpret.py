@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from penstock.formats import stored_as
 from penstock.ir.graph import Graph, Node, Type
 from penstock.ir.lazy import torch
 from penstock.ir.op import get, parts_graph
@@ -52,16 +53,7 @@ def run_parts(name: str, tensors: Sequence[Any], attrs: Mapping[str, Any]) -> tu
 
 def type_of(tensor: Any) -> Type:
     """The concrete type of a torch tensor."""
-    return Type(tuple(tensor.shape), _FORMATS[str(tensor.dtype).removeprefix("torch.")])
-
-
-def _dense_formats() -> dict[str, Any]:
-    from penstock import formats
-
-    return {f.torch_dtype: f for f in (formats.parse(n) for n in formats.known())}
-
-
-_FORMATS = _dense_formats()
+    return Type(tuple(tensor.shape), stored_as(str(tensor.dtype).removeprefix("torch.")))
 
 
 def bisect(a: Graph, b: Graph, feed: Feed, relative: float) -> Node | None:

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from penstock import plugins
 from penstock.errors import GraphError
-from penstock.ir.graph import Graph, Node, Type, Value, freeze, leaf
+from penstock.ir.graph import LEAVES, Graph, Node, Type, Value, freeze, leaf
 
 Infer = Callable[..., Type | tuple[Type, ...]]
 Example = Callable[..., Sequence[Any]]
@@ -121,5 +122,13 @@ def emit(name: str, *inputs: Value, **attrs: Any) -> Node:
 
 
 def _add(new: Op) -> None:
-    assert new.name not in _OPS, f"op {new.name} is registered twice"
+    """Raises PluginError for a name that is taken. Ours come first, whoever asks."""
+    if not new.reference.__module__.startswith("penstock."):
+        get("add")
+    plugins.note("op", new.name, new.name in _OPS or new.name in LEAVES, lambda: _forget(new.name))
     _OPS[new.name] = new
+
+
+def _forget(name: str) -> None:
+    del _OPS[name]
+    parts_graph.cache_clear()

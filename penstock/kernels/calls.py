@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from penstock import plugins
 from penstock.engine.program import Call, Sizes
 from penstock.ir.interpret import run_node
 
@@ -45,3 +46,9 @@ def _out_dtype(call: Call) -> Any:
 
 
 CALLS: dict[str, Function] = {"reference": reference, "cublas": cublas}
+
+
+def register(name: str, function: Function) -> None:
+    """Make a plugin's function known to plans by name. Raises PluginError for a name that is taken."""
+    plugins.note("call", name, name in CALLS, lambda: CALLS.pop(name))
+    CALLS[name] = function

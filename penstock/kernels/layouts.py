@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from penstock import plugins
+from penstock.errors import PluginError
 from penstock.kernels.tactic import PLAIN
 
 
@@ -21,8 +23,8 @@ _LAYOUTS: dict[str, Layout] = {PLAIN: Layout(lambda w: w, lambda w: w)}
 
 
 def register(name: str, layout: Layout) -> None:
-    """Make a layout known, for a tactic that reads it."""
-    assert name not in _LAYOUTS, name
+    """Make a layout known, for a tactic that reads it. Raises PluginError for a name that is taken."""
+    plugins.note("layout", name, name in _LAYOUTS, lambda: _LAYOUTS.pop(name))
     _LAYOUTS[name] = layout
 
 
@@ -31,8 +33,14 @@ def known() -> Mapping[str, Layout]:
 
 
 def pack(name: str, weight: Any) -> Any:
-    return _LAYOUTS[name].pack(weight)
+    return _layout(name).pack(weight)
 
 
 def unpack(name: str, weight: Any) -> Any:
-    return _LAYOUTS[name].unpack(weight)
+    return _layout(name).unpack(weight)
+
+
+def _layout(name: str) -> Layout:
+    if name not in _LAYOUTS:
+        raise PluginError(f"layout {name!r} is unknown; load the plugin whose tactic reads it")
+    return _LAYOUTS[name]

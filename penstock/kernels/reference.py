@@ -9,9 +9,8 @@ from penstock.engine.device import Device
 from penstock.engine.program import Arg, Call, Site, Sizes
 from penstock.ir.graph import Type, Value
 from penstock.ir.op import get, parts_graph
-from penstock.kernels.tactic import Config, Draft, KernelUse, Tactic, whole_call
+from penstock.kernels.tactic import REFERENCE, Config, Draft, KernelUse, Tactic, whole_call
 
-REFERENCE, PARTS = "reference", "parts"
 # Their references read sizes back to the host.
 UNCAPTURABLE = (
     "adjust", "attention", "commit", "kv_append", "logprobs", "prepare", "rope_append", "rope_attention",

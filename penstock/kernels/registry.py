@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from functools import lru_cache
 from inspect import isabstract, isclass
 
-from penstock import kernels
-from penstock.kernels.tactic import Tactic
+from penstock import kernels, plugins
+from penstock.ir.op import get
+from penstock.kernels.tactic import PARTS, REFERENCE, Tactic
 
 _EXTRA: list[Tactic] = []
 
@@ -27,11 +28,18 @@ def builtin() -> tuple[Tactic, ...]:
 
 
 def register(tactic: Tactic) -> None:
-    """Add a tactic of a user's package; it is gated and timed like ours."""
+    """Add a plugin's tactic; it is gated and timed like ours.
+
+    Raises PluginError for a name that the op's tactics have already, GraphError for an op that does not exist.
+    """
+    get(tactic.op)
+    taken = tactic.name in (REFERENCE, PARTS) or any(t.name == tactic.name for t in tactics(tactic.op))
+    plugins.note("tactic", f"{tactic.op}={tactic.name}", taken, lambda: _EXTRA.remove(tactic))
     _EXTRA.append(tactic)
 
 
 def unregister(tactic: Tactic) -> None:
+    plugins.forget("tactic", f"{tactic.op}={tactic.name}")
     _EXTRA.remove(tactic)
 
 

@@ -22,6 +22,7 @@ Config = Mapping[str, int]
 NO_CONFIG: Config = {}
 CUDA_SUFFIXES = (".cu", ".cuh")
 PLAIN = "plain"  # the layout of a row-major tensor
+REFERENCE, PARTS = "reference", "parts"  # the tactics that ops have by derivation
 
 
 @dataclass(frozen=True, slots=True)
