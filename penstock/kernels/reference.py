@@ -14,7 +14,7 @@ from penstock.kernels.tactic import Config, Draft, KernelUse, Tactic, whole_call
 REFERENCE, PARTS = "reference", "parts"
 # Their references read sizes back to the host.
 UNCAPTURABLE = (
-    "adjust", "attention", "commit", "kv_append", "logprobs", "prepare", "rope_append", "rope_attention",
+    "adjust", "attention", "commit", "kv_append", "logprobs", "moe", "prepare", "rope_append", "rope_attention",
 )  # fmt: skip
 
 
