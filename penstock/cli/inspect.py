@@ -66,7 +66,9 @@ def _layer(layer: Data) -> str:
     scaling = f", {layer['rope_scaling']} rope" if layer["rope_scaling"] else ""
     window = f", window {layer['window']}" if layer["window"] else ""
     heads = f"{layer['heads']} heads of {layer['head_dim']} over {layer['kv_heads']} KV heads"
-    return f"{layer['count']} of {heads}{window}{scaling}, feed-forward {layer['feedforward']} ({layer['activation']})"
+    mixture = f"{layer['experts_per_token']} of {layer['experts']} experts of " if layer.get("experts") else ""
+    forward = f"feed-forward {mixture}{layer['feedforward']} ({layer['activation']})"
+    return f"{layer['count']} of {heads}{window}{scaling}, {forward}"
 
 
 def _limits(data: Data) -> str:

@@ -14,6 +14,7 @@ from penstock.engine.manifest import Engine
 from penstock.engine.memory import least_budget, plan_run
 from penstock.engine.program import PLAIN, KernelLaunch, Phase, Plan, Site, bucket_name
 from penstock.ir.ops.state import FIELDS
+from penstock.spec import FeedForward, Mixer, Mlp
 
 Data = dict[str, Any]
 ALL = 1 << 60  # bytes: more than any device has
@@ -54,19 +55,29 @@ def _spec(engine: Engine) -> Data:
     """The facts that people ask for first; engine.json has all of them."""
     spec = engine.model_spec
     kinds = Counter((layer.mixer, layer.feedforward) for layer in spec.layers)
-    layers = [
-        {
-            "count": count, "heads": mixer.heads, "kv_heads": mixer.kv_heads, "head_dim": mixer.head_dim,
-            "window": mixer.window, "rope_theta": mixer.rope.theta,
-            "rope_scaling": type(mixer.rope.scaling).__name__ if mixer.rope.scaling else None,
-            "feedforward": mlp.size, "activation": mlp.act,
-        }
-        for (mixer, mlp), count in kinds.items()
-    ]  # fmt: skip
+    layers = [{"count": count, **_mixer(mixer), **_feedforward(part)} for (mixer, part), count in kinds.items()]
     return {
         "vocab_size": spec.vocab_size, "hidden_size": spec.hidden_size, "max_position": spec.max_position,
         "tied_head": spec.tied_head, "layers": layers,
     }  # fmt: skip
+
+
+def _mixer(mixer: Mixer) -> Data:
+    rope = mixer.rope
+    return {
+        "heads": mixer.heads, "kv_heads": mixer.kv_heads, "head_dim": mixer.head_dim, "window": mixer.window,
+        "positions": type(mixer.bias).__name__ if mixer.bias else "Rope" if rope else None,
+        "rope_theta": rope.theta if rope else None,
+        "rope_scaling": type(rope.scaling).__name__ if rope and rope.scaling else None,
+    }  # fmt: skip
+
+
+def _feedforward(part: FeedForward) -> Data:
+    if isinstance(part, Mlp):
+        return {"feedforward": part.size, "activation": part.act}
+    router = part.router
+    experts = {"experts": router.experts, "experts_per_token": router.chosen, "shared": bool(part.shared)}
+    return {"feedforward": part.expert.size, "activation": part.expert.act, **experts}
 
 
 def _sites(engine: Engine, phase_name: str, phase: Phase, timing: Mapping[str, Any]) -> list[Data]:

@@ -20,7 +20,7 @@ from penstock.models.config import stored_format
 from penstock.models.directory import ModelDirectory
 from penstock.models.registry import family_of
 from penstock.models.trtllm.fields import KEPT
-from penstock.spec import ModelSpec
+from penstock.spec import ModelSpec, Moe
 from penstock.text.files import text_files
 
 
@@ -90,7 +90,8 @@ def _check_ranks(spec: ModelSpec, tp: int, pp: int) -> None:
     if pp > len(spec.layers):
         raise OptionError(f"pp_size={pp} exceeds the model's {len(spec.layers)} layers; lower it")
     for layer in spec.layers:
-        heads, kv, size = layer.mixer.heads, layer.mixer.kv_heads, layer.feedforward.size
+        mlp = layer.feedforward.expert if isinstance(layer.feedforward, Moe) else layer.feedforward
+        heads, kv, size = layer.mixer.heads, layer.mixer.kv_heads, mlp.size
         if heads % tp or size % tp or (kv % tp and tp % kv):
             raise OptionError(
                 f"tp_size={tp} does not divide the model's {heads} heads, {kv} KV heads (of which it may also be a "

@@ -67,7 +67,7 @@ def _streamed(op: str, inputs: Sequence[Type], outputs: Sequence[Type], sizes: S
 
 
 # op -> the inputs of which only some rows are read
-_LOOKED_UP = {"embedding": (1,), "take_rows": (0,), "adjust": (1,), "logprobs": (1, 3)}
+_LOOKED_UP = {"embedding": (1,), "take_rows": (0,), "adjust": (1,), "logprobs": (1, 3), "moe": (3, 4, 5, 6)}
 
 
 def _is_pool(type: Type) -> bool:
@@ -130,6 +130,15 @@ def _gather(inputs: tuple[Type, ...], outputs: tuple[Type, ...], attrs: Attrs, s
     return Cost(float(outputs[0].nbytes(sizes)), 0.0)
 
 
+def _moe(inputs: tuple[Type, ...], outputs: tuple[Type, ...], attrs: Attrs, sizes: Sizes, _: int | None) -> Cost:
+    """The weights of the experts that tokens go to, where all are equally likely, and the products of each token's."""
+    tokens, chosen = inputs[1].concrete(sizes)
+    count, wide, width = inputs[3].concrete(sizes)
+    active = count * (1 - (1 - chosen / count) ** tokens)
+    read = sum(t.nbytes(sizes) for t in inputs[3:])
+    return Cost(read * active / count, 3.0 * tokens * chosen * wide * width)
+
+
 def _prepare(inputs: tuple[Type, ...], outputs: tuple[Type, ...], attrs: Attrs, sizes: Sizes, _: int | None) -> Cost:
     """The upload's rows, and from the slots as much as is handed on."""
     return Cost(float(_upload(sizes) + sum(t.nbytes(sizes) for t in outputs[1:])), 0.0)
@@ -146,5 +155,5 @@ def _upload(sizes: Sizes) -> int:
 
 _RULES: dict[str, Rule] = {
     "linear": _linear, "attention": _attention, "kv_append": _append, "embedding": _gather, "take_rows": _gather,
-    "prepare": _prepare, "commit": _commit,
+    "moe": _moe, "prepare": _prepare, "commit": _commit,
 }  # fmt: skip

@@ -4,55 +4,146 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 
+from penstock.errors import ModelError
 from penstock.ir import Graph, Type, Value, emit, leaf, tensor
 from penstock.ir.rewrite import substitute
-from penstock.spec import Attention, Mlp, ModelSpec
+from penstock.spec import AnyNorm, Attention, FeedForward, LayerNorm, LayerSpec, Mlp, ModelSpec, Moe
 
 Binding = Mapping[str, Value]  # canonical name -> expression over `tensor` leaves
+Shapes = Iterator[tuple[str, tuple[int, ...]]]
 
 
 def shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
     """Canonical name -> shape of every weight that `build_forward` reads, the head's own included where it is tied."""
-    table = (spec.vocab_size, spec.hidden_size)
-    out: dict[str, tuple[int, ...]] = {"embedding.weight": table}
+    hidden, width = spec.hidden_size, spec.embedding_size or spec.hidden_size
+    out: dict[str, tuple[int, ...]] = {"embedding.weight": (spec.vocab_size, width)}
+    if spec.embedding_size:
+        out |= {"project_in.weight": (hidden, width), "project_out.weight": (width, hidden)}
+    if spec.learned_positions:
+        out["positions.weight"] = (spec.learned_positions, hidden)
+    out |= dict(_norm("embedding_norm", spec.embedding_norm, hidden))
     for i, layer in enumerate(spec.layers):
-        out[f"layers.{i}.mixer_norm.weight"] = (spec.hidden_size,)
-        out |= {f"layers.{i}.attention.{name}": s for name, s in _attention(layer.mixer, spec.hidden_size)}
-        out[f"layers.{i}.feedforward_norm.weight"] = (spec.hidden_size,)
-        out |= {f"layers.{i}.feedforward.{name}": s for name, s in _mlp(layer.feedforward, spec.hidden_size)}
-    return out | {"final_norm.weight": (spec.hidden_size,), "head.weight": table}
+        out |= {f"layers.{i}.{name}": shape for name, shape in _layer(layer, hidden)}
+    out |= dict(_norm("final_norm", spec.final_norm, hidden))
+    return out | dict(_linear("head", spec.vocab_size, width, spec.head_bias))
 
 
-def _attention(mixer: Attention, hidden: int) -> Iterator[tuple[str, tuple[int, ...]]]:
-    q, kv = mixer.heads * mixer.head_dim, mixer.kv_heads * mixer.head_dim
-    rows = {"q": q, "k": kv, "v": kv}
-    for part, size in rows.items():
-        yield f"{part}.weight", (size, hidden)
-        if mixer.qkv_bias:
-            yield f"{part}.bias", (size,)
-    if mixer.qk_norm:
-        yield "q_norm.weight", (mixer.head_dim,)
-        yield "k_norm.weight", (mixer.head_dim,)
-    yield "o.weight", (hidden, q)
-    if mixer.out_bias:
-        yield "o.bias", (hidden,)
+def _layer(layer: LayerSpec, hidden: int) -> Shapes:
+    for name in ("mixer_norm", "mixer_post_norm", "feedforward_norm", "feedforward_post_norm"):
+        yield from _norm(name, getattr(layer, name), hidden)
+    yield from _below("attention", _attention(layer.mixer, hidden))
+    yield from _below("feedforward", _feedforward(layer.feedforward, hidden))
 
 
-def _mlp(mlp: Mlp, hidden: int) -> Iterator[tuple[str, tuple[int, ...]]]:
-    sizes = {"gate": (mlp.size, hidden), "up": (mlp.size, hidden), "down": (hidden, mlp.size)}
-    for part, shape in sizes.items():
-        yield f"{part}.weight", shape
-        if mlp.bias:
-            yield f"{part}.bias", shape[:1]
+def _below(prefix: str, shapes: Shapes) -> Shapes:
+    return ((f"{prefix}.{name}", shape) for name, shape in shapes)
 
 
-def bind(spec: ModelSpec, format: str, name: Callable[[str], str]) -> dict[str, Value]:
-    """Every weight as the checkpoint tensor that `name` gives for it, in `format`; a tied head is the embedding."""
-    binding = {c: leaf("tensor", name(c), tensor(format, *shape)) for c, shape in shapes(spec).items()}
+def _linear(name: str, rows: int, columns: int, bias: bool = False) -> Shapes:
+    yield f"{name}.weight", (rows, columns)
+    if bias:
+        yield f"{name}.bias", (rows,)
+
+
+def _norm(name: str, norm: AnyNorm | None, *shape: int) -> Shapes:
+    if norm:
+        yield f"{name}.weight", shape
+    if isinstance(norm, LayerNorm) and norm.bias:
+        yield f"{name}.bias", shape
+
+
+def _attention(mixer: Attention, hidden: int) -> Shapes:
+    size = mixer.head_dim
+    heads = {"q": mixer.heads, "k": mixer.kv_heads, "v": mixer.kv_heads}
+    for part, count in heads.items():
+        yield from _linear(part, count * size, hidden, mixer.qkv_bias)
+    for part in "qk":
+        over = {"head": (size,), "heads": (heads[part], size), "row": (heads[part] * size,)}
+        yield from _norm(f"{part}_norm", mixer.qk_norm, *over[mixer.qk_norm_over])
+    if mixer.sinks:
+        yield "sinks", (mixer.heads,)
+    yield from _linear("o", hidden, mixer.heads * size, mixer.out_bias)
+
+
+def _feedforward(part: FeedForward, hidden: int) -> Shapes:
+    return _mlp(part, hidden) if isinstance(part, Mlp) else _moe(part, hidden)
+
+
+def _mlp(mlp: Mlp, hidden: int) -> Shapes:
+    if mlp.gated:
+        yield from _linear("gate", mlp.size, hidden, mlp.bias)
+    yield from _linear("up", mlp.size, hidden, mlp.bias)
+    yield from _linear("down", hidden, mlp.size, mlp.bias)
+
+
+def _moe(moe: Moe, hidden: int) -> Shapes:
+    """The experts' matrices lie in one array each: gate and up of one expert after another, and its way down."""
+    count, size, wide = moe.router.experts, moe.expert.size, moe.expert.size * (2 if moe.expert.gated else 1)
+    yield from _linear("router", count, hidden, moe.router.bias)
+    if moe.router.correction:
+        yield "correction", (count,)
+    yield "experts.in.weight", (count, wide, hidden)
+    yield "experts.out.weight", (count, hidden, size)
+    if moe.expert.bias:
+        yield "experts.in.bias", (count, wide)
+        yield "experts.out.bias", (count, hidden)
+    if moe.shared:
+        yield from _below("shared", _mlp(moe.shared, hidden))
+    if moe.shared_gate:
+        yield "shared_gate.weight", (1, hidden)
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """One canonical weight, as a family is asked where it comes from."""
+
+    spec: ModelSpec
+    name: str  # layers.0.attention.q.weight
+    shape: tuple[int, ...]
+    format: str
+
+    @property
+    def layer(self) -> int:
+        """The index of its layer; -1 where it is of none."""
+        return int(self.name.split(".", 2)[1]) if self.name.startswith("layers.") else -1
+
+    @property
+    def part(self) -> str:
+        """The name within its layer, or that of the whole: attention.q.weight, embedding.weight."""
+        return self.name.split(".", 2)[2] if self.layer >= 0 else self.name
+
+    def tensor(self, name: str, *shape: int) -> Value:
+        """The checkpoint's tensor of that name; without a shape it has the weight's own."""
+        return leaf("tensor", name, tensor(self.format, *(shape or self.shape)))
+
+
+Source = Callable[[Wanted], Value | str]
+EXACT = ("correction", "sinks")  # read in float32, whatever the model's format: they add to float32 scores
+
+
+def bind(spec: ModelSpec, format: str, source: Source) -> dict[str, Value]:
+    """Every weight as what `source` gives for it: the name of the checkpoint's tensor, or an expression over tensors.
+
+    A tied head is the embedding. Raises ModelError for an expression of another shape than the weight's.
+    """
+    binding = {name: _sourced(Wanted(spec, name, s, _format(name, format)), source) for name, s in shapes(spec).items()}
     if spec.tied_head:
         binding["head.weight"] = binding["embedding.weight"]
     return binding
+
+
+def _format(name: str, format: str) -> str:
+    return "f32" if name.rpartition(".")[2] in EXACT else format
+
+
+def _sourced(wanted: Wanted, source: Source) -> Value:
+    found = source(wanted)
+    value = wanted.tensor(found) if isinstance(found, str) else found
+    if value.type.shape != wanted.shape:
+        raise ModelError(f"{wanted.name} has shape {wanted.shape}, its expression gives {value.type.shape}; mend it")
+    return value
 
 
 def declared(binding: Binding) -> dict[str, Type]:
@@ -74,5 +165,5 @@ def random_binding(binding: Binding) -> dict[str, Value]:
 def _random(name: str, type: Type) -> Value:
     seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big") >> 2
     std = 0.02 if len(type.shape) == 1 else int(type.shape[-1]) ** -0.5
-    mean = 1.0 if name.endswith("norm.weight") else 0.0
+    mean = 1.0 if len(type.shape) == 1 and not name.endswith("bias") else 0.0
     return emit("random", shape=type.shape, format=type.format.name, seed=seed, std=std, mean=mean)[0]

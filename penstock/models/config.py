@@ -157,6 +157,9 @@ class Reader:
             raise self.refused(key, value, "an object")
         return Reader(value, f"{self._where}: {key}") if value else None
 
+    def consumed(self, key: str) -> bool:
+        return key in self._consumed
+
     def ignore(self, keys: Iterable[str]) -> None:
         self._consumed.update(keys)
 
@@ -181,9 +184,10 @@ def _positive(value: object) -> bool:
 
 
 def close(reader: Reader) -> None:
-    """The end of every family's reading: neutral keys must be neutral, excused ones are skipped, none is left."""
+    """The end of every family's reading: keys that it left must be neutral or excused."""
     for key, values in NEUTRAL.items():
-        reader.only(key, *values)
+        if not reader.consumed(key):
+            reader.only(key, *values)
     for keys in IGNORED.values():
         reader.ignore(keys)
     reader.close()

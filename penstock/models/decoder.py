@@ -6,10 +6,10 @@ import struct
 
 from penstock.ir import Graph, Type, Value, emit, leaf, tensor
 from penstock.models.binding import Binding
-from penstock.models.feedforward import mlp
+from penstock.models.feedforward import feedforward
 from penstock.models.mixers import attention
 from penstock.models.step import Frequencies, Inputs, Weights
-from penstock.spec import LayerSpec, ModelSpec, Norm
+from penstock.spec import LayerSpec, ModelSpec
 
 
 def build_forward(
@@ -21,14 +21,12 @@ def build_forward(
     and each layer's state under its own name. The states of layers of one class and size bear one group name, the
     attribute `group`.
     """
-    inputs, states = Inputs.of(spec), _states(spec, kv_format or format, block_size)
+    inputs, states, weights = Inputs.of(spec), _states(spec, kv_format or format, block_size), Weights(binding)
     freqs = Frequencies(inputs)
-    h = _embed(spec, binding, inputs)
+    h = _embed(spec, weights, inputs)
     for i, layer in enumerate(spec.layers):
-        h, states[i] = _layer(h, states[i], layer, Weights(binding, f"layers.{i}"), inputs, freqs)
-    h = emit("take_rows", h, inputs.logit_rows)[0]
-    h = _norm(h, spec.final_norm, binding["final_norm.weight"])
-    logits = emit("linear", h, binding["head.weight"], out="f32")[0]
+        h, states[i] = _layer(h, states[i], layer, weights.below(f"layers.{i}"), inputs, freqs)
+    logits = _logits(emit("take_rows", h, inputs.logit_rows)[0], spec, weights)
     return Graph((logits, *states), ("logits", *map(state_name, range(len(states)))))
 
 
@@ -48,27 +46,55 @@ def _states(spec: ModelSpec, format: str, block_size: int) -> list[Value]:
     return states
 
 
-def _embed(spec: ModelSpec, binding: Binding, inputs: Inputs) -> Value:
-    h = emit("embedding", inputs.tokens, binding["embedding.weight"])[0]
-    if spec.embedding_scale == 1.0:
-        return h
-    return emit("scale", h, factor=_rounded(spec.embedding_scale, h.type))[0]
+def _embed(spec: ModelSpec, weights: Weights, inputs: Inputs) -> Value:
+    h = emit("embedding", inputs.tokens, weights["embedding.weight"])[0]
+    if spec.embedding_scale != 1.0:
+        h = emit("scale", h, factor=_rounded(spec.embedding_scale, h.type))[0]
+    if spec.embedding_size:
+        h = weights.linear(h, "project_in")
+    if spec.learned_positions:
+        h = emit("add", h, emit("embedding", inputs.positions, weights["positions.weight"])[0])[0]
+    return weights.norm(h, "embedding_norm", spec.embedding_norm)
 
 
 def _layer(
-    h: Value, kv: Value, spec: LayerSpec, weights: Weights, inputs: Inputs, freqs: Frequencies
+    x: Value, kv: Value, spec: LayerSpec, weights: Weights, inputs: Inputs, freqs: Frequencies
 ) -> tuple[Value, Value]:
-    own = Weights(weights.binding, f"{weights.prefix}.attention")
-    x = _norm(h, spec.mixer_norm, weights["mixer_norm.weight"])
-    mixed, kv = attention(x, kv, spec.mixer, own, inputs, freqs[spec.mixer.rope])
-    h = emit("add", h, mixed)[0]
-    x = _norm(h, spec.feedforward_norm, weights["feedforward_norm.weight"])
-    own = Weights(weights.binding, f"{weights.prefix}.feedforward")
-    return emit("add", h, mlp(x, spec.feedforward, own))[0], kv
+    post = spec.residual == "post"
+    h = x if post else weights.norm(x, "mixer_norm", spec.mixer_norm)
+    mixed, kv = attention(h, kv, spec.mixer, weights.below("attention"), inputs, freqs)
+    mixed = _scaled(weights.norm(mixed, "mixer_post_norm", spec.mixer_post_norm), spec)
+    if spec.residual == "parallel":
+        h = weights.norm(x, "feedforward_norm", spec.feedforward_norm) if spec.feedforward_norm else h
+        return emit("add", emit("add", x, mixed)[0], _forward(h, spec, weights))[0], kv
+    x = emit("add", x, mixed)[0]
+    if post:
+        x = weights.norm(x, "mixer_norm", spec.mixer_norm)
+        x = emit("add", x, _forward(x, spec, weights))[0]
+        return weights.norm(x, "feedforward_norm", spec.feedforward_norm), kv
+    h = weights.norm(x, "feedforward_norm", spec.feedforward_norm)
+    return emit("add", x, _forward(h, spec, weights))[0], kv
 
 
-def _norm(x: Value, spec: Norm, weight: Value) -> Value:
-    return emit("rms_norm", x, weight, eps=spec.eps, offset=spec.offset)[0]
+def _forward(h: Value, spec: LayerSpec, weights: Weights) -> Value:
+    """What a layer's feed-forward adds."""
+    y = feedforward(h, spec.feedforward, weights.below("feedforward"))
+    return _scaled(weights.norm(y, "feedforward_post_norm", spec.feedforward_post_norm), spec)
+
+
+def _scaled(y: Value, spec: LayerSpec) -> Value:
+    return y if spec.residual_scale == 1.0 else emit("scale", y, factor=spec.residual_scale)[0]
+
+
+def _logits(h: Value, spec: ModelSpec, weights: Weights) -> Value:
+    """[L,E] -> f32[L,V]."""
+    h = weights.norm(h, "final_norm", spec.final_norm)
+    if spec.embedding_size:
+        h = weights.linear(h, "project_out")
+    logits = weights.linear(h, "head", spec.head_bias, out="f32")
+    if spec.logit_scale != 1.0:
+        logits = emit("scale", logits, factor=spec.logit_scale)[0]
+    return emit("softcap", logits, cap=spec.logit_softcap)[0] if spec.logit_softcap else logits
 
 
 def _rounded(factor: float, type: Type) -> float:

@@ -3,23 +3,54 @@
 from __future__ import annotations
 
 from penstock.ir import Value, emit
-from penstock.models.step import Inputs, Weights
-from penstock.spec import Attention, attention_factor
+from penstock.models.step import Frequencies, Inputs, Weights
+from penstock.spec import Alibi, Attention, Norm, attention_factor
 
 
 def attention(
-    x: Value, kv: Value, spec: Attention, weights: Weights, inputs: Inputs, freqs: Value
+    x: Value, kv: Value, spec: Attention, weights: Weights, inputs: Inputs, freqs: Frequencies
 ) -> tuple[Value, Value]:
     """x: [T,E], kv: [N,2,K,B,D] -> ([T,E], kv with this step's keys and values)."""
     q, k, v = (weights.linear(x, part, spec.qkv_bias) for part in "qkv")
-    if spec.qk_norm:
-        norm = {"eps": spec.qk_norm.eps, "offset": spec.qk_norm.offset}
-        q = emit("head_rms_norm", q, weights["q_norm.weight"], heads=spec.heads, **norm)[0]
-        k = emit("head_rms_norm", k, weights["k_norm.weight"], heads=spec.kv_heads, **norm)[0]
-    factor = attention_factor(spec.rope)
-    q = emit("rope", q, inputs.positions, freqs, inputs.rows, heads=spec.heads, scale=factor)[0]
-    k = emit("rope", k, inputs.positions, freqs, inputs.rows, heads=spec.kv_heads, scale=factor)[0]
+    if spec.clip:
+        q, k, v = (emit("clip", each, limit=spec.clip)[0] for each in (q, k, v))
+    q = _positioned(q, "q_norm", spec.heads, spec, weights, inputs, freqs)
+    k = _positioned(k, "k_norm", spec.kv_heads, spec, weights, inputs, freqs)
     kv = emit("kv_append", kv, k, v, inputs.positions, inputs.rows, inputs.block_table)[0]
     spans = (inputs.query_start, inputs.query_len, inputs.context_len, inputs.block_table)
-    y = emit("attention", q, kv, *spans, heads=spec.heads, scale=spec.scale, window=spec.window)[0]
+    extras = _extras(spec, weights)
+    attrs = {"window": spec.window, "softcap": spec.softcap or None, "extras": tuple(extras) or None}
+    y = emit("attention", q, kv, *spans, *extras.values(), heads=spec.heads, scale=spec.scale, **attrs)[0]
     return weights.linear(y, "o", spec.out_bias), kv
+
+
+def _positioned(
+    x: Value, norm: str, heads: int, spec: Attention, weights: Weights, inputs: Inputs, freqs: Frequencies
+) -> Value:
+    """Queries or keys, normalised and rotated as the model does it: [T,heads*D]."""
+    x = _normalised(x, norm, heads, spec, weights)
+    if spec.rope is None:
+        return x
+    how = {"scale": attention_factor(spec.rope), "interleaved": spec.rope.interleaved or None}
+    return emit("rope", x, inputs.positions, freqs[spec.rope], inputs.rows, heads=heads, **how)[0]
+
+
+def _normalised(x: Value, name: str, heads: int, spec: Attention, weights: Weights) -> Value:
+    if spec.qk_norm is None or spec.qk_norm_over == "row":
+        return weights.norm(x, name, spec.qk_norm)
+    weight, norm = weights[f"{name}.weight"], spec.qk_norm
+    if isinstance(norm, Norm):
+        assert spec.qk_norm_over == "head", "no op normalises by root mean square with a weight for each head"
+        return emit("head_rms_norm", x, weight, heads=heads, eps=norm.eps, offset=norm.offset)[0]
+    assert spec.qk_norm_over == "heads" and not norm.bias, "no op normalises heads with one weight or with a bias"
+    return emit("head_layer_norm", x, weight, eps=norm.eps)[0]
+
+
+def _extras(spec: Attention, weights: Weights) -> dict[str, Value]:
+    """What else goes into the scores, by the name under which the op `attention` knows it."""
+    extras = {}
+    if isinstance(spec.bias, Alibi):
+        extras["slopes"] = emit("literal", shape=(spec.heads,), values=spec.bias.slopes)[0]
+    if spec.sinks:
+        extras["sinks"] = weights["sinks"]
+    return extras

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import importlib
+import pkgutil
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib.metadata import entry_points
 from typing import Any
 
 from penstock.errors import ConfigError, ModelError, UnsupportedArchitectureError
 from penstock.ir import Value
-from penstock.models.binding import bind
+from penstock.models import families
+from penstock.models.binding import Source, bind, declared
 from penstock.models.config import Reader, close
 from penstock.spec import ModelSpec
-
-BUILT_IN = ("llama", "mistral", "qwen2", "qwen3", "gemma")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class Family:
     name: str  # the config's model_type
     architectures: tuple[str, ...]
     read: Callable[[Reader], ModelSpec]
-    tensor_name: Callable[[str], str]  # canonical weight name -> checkpoint name
+    source: Source  # where a canonical weight comes from: a tensor's name, or an expression over tensors
     ignored: tuple[str, ...] = ()  # regular expressions of checkpoint tensors that are no weights
 
 
@@ -75,14 +75,16 @@ def read_spec(config: Mapping[str, Any]) -> ModelSpec:
 
 def weights(spec: ModelSpec, config: Mapping[str, Any], format: str) -> dict[str, Value]:
     """Canonical name -> expression over this family's checkpoint tensors, each read in `format`."""
-    return bind(spec, format, family_of(config).tensor_name)
+    return bind(spec, format, family_of(config).source)
 
 
 def ignored_tensors(spec: ModelSpec, config: Mapping[str, Any]) -> tuple[str, ...]:
     """Regular expressions of the tensors that a checkpoint may hold beside the weights."""
     family = family_of(config)
-    copy = (re.escape(family.tensor_name("head.weight")),) if spec.tied_head else ()
-    return (*family.ignored, *copy)
+    if not spec.tied_head:
+        return family.ignored
+    untied = bind(replace(spec, layers=(), tied_head=False), "f32", family.source)["head.weight"]
+    return (*family.ignored, *map(re.escape, declared({"head": untied})))
 
 
 def _find(architectures: list[str], model_type: Any) -> Family | None:
@@ -93,8 +95,11 @@ def _find(architectures: list[str], model_type: Any) -> Family | None:
 
 @lru_cache(maxsize=1)
 def _load_built_in() -> None:
-    for name in BUILT_IN:
-        register(importlib.import_module(f"penstock.models.families.{name}").FAMILY)
+    """Every file of `families` that defines FAMILY, or FAMILIES where one lineage has several."""
+    for found in pkgutil.iter_modules(families.__path__):
+        module = importlib.import_module(f"{families.__name__}.{found.name}")
+        for family in getattr(module, "FAMILIES", None) or [f for f in [getattr(module, "FAMILY", None)] if f]:
+            register(family)
 
 
 @lru_cache(maxsize=1)

@@ -8,12 +8,16 @@ from penstock.models.config import Reader
 from penstock.spec import DynamicNtk, Linear, Llama3, LongRope, Rope, Scaling, Yarn
 
 
-def read_rope(reader: Reader, head_dim: int, max_position: int) -> Rope:
+def read_rope(
+    reader: Reader, head_dim: int, max_position: int, *, partial: float | None = None, interleaved: bool = False
+) -> Rope:
     """The rope of a decoder whose config states `max_position` positions.
 
     Read are `rope_theta` beside `rope_scaling` (up to transformers 4, `type` or `rope_type`), and `rope_parameters`
-    holding both (from 5). Raises ConfigError for a kind, key or value that is not implemented.
+    holding both (from 5). `partial`: the share of a head that is rotated where the config says nothing; None: the
+    family has no such key. Raises ConfigError for a kind, key or value that is not implemented.
     """
+    dim = head_dim if partial is None else rotated(reader, head_dim, partial)
     theta = reader.optional_number("rope_theta")
     original = reader.optional_size("original_max_position_embeddings")
     old, new = reader.nested("rope_scaling"), reader.nested("rope_parameters")
@@ -21,12 +25,25 @@ def read_rope(reader: Reader, head_dim: int, max_position: int) -> Rope:
         raise reader.refused("rope_scaling", reader.get("rope_scaling"), "it or rope_parameters, not two that differ")
     nested = new or old
     if nested is None:
-        return Rope(theta or 10000.0, head_dim)
+        return Rope(theta or 10000.0, dim, interleaved=interleaved)
     theta = nested.optional_number("rope_theta") or theta or 10000.0
-    nested.only("partial_rotary_factor", 1.0, None)
-    scaling = _KINDS[_kind(nested)](nested, head_dim, max_position, original)
+    if partial is None:
+        nested.only("partial_rotary_factor", 1.0, None)
+    nested.ignore(("partial_rotary_factor",))
+    scaling = _KINDS[_kind(nested)](nested, dim, max_position, original)
     nested.close()
-    return Rope(theta, head_dim, scaling)
+    return Rope(theta, dim, scaling, interleaved)
+
+
+def rotated(reader: Reader, head_dim: int, default: float) -> int:
+    """How many numbers of each head are rotated: the whole part of the config's share of it, which must be even."""
+    nested = reader.nested("rope_parameters") or reader.nested("rope_scaling")
+    own = nested.optional_number("partial_rotary_factor") if nested else None
+    share = own or reader.optional_number("partial_rotary_factor") or default
+    dim = int(head_dim * share)
+    if dim % 2 or not 0 < dim <= head_dim:
+        raise reader.refused("partial_rotary_factor", share, f"a share of heads of {head_dim} that is an even number")
+    return dim
 
 
 def reach(rope: Rope, max_position: int) -> int:

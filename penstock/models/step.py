@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from penstock.ir import Value, emit, leaf, tensor
 from penstock.models.binding import Binding
-from penstock.spec import ModelSpec, Rope, inverse_frequencies
+from penstock.spec import AnyNorm, ModelSpec, Norm, Rope, inverse_frequencies
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,15 +59,29 @@ class Frequencies:
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """The weights below one prefix of the canonical names."""
+    """The weights below one prefix of the canonical names; of the whole model below none."""
 
     binding: Binding
-    prefix: str
+    prefix: str = ""
 
     def __getitem__(self, name: str) -> Value:
-        return self.binding[f"{self.prefix}.{name}"]
+        return self.binding[f"{self.prefix}.{name}" if self.prefix else name]
 
     def linear(self, x: Value, name: str, bias: bool = False, out: str | None = None) -> Value:
         """x times the matrix `name`, plus its bias where the model has one."""
         extra = (self[f"{name}.bias"],) if bias else ()
         return emit("linear", x, self[f"{name}.weight"], *extra, out=out)[0]
+
+    def norm(self, x: Value, name: str, spec: AnyNorm | None) -> Value:
+        """x normalised by the weights `name`; x itself where the model has no such norm."""
+        match spec:
+            case None:
+                return x
+            case Norm(eps, offset):
+                return emit("rms_norm", x, self[f"{name}.weight"], eps=eps, offset=offset)[0]
+        bias = (self[f"{name}.bias"],) if spec.bias else ()
+        return emit("layer_norm", x, self[f"{name}.weight"], *bias, eps=spec.eps)[0]
+
+    def below(self, part: str) -> Weights:
+        """The weights of a part of this module."""
+        return Weights(self.binding, f"{self.prefix}.{part}" if self.prefix else part)

@@ -2,35 +2,44 @@
 
 from __future__ import annotations
 
-from penstock.spec.model import (
-    Attention,
+from penstock.spec.layer import AnyNorm, Attention, FeedForward, LayerNorm, Mixer, Mlp, Moe, Norm, Router
+from penstock.spec.model import LayerSpec, ModelSpec
+from penstock.spec.position import (
+    Alibi,
     DynamicNtk,
-    LayerSpec,
     Linear,
     Llama3,
     LongRope,
-    Mlp,
-    ModelSpec,
-    Norm,
+    RelativeBias,
     Rope,
     Scaling,
     Yarn,
+    alibi_slopes,
 )
 from penstock.spec.rope import attention_factor, inverse_frequencies
 
 __all__ = [
+    "Alibi",
+    "AnyNorm",
     "Attention",
     "DynamicNtk",
+    "FeedForward",
+    "LayerNorm",
     "LayerSpec",
     "Linear",
     "Llama3",
     "LongRope",
+    "Mixer",
     "Mlp",
     "ModelSpec",
+    "Moe",
     "Norm",
+    "RelativeBias",
     "Rope",
+    "Router",
     "Scaling",
     "Yarn",
+    "alibi_slopes",
     "attention_factor",
     "inverse_frequencies",
 ]

@@ -1,6 +1,6 @@
 """Rotary frequencies in plain Python: radians a position, for every scaling that a spec can state.
 
-The formulas are those of the papers that each record of `penstock.spec.model` names, in the reading of Hugging Face
+The formulas are those of the papers that each record of `penstock.spec.position` names, in the reading of Hugging Face
 transformers 5.17 (`modeling_rope_utils.py`), which is what published checkpoints were checked against.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 
-from penstock.spec.model import DynamicNtk, Linear, Llama3, LongRope, Rope, Yarn
+from penstock.spec.position import DynamicNtk, Linear, Llama3, LongRope, Rope, Yarn
 
 
 def inverse_frequencies(rope: Rope, length: int | None = None) -> tuple[float, ...]:

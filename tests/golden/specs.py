@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 from dataclasses import replace
 
 from penstock.ir import Graph
 from penstock.models.binding import bind
 from penstock.models.decoder import build_forward
 from penstock.spec import Attention, LayerSpec, Llama3, Mlp, ModelSpec, Norm, Rope
+from tests.golden import families
 
 BLOCK = 4
 
@@ -36,6 +39,9 @@ FAMILIES: dict[str, ModelSpec] = {
     ),
 }
 
+for _module in pkgutil.iter_modules(families.__path__):
+    FAMILIES |= importlib.import_module(f"{families.__name__}.{_module.name}").FAMILIES
+
 ODD: dict[str, ModelSpec] = {
     "odd F": decoder(mixer(), Mlp(21, "silu"), NORM),
     "odd F, biases": decoder(mixer(qkv_bias=True, out_bias=True), Mlp(21, "silu", bias=True), NORM),
@@ -48,4 +54,4 @@ ODD: dict[str, ModelSpec] = {
 
 def forward(spec: ModelSpec, format: str = "bf16") -> Graph:
     """The graph as a builder makes it, over tensors that bear the canonical names behind "model."."""
-    return build_forward(spec, bind(spec, format, lambda name: f"model.{name}"), format, BLOCK)
+    return build_forward(spec, bind(spec, format, lambda wanted: f"model.{wanted.name}"), format, BLOCK)

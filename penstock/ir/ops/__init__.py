@@ -7,7 +7,8 @@ K KV heads, D head size, F feed-forward, V vocabulary, N blocks, B tokens in a b
 
 from __future__ import annotations
 
-from penstock.ir.ops import attention, control, embed, fused, linear, norm, pointwise, position, sample, state, weight
+from penstock.ir.ops import attention, control, embed, fused, linear, moe, norm  # isort: skip
+from penstock.ir.ops import pointwise, position, sample, state, weight  # isort: skip
 
 __all__ = [
     "attention",
@@ -15,6 +16,7 @@ __all__ = [
     "embed",
     "fused",
     "linear",
+    "moe",
     "norm",
     "pointwise",
     "position",

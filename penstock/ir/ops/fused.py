@@ -7,6 +7,7 @@ from typing import Any
 
 from penstock.ir.graph import Node, Type, Value
 from penstock.ir.op import emit, fused
+from penstock.ir.ops.attention import example_extras
 from penstock.ir.ops.examples import context_of, example, fill, ragged, table
 from penstock.ir.ops.position import example_freqs
 
@@ -16,6 +17,13 @@ def add_rms_norm(x: Value, residual: Value, w: Value, *, eps: float, offset: flo
     """(rms_norm(x + residual), x + residual). x, residual: [T,E]; w: [E]."""
     total = emit("add", x, residual)[0]
     return emit("rms_norm", total, w, eps=eps, offset=offset)[0], total
+
+
+@fused(example=example)
+def add_layer_norm(x: Value, residual: Value, w: Value, *bias: Value, eps: float) -> tuple[Value, ...]:
+    """(layer_norm(x + residual), x + residual). x, residual: [T,E]; w: [E]; bias: none, or [E]."""
+    total = emit("add", x, residual)[0]
+    return emit("layer_norm", total, w, *bias, eps=eps)[0], total
 
 
 @fused(example=example)
@@ -87,7 +95,7 @@ def _rope_example(
 @fused(writes={1: 1}, example=_rope_example)
 def rope_append(
     qkv: Value, kv: Value, positions: Value, freqs: Value, rows: Value, block_table: Value, *norms: Value,
-    heads: int, scale: float = 1.0, eps: float = 0.0, offset: float = 0.0,
+    heads: int, scale: float = 1.0, interleaved: bool = False, eps: float = 0.0, offset: float = 0.0,
 ) -> tuple[Value, ...]:  # fmt: skip
     """Split [q|k|v], normalise q and k by head where `norms` has their two weights, rotate both, append k and v.
 
@@ -99,34 +107,40 @@ def rope_append(
     if norms:
         q = emit("head_rms_norm", q, norms[0], heads=heads, eps=eps, offset=offset)[0]
         k = emit("head_rms_norm", k, norms[1], heads=kv_heads, eps=eps, offset=offset)[0]
-    q = emit("rope", q, positions, freqs, rows, heads=heads, scale=scale)[0]
-    k = emit("rope", k, positions, freqs, rows, heads=kv_heads, scale=scale)[0]
+    turn = {"scale": scale, "interleaved": interleaved or None}
+    q = emit("rope", q, positions, freqs, rows, heads=heads, **turn)[0]
+    k = emit("rope", k, positions, freqs, rows, heads=kv_heads, **turn)[0]
     return q, emit("kv_append", kv, k, v, positions, rows, block_table)[0]
 
 
 def _rope_attention_example(
     types: Sequence[Type], attrs: Mapping[str, Any], sizes: Mapping[str, int], generator: Any, device: str
 ) -> list[Any]:
-    parts = _rope_example((*types[:6], *types[9:]), attrs, sizes, generator, device)
+    names = attrs.get("extras", ())
+    last = len(types) - len(names)
+    parts = _rope_example((*types[:6], *types[9:last]), attrs, sizes, generator, device)
     spans = ragged(sizes, context_of(sizes, int(types[1].shape[3])), device)[2:]
-    return [*parts[:6], *spans, *parts[6:]]
+    return [*parts[:6], *spans, *parts[6:], *example_extras(names, types[last:], generator, device)]
 
 
 @fused(writes={1: 1}, example=_rope_attention_example)
 def rope_attention(
     qkv: Value, kv: Value, positions: Value, freqs: Value, rows: Value, block_table: Value,
-    query_start: Value, query_len: Value, context_len: Value, *norms: Value,
-    heads: int, scale: float, factor: float = 1.0, window: int = 0, softcap: float = 0.0,
-    eps: float = 0.0, offset: float = 0.0,
+    query_start: Value, query_len: Value, context_len: Value, *norms_and_extras: Value,
+    heads: int, scale: float, factor: float = 1.0, interleaved: bool = False, window: int = 0, softcap: float = 0.0,
+    eps: float = 0.0, offset: float = 0.0, extras: tuple[str, ...] = (),
 ) -> tuple[Value, ...]:  # fmt: skip
     """rope_append, then attention of its queries over the cache that it leaves.
 
-    Inputs as in both; `factor` is rope_append's scale, `scale` that of attention. Positions are those that the contexts
-    imply: row s's query i stands at context_len[s] - query_len[s] + i. Returns (y [T,H*D], kv).
+    Inputs as in both, the extras last; `factor` is rope_append's scale, `scale` that of attention. Positions are those
+    that the contexts imply: row s's query i stands at context_len[s] - query_len[s] + i. Returns (y [T,H*D], kv).
     """
+    last = len(norms_and_extras) - len(extras)
+    norms, given = norms_and_extras[:last], norms_and_extras[last:]
     norm = {"eps": eps, "offset": offset} if norms else {}
     operands = (qkv, kv, positions, freqs, rows, block_table, *norms)
-    q, kv = emit("rope_append", *operands, heads=heads, scale=factor, **norm).outputs
+    turn = {"scale": factor, "interleaved": interleaved or None}
+    q, kv = emit("rope_append", *operands, heads=heads, **turn, **norm).outputs
     spans = (query_start, query_len, context_len, block_table)
-    y = emit("attention", q, kv, *spans, heads=heads, scale=scale, window=window, softcap=softcap or None)[0]
-    return y, kv
+    options = {"window": window, "softcap": softcap or None, "extras": extras or None}
+    return emit("attention", q, kv, *spans, *given, heads=heads, scale=scale, **options)[0], kv

@@ -9,7 +9,7 @@ from penstock.ir.lazy import torch
 from penstock.ir.op import op
 from penstock.ir.ops.examples import example
 
-ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu")
+ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu", "relu2", "gelu_quick")
 
 
 def _same(x: Type, y: Type, **_: Any) -> Type:
@@ -30,8 +30,30 @@ def scale(x: Any, *, factor: float) -> Any:
     return x.float() * factor
 
 
+def _positive(name: str) -> Any:
+    def infer(x: Type, **limit: float) -> Type:
+        if not limit[name] > 0:
+            raise ValueError(f"{name} {limit[name]}, expected above 0")
+        return x
+
+    return infer
+
+
+@op(_positive("limit"), example=example)
+def clip(x: Any, *, limit: float) -> Any:
+    """x, at most `limit` and at least -limit; what is not a number stays so."""
+    return x.float().clamp(-limit, limit)
+
+
+@op(_positive("cap"), example=example)
+def softcap(x: Any, *, cap: float) -> Any:
+    """cap * tanh(x / cap)."""
+    return cap * torch.tanh(x.float() / cap)
+
+
 def activation(x: Any, act: str) -> Any:
-    """silu(x) = x * sigmoid(x); gelu by erf or by tanh (Hendrycks and Gimpel 2016); relu.
+    """silu(x) = x * sigmoid(x); gelu by erf, by tanh or as x * sigmoid(1.702 x) (Hendrycks and Gimpel 2016); relu, and
+    its square (So et al. 2021).
 
     Spelled out in exp, tanh and erf: torch's own silu and gelu give an element other bits when it falls into the tail
     behind the last full vector, and so depend on how many rows stand beside it.
@@ -40,15 +62,29 @@ def activation(x: Any, act: str) -> Any:
         return x / (1 + torch.exp(-x))
     if act == "relu":
         return torch.relu(x)
+    if act == "relu2":
+        return torch.relu(x).square()
+    if act == "gelu_quick":
+        return x / (1 + torch.exp(-1.702 * x))
     if act == "gelu_tanh":
         return 0.5 * x * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (x + 0.044715 * x**3)))
     return 0.5 * x * (1 + torch.erf(x * 0.5**0.5))
 
 
-def _glu(gate: Type, up: Type, *, act: str) -> Type:
+def _activate(x: Type, *, act: str) -> Type:
     if act not in ACTIVATIONS:
         raise ValueError(f"activation {act!r} is not one of {', '.join(ACTIVATIONS)}")
-    return _same(gate, up)
+    return x
+
+
+@op(_activate, example=example)
+def activate(x: Any, *, act: str) -> Any:
+    """act(x): what stands between the products of a feed-forward without a gate."""
+    return activation(x.float(), act)
+
+
+def _glu(gate: Type, up: Type, *, act: str) -> Type:
+    return _same(_activate(gate, act=act), up)
 
 
 @op(_glu, example=example)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from penstock.models.binding import Wanted
 from penstock.models.config import MAX_SIZE, Reader
 from penstock.models.rope_config import reach, read_rope
-from penstock.spec import Attention, LayerSpec, Mlp, ModelSpec, Norm
+from penstock.spec import AnyNorm, Attention, FeedForward, LayerSpec, ModelSpec, Norm
 
 SILU = {"silu": "silu", "swish": "silu"}
 ROTARY_BUFFERS = r"(model\.)?layers\.\d+\.self_attn\.rotary_emb\.inv_freq"  # saved by transformers up to 4.31
@@ -30,13 +32,12 @@ _PARTS = {
 _WHOLE = {"embedding": "model.embed_tokens", "final_norm": "model.norm", "head": "lm_head"}
 
 
-def tensor_name(canonical: str) -> str:
+def source(wanted: Wanted) -> str:
     """layers.0.attention.q.weight -> model.layers.0.self_attn.q_proj.weight, and so on."""
-    module, _, kind = canonical.rpartition(".")
-    if module in _WHOLE:
-        return f"{_WHOLE[module]}.{kind}"
-    _, layer, part = module.split(".", 2)
-    return f"model.layers.{layer}.{_PARTS[part]}.{kind}"
+    part, _, kind = wanted.part.rpartition(".")
+    if wanted.layer < 0:
+        return f"{_WHOLE[part]}.{kind}"
+    return f"model.layers.{wanted.layer}.{_PARTS[part]}.{kind}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,22 +90,25 @@ def read_layers(reader: Reader) -> int:
 
 
 def decoder(
-    reader: Reader,
-    mixers: Sequence[Attention],
-    mlp: Mlp,
-    norm: Norm,
-    limit: int,
-    *,
-    tied: bool = False,
-    scale: float = 1.0,
+    reader: Reader, mixers: Sequence[Attention], mlp: FeedForward, norm: AnyNorm, limit: int, *,
+    tied: bool = False, **facts: Any,
+) -> ModelSpec:  # fmt: skip
+    """A decoder of these mixers, each layer and the end normalised alike; see `assemble`."""
+    layers = [LayerSpec(mixer, mlp, norm, norm) for mixer in mixers]
+    return assemble(reader, layers, norm, limit, tied=tied, **facts)
+
+
+def assemble(
+    reader: Reader, layers: Sequence[LayerSpec], norm: AnyNorm | None, limit: int, *, tied: bool = False, **facts: Any
 ) -> ModelSpec:
-    """A decoder of these mixers; `tied` is the family's default."""
+    """A decoder of these layers; `tied` is the family's default, `facts` further fields of the spec."""
+    rope = layers[0].mixer.rope
     return ModelSpec(
-        layers=tuple(LayerSpec(mixer, mlp, norm, norm) for mixer in mixers),
+        layers=tuple(layers),
         vocab_size=reader.size("vocab_size"),
         hidden_size=reader.size("hidden_size"),
         final_norm=norm,
-        max_position=reach(mixers[0].rope, limit),
+        max_position=reach(rope, limit) if rope else limit,
         tied_head=reader.flag("tie_word_embeddings", tied),
-        embedding_scale=scale,
+        **facts,
     )

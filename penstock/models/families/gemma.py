@@ -24,7 +24,9 @@ def read(reader: Reader) -> ModelSpec:
     reader.only("use_bidirectional_attention", None, False)
     mlp = Mlp(reader.size("intermediate_size"), act)
     mixers = [mixer] * common.read_layers(reader)
-    return common.decoder(reader, mixers, mlp, norm, limit, tied=True, scale=reader.size("hidden_size") ** 0.5)
+    return common.decoder(
+        reader, mixers, mlp, norm, limit, tied=True, embedding_scale=reader.size("hidden_size") ** 0.5
+    )
 
 
-FAMILY = Family("gemma", ("GemmaForCausalLM",), read, common.tensor_name, (common.ROTARY_BUFFERS,))
+FAMILY = Family("gemma", ("GemmaForCausalLM",), read, common.source, (common.ROTARY_BUFFERS,))

@@ -22,4 +22,4 @@ def read(reader: Reader) -> ModelSpec:
     return replace(spec, max_position=max(spec.max_position, meant or 0))
 
 
-FAMILY = Family("llama", ("LlamaForCausalLM", "LLaMAForCausalLM"), read, common.tensor_name, (common.ROTARY_BUFFERS,))
+FAMILY = Family("llama", ("LlamaForCausalLM", "LLaMAForCausalLM"), read, common.source, (common.ROTARY_BUFFERS,))

@@ -20,4 +20,4 @@ def read(reader: Reader) -> ModelSpec:
     return common.decoder(reader, [mixer] * common.read_layers(reader), mlp, common.read_norm(reader), limit)
 
 
-FAMILY = Family("mistral", ("MistralForCausalLM",), read, common.tensor_name, (common.ROTARY_BUFFERS,))
+FAMILY = Family("mistral", ("MistralForCausalLM",), read, common.source, (common.ROTARY_BUFFERS,))

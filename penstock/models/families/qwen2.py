@@ -36,4 +36,4 @@ def windowed(reader: Reader, mixer: Attention) -> list[Attention]:
     return [replace(mixer, window=window or 0) if t == "sliding_attention" else mixer for t in types]
 
 
-FAMILY = Family("qwen2", ("Qwen2ForCausalLM",), read, common.tensor_name)
+FAMILY = Family("qwen2", ("Qwen2ForCausalLM",), read, common.source)

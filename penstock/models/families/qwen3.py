@@ -18,4 +18,4 @@ def read(reader: Reader) -> ModelSpec:
     return common.decoder(reader, windowed(reader, mixer), mlp, norm, limit)
 
 
-FAMILY = Family("qwen3", ("Qwen3ForCausalLM",), read, common.tensor_name)
+FAMILY = Family("qwen3", ("Qwen3ForCausalLM",), read, common.source)

@@ -9,7 +9,7 @@ from penstock.formats import Format, parse
 from penstock.ir import Type, Value, emit, leaf
 from penstock.models.binding import Binding, shapes
 from penstock.models.trtllm.ranks import FINAL_NORM, HEAD, QKV, TABLE, Ranks, layer_parts, modules, tensor_name
-from penstock.spec import Attention, LayerSpec, ModelSpec, Norm
+from penstock.spec import AnyNorm, Attention, LayerSpec, ModelSpec, Norm
 
 Shape = tuple[int, ...]
 
@@ -71,15 +71,14 @@ def tied_copies(spec: ModelSpec) -> tuple[str, ...]:
 
 
 def _plain_layer(layer: LayerSpec) -> LayerSpec:
-    qk = layer.mixer.qk_norm
-    mixer = replace(layer.mixer, qk_norm=_plain(qk)) if qk else layer.mixer
+    mixer = replace(layer.mixer, qk_norm=_plain(layer.mixer.qk_norm))
     return replace(
         layer, mixer=mixer, mixer_norm=_plain(layer.mixer_norm), feedforward_norm=_plain(layer.feedforward_norm)
     )
 
 
-def _plain(norm: Norm) -> Norm:
-    return replace(norm, offset=0.0)
+def _plain(norm: AnyNorm | None) -> AnyNorm | None:
+    return replace(norm, offset=0.0) if isinstance(norm, Norm) else norm
 
 
 def _layers(job: _Job) -> Iterator[tuple[str, Value]]:

@@ -9,7 +9,7 @@ from penstock.formats import parse
 from penstock.ir import Node, Type, Value, emit
 from penstock.models.binding import Binding
 from penstock.models.trtllm.ranks import FINAL_NORM, HEAD, QKV, TABLE, Ranks, layer_parts, modules, tensor_name
-from penstock.spec import Attention, ModelSpec, Norm
+from penstock.spec import AnyNorm, Attention, ModelSpec, Norm
 
 PADDED_TABLE = ("LlamaForCausalLM", "MistralForCausalLM")  # whose whole embedding takes the padding of its tied head
 
@@ -80,9 +80,9 @@ def _table(job: _Job, r: int) -> Value:
     return _padded(table, ranks) if job.pad_table else table
 
 
-def _factor(job: _Job, name: str, norm: Norm) -> Value:
+def _factor(job: _Job, name: str, norm: AnyNorm | None) -> Value:
     """A norm as the factor that it multiplies by: stored weight + offset."""
-    if norm.offset == 0.0:
+    if not isinstance(norm, Norm) or norm.offset == 0.0:
         return job.binding[name]
     type = Type(job.binding[name].type.shape, parse(job.binding[name].type.format.name))
     return Node("shift", (job.exact[name],), (("value", norm.offset),), (type,))[0]  # born in the format written

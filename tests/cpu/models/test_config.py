@@ -177,7 +177,7 @@ def test_a_plugin_adds_a_family(monkeypatch: pytest.MonkeyPatch) -> None:
         reader.only("my_own_key", 3)
         return llama.read(reader)
 
-    register(Family("mine", ("MyLlama",), read, llama.tensor_name))
+    register(Family("mine", ("MyLlama",), read, llama.source))
     config = LLAMA | {"architectures": ["MyLlama"], "my_own_key": 3}
     assert read_spec(config) == read_spec(LLAMA)
     with pytest.raises(ConfigError, match="my_own_key = 4"):
@@ -190,7 +190,7 @@ PLUGIN = """
 from penstock.models import Family, family_of, register
 
 llama = family_of({"model_type": "llama"})
-register(Family("plugged", ("PluggedForCausalLM",), llama.read, llama.tensor_name))
+register(Family("plugged", ("PluggedForCausalLM",), llama.read, llama.source))
 """
 
 
@@ -214,7 +214,7 @@ def test_spec_json_names_what_it_does_not_know() -> None:
     data = read_spec(LLAMA).to_json()
     assert [run["count"] for run in data["layers"]] == [32]  # equal layers are written once
     for wrong, message in [
-        ({"final_norm": {"kind": "Pnorm"}}, "kind 'Pnorm'; known are Attention"),
+        ({"final_norm": {"kind": "Pnorm"}}, "kind 'Pnorm'; known are Alibi, Attention"),
         ({"logit_bias": 1}, "unknown fields .'logit_bias'."),
     ]:
         with pytest.raises(ModelError, match=message):

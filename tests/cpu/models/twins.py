@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+
+from tests.cpu.models import cases
 
 SIZES = {
     "vocab_size": 99,
@@ -85,6 +89,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma-mqa": ("gemma", {"head_dim": 12, "num_key_value_heads": 1, "tie_word_embeddings": True}),
     "gemma-untied-biases": ("gemma", {"head_dim": 16, "attention_bias": True}),
 }  # fmt: skip
+
+
+for _module in pkgutil.iter_modules(cases.__path__):
+    CASES |= importlib.import_module(f"{cases.__name__}.{_module.name}").CASES
 
 
 def save_twin(case: str, directory: Path, changes: Mapping[str, Any] | None = None, **save: Any) -> Any:

@@ -38,6 +38,15 @@ def test_a_pool_costs_what_is_appended() -> None:
     assert of("kv_append", [KV, k, k, AT, AT, TABLE], [KV]).bytes == 4 * 8 * 128 * 2 + 2 * 8 * 4 + 2 * 64 * 4
 
 
+def test_a_mixture_reads_the_experts_that_tokens_go_to() -> None:
+    w_in, w_out = tensor("bf16", 4, 2 * 32, 64), tensor("bf16", 4, 64, 32)
+    operands = [X, tensor("i32", "T", 1), tensor("f32", "T", 1), w_in, w_out]
+    active = 4 * (1 - 0.75**8)  # of four experts, one for each of eight tokens
+    found = of("moe", operands, [X], (("act", "silu"),))
+    assert found.bytes == pytest.approx(2 * 8 * 64 * 2 + 2 * 8 * 4 + active * 3 * 32 * 64 * 2)
+    assert found.flops == 8 * 3 * 2 * 32 * 64
+
+
 @pytest.mark.parametrize(("window", "keys", "pairs"), [(0, 104, 4 * 100 + 10), (16, 19, 4 * 16)])
 def test_attention_reads_each_key_once_and_multiplies_it_by_those_that_see_it(
     window: int, keys: int, pairs: int

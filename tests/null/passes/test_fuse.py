@@ -171,7 +171,7 @@ def test_a_checkpoint_whose_qkv_is_one_tensor_keeps_it() -> None:
     from penstock.models.decoder import build_forward
 
     spec = decoder(mixer(), FAMILIES["llama"].layers[0].feedforward, FAMILIES["llama"].final_norm)
-    binding = bind(spec, "bf16", lambda name: name)
+    binding = bind(spec, "bf16", lambda wanted: wanted.name)
     whole = weight("layers.0.qkv.weight", 64, 32, format="bf16")
     for part, start, stop in (("q", 0, 32), ("k", 32, 48), ("v", 48, 64)):
         binding[f"layers.0.attention.{part}.weight"] = emit("slice", whole, dim=0, start=start, stop=stop)[0]

@@ -1,0 +1,39 @@
+"""How checkpoints store what we name apart: fused, transposed, interleaved by head, one tensor for each expert."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from penstock.ir import Value, emit
+
+
+def rows(x: Value, start: int, stop: int, dim: int = 0) -> Value:
+    """Rows start to stop along `dim`."""
+    return emit("slice", x, dim=dim, start=start, stop=stop)[0]
+
+
+def part(x: Value, sizes: Sequence[int], index: int, dim: int = 0) -> Value:
+    """One of several parts that lie one after another along `dim`: q, k or v of a fused matrix or bias."""
+    start = sum(sizes[:index])
+    return rows(x, start, start + sizes[index], dim)
+
+
+def by_group(x: Value, groups: int, sizes: Sequence[int], index: int) -> Value:
+    """The same where each of `groups` has its own parts side by side: [groups * sum(sizes), ...], `sizes` of one group.
+
+    Per-head fused projections: a group is a KV head, with its queries first.
+    """
+    rest = x.type.shape[1:]
+    grouped = emit("reshape", x, shape=(groups, sum(sizes), *rest))[0]
+    return emit("reshape", part(grouped, sizes, index, dim=1), shape=(groups * sizes[index], *rest))[0]
+
+
+def transposed(x: Value) -> Value:
+    """[in, out] as it multiplies from the right, to [out, in]."""
+    return emit("transpose", x)[0]
+
+
+def stacked(parts: Sequence[Value]) -> Value:
+    """Equal tensors as one with a new first dimension: the experts' matrices."""
+    shape = parts[0].type.shape
+    return emit("reshape", emit("concat", *parts, dim=0)[0], shape=(len(parts), *shape))[0]

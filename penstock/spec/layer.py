@@ -1,0 +1,103 @@
+"""The parts of a layer: normalisations, token mixers and feed-forwards."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from penstock.spec.json import kind
+from penstock.spec.position import Alibi, RelativeBias, Rope
+
+
+@kind
+@dataclass(frozen=True, slots=True)
+class Norm:
+    """Root-mean-square normalisation; the factor is the stored weight + `offset`."""
+
+    eps: float
+    offset: float = 0.0
+
+
+@kind
+@dataclass(frozen=True, slots=True)
+class LayerNorm:
+    """Normalisation to mean zero and variance one, times a weight, and plus a bias where there is one."""
+
+    eps: float
+    bias: bool = True
+
+
+AnyNorm = Norm | LayerNorm
+
+
+@kind
+@dataclass(frozen=True, slots=True)
+class Attention:
+    """Softmax attention: H heads over K KV heads of D numbers."""
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    scale: float  # of the scores
+    rope: Rope | None = None
+    qkv_bias: bool = False
+    out_bias: bool = False
+    qk_norm: AnyNorm | None = None  # of q and k, before rotation
+    window: int = 0  # a query sees itself and window - 1 before it; 0: all
+    qk_norm_over: str = "head"  # "head": one weight for all heads; "heads": a weight each; "row": all heads as one row
+    clip: float = 0.0  # q, k and v are limited to +-clip, before they are normalised; 0: they are not
+    bias: Alibi | RelativeBias | None = None  # on the scores
+    softcap: float = 0.0  # scores become softcap * tanh(score / softcap)
+    sinks: bool = False  # a learned logit a head takes its share of the softmax, and gives nothing
+
+    def __post_init__(self) -> None:
+        assert self.heads % self.kv_heads == 0, f"{self.heads} heads do not share {self.kv_heads} KV heads"
+        assert not self.rope or self.rope.dim <= self.head_dim, f"{self.rope} exceeds heads of {self.head_dim}"
+        assert self.qk_norm_over in ("head", "heads", "row"), self.qk_norm_over
+
+
+Mixer = Attention
+
+
+@kind
+@dataclass(frozen=True, slots=True)
+class Mlp:
+    """down(act(gate(x)) * up(x)), F numbers wide; without a gate down(act(up(x)))."""
+
+    size: int
+    act: str
+    bias: bool = False
+    gated: bool = True
+
+
+@kind
+@dataclass(frozen=True, slots=True)
+class Router:
+    """Which `chosen` of X experts a token goes to, and how much each counts.
+
+    `score`: "softmax" of all logits, then the largest; "top_softmax": the largest, then their softmax; or "sigmoid".
+    """
+
+    experts: int
+    chosen: int
+    score: str = "softmax"
+    renormalize: float = 0.0  # the chosen ones' weights are divided by their p-norm, p = 1 or 2; 0: left as they are
+    factor: float = 1.0  # on the weights
+    bias: bool = False  # of the router's product
+    correction: bool = False  # a learned number is added to each score while experts are chosen
+    groups: int = 0  # experts are chosen within the best `kept_groups` of so many groups; 0: among all
+    kept_groups: int = 0
+    group_top: int = 1  # a group's score is the sum of its largest so many
+
+
+@kind
+@dataclass(frozen=True, slots=True)
+class Moe:
+    """A mixture of experts: the sum of the chosen ones, each by its weight. (Shazeer et al. 2017.)"""
+
+    router: Router
+    expert: Mlp
+    shared: Mlp | None = None  # one more that every token goes to
+    shared_gate: bool = False  # the shared one times the sigmoid of a product of the token
+
+
+FeedForward = Mlp | Moe

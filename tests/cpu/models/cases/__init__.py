@@ -1,0 +1,1 @@
+"""More twins, a file for each group of families: CASES, as in `twins`."""

@@ -1,0 +1,1 @@
+"""Two tiny layers of more families, a file for each group: FAMILIES, as in `tests.golden.specs`."""
