@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 from penstock.version import __version__
 
 if TYPE_CHECKING:
+    from penstock.compiler.compile_graph import compile as compile
     from penstock.errors import PenstockError as PenstockError
     from penstock.llm import LLM as LLM
-    from penstock.llm import compile as compile
     from penstock.runtime.requests import LoRARequest as LoRARequest
     from penstock.runtime.requests import RequestOutput as RequestOutput
     from penstock.runtime.requests import SamplingParams as SamplingParams
@@ -25,7 +25,7 @@ _HOME = {
     "PenstockError": "penstock.errors",
     "RequestOutput": "penstock.runtime.requests",
     "SamplingParams": "penstock.runtime.requests",
-    "compile": "penstock.llm",
+    "compile": "penstock.compiler.compile_graph",
 }
 __all__ = [*sorted(_HOME), "__version__"]
 

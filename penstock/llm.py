@@ -16,11 +16,10 @@ from penstock.engine import store
 from penstock.engine.manifest import Engine
 from penstock.engine.match import mismatch
 from penstock.engine.place import cache_root
-from penstock.engine.profile import Profile
 from penstock.errors import OptionError, PenstockError, SamplingError
-from penstock.ir.graph import Graph
 from penstock.kernels.device import detect, software
 from penstock.models.hub import resolve
+from penstock.plugins import load as load_plugins
 from penstock.runtime.intake import Submission
 from penstock.runtime.loop import Gather, Loop, fresh_id, run_all
 from penstock.runtime.open import Memory, RunLimits, open_loop
@@ -37,7 +36,8 @@ Mixture = LoRARequest | Sequence[tuple[str, float]] | None  # an adapter, weight
 class LLM:
     """A model, ready to generate. Use as a context manager, or call `shutdown`.
 
-    model: a Hugging Face directory, a Penstock checkpoint, an engine directory, or a hub name; None: the bundled model.
+    model: a Hugging Face directory, a Penstock checkpoint, an engine directory, what `penstock.compile` made, or a hub
+    name; None: the bundled model.
     revision, token: for hub names. weights: "checkpoint", or "random" for the shapes of a config alone.
     dtype: "auto", "bfloat16", "float16", "float32". device: "auto", "cuda", "cpu".
     kv_cache_dtype: what KV is kept in: "auto", the type that the model computes in; "fp8", half the bytes of 16 bits.
@@ -50,6 +50,7 @@ class LLM:
     inter_token_latency_target: seconds between tokens that others' prompts may not stretch, where they can go slower.
     tokenizer: a directory, where the model's own is elsewhere; skip_tokenizer_init: token ids in and out.
     cache_dir: where engines and timings are kept. tactics: {op: tactic}, pinned. progress(stage, done, total).
+    plugins: modules that register parts of their own when they are imported; installed ones are loaded always.
     quantization, tensor_parallel_size, pipeline_parallel_size, lora_paths, max_loras, max_lora_rank, speculative: not
     built yet; UnsupportedError for anything but their defaults.
 
@@ -60,7 +61,7 @@ class LLM:
 
     def __init__(
         self,
-        model: str | Path | None = None,
+        model: str | Path | Engine | None = None,
         *,
         revision: str | None = None,
         token: str | None = None,
@@ -81,6 +82,7 @@ class LLM:
         skip_tokenizer_init: bool = False,
         cache_dir: str | Path | None = None,
         tactics: Mapping[str, str] | None = None,
+        plugins: Sequence[str] = (),
         progress: Progress = silent,
         quantization: str | None = None,
         kv_cache_dtype: str = "auto",
@@ -96,6 +98,7 @@ class LLM:
         adapters = {"lora_paths": lora_paths, "max_loras": max_loras, "max_lora_rank": max_lora_rank}
         _refuse_unbuilt(None, quantization=quantization, speculative=speculative, **adapters)
         _refuse_unbuilt(1, tensor_parallel_size=tensor_parallel_size, pipeline_parallel_size=pipeline_parallel_size)
+        load_plugins(plugins)
         self._memory = Memory(gpu_memory_utilization, max_gpu_bytes)
         limits, queued = (max_batch_size, max_num_tokens, max_seq_len), (max_num_queued_reqs, max_num_queued_tokens)
         self._limits = RunLimits(*limits, *queued, enable_prefix_caching, inter_token_latency_target, host_cache_size)
@@ -297,11 +300,6 @@ class LLM:
         return Submission(fresh_id(), ids, params, sink, text, streaming, *how)
 
 
-def compile(graph: Graph, weights: Mapping[str, Any], profile: Profile) -> Engine:
-    """A hand-defined model to an engine. Not built yet: raises UnsupportedError."""
-    refuse("compile")
-
-
 def _refuse_unknown(where: str, unknown: Mapping[str, object]) -> None:
     for name, value in unknown.items():
         raise OptionError(f"unknown argument {name}={value!r}; see the docstring of {where} for those it takes")
@@ -313,9 +311,13 @@ def _refuse_unbuilt(neutral: object, **asked: object) -> None:
         require_default(name, value, neutral)
 
 
-def _located(model: str | Path | None, revision: str | None, token: str | None) -> Path:
+def _located(model: str | Path | Engine | None, revision: str | None, token: str | None) -> Path:
     if model is None:
         return bundled.target()
+    if isinstance(model, Engine):
+        if model.directory is None:
+            raise OptionError("an Engine that was not read from a directory has no weights; name its directory")
+        return model.directory
     path = Path(model).expanduser()
     if revision is not None and store.is_engine(path):
         raise OptionError(f"revision={revision!r} is for hub names, and {path} is an engine directory; leave it out")

@@ -13,6 +13,7 @@ import importlib
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib.metadata import entry_points
 from pathlib import Path
 from threading import RLock
@@ -46,20 +47,28 @@ def load(modules: Iterable[str] = ()) -> None:
     Raises OptionError for what is no module's name; PluginError, naming the plugin, where it cannot be imported or
     registers what exists already.
     """
-    if isinstance(modules, str) or not all(isinstance(each, str) for each in (modules := tuple(modules))):
+    named = () if isinstance(modules, str) else tuple(modules)
+    if isinstance(modules, str) or not all(isinstance(each, str) for each in named):
         raise OptionError(f"plugins={modules!r} is no list of modules' names; give one like ['package.module']")
     with _LOCK:
         for entry in sorted(entry_points(group=GROUP), key=lambda each: each.value):
-            _load(entry.value, f"plugin {entry.value} (entry point {entry.name})", entry.dist and entry.dist.version)
+            called = f"plugin {entry.value!r}, entry point {entry.name!r},"
+            _load(entry.value, called, entry.dist.version if entry.dist else None)
+        load_named(named)
+
+
+def load_named(modules: Iterable[str]) -> None:
+    """These alone: what another process has `loaded`."""
+    with _LOCK:
         for module in modules:
-            _load(module, f"--plugin {module}")
+            _load(module, f"--plugin {module!r}")
 
 
 def _load(module: str, called: str, version: str | None = None) -> None:
     if module in _LOADED:
         return
     if not all(part.isidentifier() for part in module.split(".")):
-        raise OptionError(f"{called if module else '--plugin ' + repr(module)} is no module's name; give one like a.b")
+        raise OptionError(f"{called} is no module's name; give one like package.module")
     known = set(_NOTES)
     _LOADING.append(module)
     try:
@@ -85,6 +94,7 @@ def unload(module: str) -> None:
     """Take back all that a plugin registered; the next `load` imports it anew."""
     _take_back({part for part, note in _NOTES.items() if note.owner != module})
     _LOADED.pop(module, None)
+    _hash.cache_clear()
     for name in [n for n in sys.modules if n == module or n.startswith(f"{module}.")]:
         del sys.modules[name]
 
@@ -160,7 +170,9 @@ def stamp(*parts: Part) -> str:
     return "".join(f" {module} {' '.join(identity(module).values())}" for module in owners)
 
 
+@lru_cache(maxsize=64)
 def _hash(module: str) -> str:
+    """Of the sources as they were when it was first asked for."""
     origin = getattr(sys.modules.get(module), "__file__", None)
     if origin is None:
         return ""
@@ -201,7 +213,7 @@ def difference(recorded: Record) -> str | None:
     """One sentence on the first plugin that an engine needs and that is not what it was; None where there is none."""
     for module in dict.fromkeys(module for module, _ in _needed(recorded)):
         was, now = ({key: recorded[module].get(key) for key in identity(module)}, identity(module))
-        if was != now and module in identities():
+        if was != now:
             shown = (" ".join(filter(None, map(str, each.values()))) for each in (was, now))
             return "the engine was compiled with plugin {} {}, and this is {}".format(module, *shown)
     return None

@@ -25,8 +25,6 @@ UNSUPPORTED: Final[dict[str, str]] = {
     "add_lora": "adapters; merge the adapter into the checkpoint first",
     "remove_lora": "adapters; there is none to remove",
     "speculative": "speculative decoding; leave it out, the text is the same",
-    # Functions
-    "compile": "compiling a hand-defined graph; write a family (docs/architecture.md) and build a checkpoint of it",
     # Verbs
     "penstock quantize": "quantising a checkpoint; build from the unquantised one",
     "penstock serve": "the HTTP server; use LLM.generate_async in Python",

@@ -16,7 +16,7 @@ from penstock.engine.manifest import Engine
 from penstock.errors import OptionError
 from penstock.ir.lazy import torch
 from penstock.ir.op import vocabulary
-from penstock.kernels.reference import PARTS
+from penstock.kernels.tactic import PARTS
 from penstock.runtime.batch import Batch, Standing
 from penstock.runtime.open import Memory, open_backend
 

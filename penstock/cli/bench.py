@@ -93,6 +93,7 @@ def latency(
     out: Out = None,
     commit: Commit = None,
     plot: Plot = None,
+    plugin: flags.Plugin = None,
     as_json: flags.Json = False,
 ) -> None:
     """First tokens by prompt length, decode rate by batch; --against: beside Hugging Face and vLLM."""
@@ -136,6 +137,7 @@ def scaling(
     out: Out = None,
     commit: Commit = None,
     plot: Plot = None,
+    plugin: flags.Plugin = None,
     as_json: flags.Json = False,
 ) -> None:
     """Rate, first token and memory by batch and context, each against its roof. An engine keeps its own limits."""
@@ -177,6 +179,7 @@ def throughput(
     out: Out = None,
     commit: Commit = None,
     plot: Plot = None,
+    plugin: flags.Plugin = None,
     as_json: flags.Json = False,
 ) -> None:
     """Many requests, batched in flight: output rate, first tokens, inter-token times, GPU busy share."""
@@ -205,6 +208,7 @@ def kernels(
     bucket: Annotated[
         str | None, typer.Option("--bucket", metavar="SIZE", help="Only this timed size, such as T64 or L8.")
     ] = None,
+    plugin: flags.Plugin = None,
     as_json: flags.Json = False,
 ) -> None:
     """Every tactic that the build timed: bytes and operations a second, and the share of the roof."""
@@ -235,6 +239,7 @@ def claims(
     cache_dir: flags.CacheDir = None,
     out: Out = None,
     commit: Commit = None,
+    plugin: flags.Plugin = None,
     as_json: flags.Json = False,
 ) -> None:
     """What fused operations and CUDA graphs are worth: the same model without them. Builds it twice."""

@@ -59,7 +59,6 @@ def build(
     if quant_mode is not None:
         refuse("quant_mode", quant_mode)
     check_classic(paged_kv_cache, use_inflight_batching)
-    flags.load_plugins(plugin)
     from penstock import bundled
     from penstock.compiler.options import BuildOptions
     from penstock.models.hub import resolve

@@ -52,7 +52,6 @@ def chat(
         repetition_penalty=repetition_penalty, presence_penalty=presence_penalty,
         frequency_penalty=frequency_penalty, no_repeat_ngram_size=no_repeat_ngram_size,
     )  # fmt: skip
-    flags.load_plugins(plugin)
     arguments: dict[str, Any] = {
         "dtype": dtype, "kv_cache_dtype": kv_cache_dtype, "device": device, "max_seq_len": max_seq_len,
         "cache_dir": cache_dir,

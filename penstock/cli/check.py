@@ -42,7 +42,6 @@ def check(
 
     Exit code: 0 it fits, 1 it does not, or cannot be read.
     """
-    flags.load_plugins(plugin)
     from penstock import bundled
     from penstock.cli.probe import RECORDS, budget_of, target_device
     from penstock.compiler.options import BuildOptions

@@ -18,6 +18,7 @@ def convert(
     dtype: flags.Dtype = "auto",
     tp_size: Annotated[int, typer.Option("--tp_size", metavar="N", help="Slice each tensor for N ranks.")] = 1,
     pp_size: Annotated[int, typer.Option("--pp_size", metavar="N", help="Deal the layers to N stages.")] = 1,
+    plugin: flags.Plugin = None,
 ) -> None:
     """Write a checkpoint sliced for ranks. Optional: `build` takes a Hugging Face directory itself."""
     from penstock.compiler.convert import convert as write

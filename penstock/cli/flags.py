@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from penstock import plugins
 from penstock.errors import OptionError
 
 Model = Annotated[
@@ -45,9 +45,19 @@ CacheDir = Annotated[Path | None, typer.Option("--cache_dir", metavar="DIR", hel
 Tactics = Annotated[
     list[str] | None, typer.Option("--tactic", metavar="OP=NAME", help="Pin the tactic of an op; may be repeated.")
 ]
+
+
+def _load(modules: list[str] | None) -> list[str] | None:
+    """While flags are parsed, so before the command looks anything up."""
+    plugins.load(modules or ())
+    return modules
+
+
 Plugin = Annotated[
     list[str] | None,
-    typer.Option("--plugin", metavar="MODULE", help="Import a module that registers its own parts first."),
+    typer.Option(
+        "--plugin", metavar="MODULE", callback=_load, help="Import a module that registers its own parts first."
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 MaxTokens = Annotated[int | None, typer.Option("--max_tokens", metavar="N", help="Most tokens to generate.")]
@@ -98,17 +108,6 @@ Logprobs = Annotated[
     typer.Option("--logprobs", metavar="N", help="Show each token's log-probability beside the N likeliest ones'."),
 ]
 Timeout = Annotated[float | None, typer.Option("--timeout", metavar="SECONDS", help="End by then with what there is.")]
-
-
-def load_plugins(modules: Sequence[str] | None) -> None:
-    """Import each module, which registers what it has. Raises OptionError for one that cannot be imported."""
-    for name in modules or ():
-        if not all(part.isidentifier() for part in name.split(".")):
-            raise OptionError(f"--plugin {name!r} is no module's name; give one like package.module")
-        try:
-            importlib.import_module(name)
-        except ImportError as error:
-            raise OptionError(f"--plugin {name}: {error}; install it, or put its folder on PYTHONPATH") from None
 
 
 def pins_of(tactics: Sequence[str] | None) -> dict[str, str]:

@@ -62,7 +62,6 @@ def generate(
         no_repeat_ngram_size=no_repeat_ngram_size,
     )  # fmt: skip
     limit, text = seconds("--timeout", timeout), _prompt(prompt)
-    flags.load_plugins(plugin)
     arguments: dict[str, Any] = {
         "weights": weights, "dtype": dtype, "kv_cache_dtype": kv_cache_dtype, "device": device,
         "max_batch_size": max_batch_size, "max_num_tokens": max_num_tokens, "max_seq_len": max_seq_len,

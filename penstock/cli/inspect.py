@@ -21,6 +21,7 @@ def inspect(
     bandwidth: Annotated[
         float | None, typer.Option("--bandwidth", metavar="GB/S", help="Memory bandwidth that the roof is stated for.")
     ] = None,
+    plugin: flags.Plugin = None,
     as_json: flags.Json = False,
 ) -> None:
     """Show spec, profile, passes, tactics with times, memory, and the roof of an engine."""
@@ -58,8 +59,14 @@ def _head(data: Data) -> str:
         ("built in", ", ".join(f"{k} {v:.2f} s" for k, v in data["build_seconds"].items()) or "not recorded"),
         ("model", model + (", head tied to the embedding" if spec["tied_head"] else "")),
         *(("layers", _layer(layer)) for layer in spec["layers"]),
+        *(("plugin", _plugin(name, entry)) for name, entry in data["plugins"].items()),
     ]
     return table(rows, "")
+
+
+def _plugin(name: str, entry: Data) -> str:
+    parts = ", ".join(f"{kind} {part}" for kind, names in entry["parts"].items() for part in names)
+    return f"{name} {entry['version']}".strip() + f" ({entry['sources']}): {parts}"
 
 
 def _layer(layer: Data) -> str:

@@ -81,7 +81,13 @@ def _node(node: Data, whole: bool) -> list[str]:
     few = found if whole or len(found) < 2 else [found[0], found[-1]]
     head = f"    {_cost(node)}  {node['site'] if whole else shortened(node['site'])}"
     cannot = [f"        {name} cannot: {why}" for name, why in node["cannot"].items()] if whole else []
+    head += _of(node)
     return [head, *(f"        {_choice(choice, whole)}" for choice in few), *cannot]
+
+
+def _of(part: Data) -> str:
+    """Whose it is, where it is not ours."""
+    return f" (plugin {part['plugin']})" if part["plugin"] else ""
 
 
 def _cost(node: Data) -> str:
@@ -98,7 +104,7 @@ def _choice(choice: Data, whole: bool) -> str:
     rivals = choice["runners_up"] if whole else choice["runners_up"][:NEAREST]
     others = "".join(f"; {rival['tactic']} {_time(rival['median_us'])}" for rival in rivals)
     refused = "".join(f"; {name} refused: {why}" for name, why in choice["refused"].items()) if whole else ""
-    return f"{choice['at']:>6}  {choice['tactic']}  {took}  [{', '.join(choice['instructions'])}]{others}{refused}"
+    return f"{choice['at']:>6}  {choice['tactic']}{_of(choice)}  {took}  [{', '.join(choice['instructions'])}]{others}{refused}"
 
 
 def shortened(site: str) -> str:

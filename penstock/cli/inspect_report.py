@@ -44,6 +44,7 @@ def report(directory: Path, bandwidth: float | None = None) -> Data:
         "buckets": list(program.buckets),
         "passes": [dict(r) for r in engine.report],
         "nodes": nodes,
+        "plugins": dict(engine.plugins),
         "kernels": {key: dict(facts) for key, facts in engine.kernels.items()},
         "memory": _memory(engine),
         "work": dict(engine.work),
@@ -87,7 +88,8 @@ def _sites(engine: Engine, phase_name: str, phase: Phase, timing: Mapping[str, A
     return [
         {
             "phase": phase_name, "op": ops[key], "site": key, "count": count,
-            "choices": _choices(engine, phase.plans[key], timing.get(key, {})),
+            "plugin": _plugin(engine, "op", ops[key]),
+            "choices": _choices(engine, ops[key], phase.plans[key], timing.get(key, {})),
             "cannot": timing.get(key, {}).get("cannot", {}),
         }
         for key, count in counts.items()
@@ -108,7 +110,12 @@ def _shares(nodes: list[Data]) -> list[Data]:
     return sorted(nodes, key=lambda node: (phases.index(node["phase"]), -(node["step_us"] or 0.0)))
 
 
-def _choices(engine: Engine, plans: Mapping[str, Plan], timed: Mapping[str, Any]) -> list[Data]:
+def _plugin(engine: Engine, kind: str, name: str) -> str | None:
+    """The plugin that a part came from; None: it is ours."""
+    return next((module for module, entry in engine.plugins.items() if name in entry["parts"].get(kind, ())), None)
+
+
+def _choices(engine: Engine, op: str, plans: Mapping[str, Plan], timed: Mapping[str, Any]) -> list[Data]:
     """What runs at each timed size, with its time and its rivals'. A bucket between two sizes uses the larger."""
     points = timed.get("points", {})
     chosen: dict[tuple[str, str], Data] = {}  # a bucket that the fastest cannot run takes the next one
@@ -116,7 +123,9 @@ def _choices(engine: Engine, plans: Mapping[str, Plan], timed: Mapping[str, Any]
         point = engine.profile.point(engine.programs["decode"].buckets[bucket], points) if points else bucket
         key = (point, plan.tactic)
         if key not in chosen:
-            chosen[key] = {**_choice(engine, plan, points.get(point, {})), "at": point, "buckets": []}
+            from_plugin = _plugin(engine, "tactic", f"{op}={plan.tactic.partition('{')[0]}")
+            facts = _choice(engine, plan, points.get(point, {}))
+            chosen[key] = {**facts, "plugin": from_plugin, "at": point, "buckets": []}
         chosen[key]["buckets"].append(bucket)
     return list(chosen.values())
 

@@ -30,6 +30,7 @@ def profile(
     top_k: Annotated[int, typer.Option("--top_k", metavar="N", help="Sample from the N likeliest; 0 is off.")] = 0,
     top_p: Annotated[float, typer.Option("--top_p", metavar="P", help="Sample from the likeliest to sum to P.")] = 1.0,
     nodes: Annotated[bool, typer.Option("--nodes", help="Every node on a line of its own, equal layers too.")] = False,
+    plugin: flags.Plugin = None,
     as_json: flags.Json = False,
 ) -> None:
     """Show one step of an engine as a timeline by node with its gaps, and say what the step loses and where.

@@ -25,6 +25,7 @@ def refit(
         Path | None,
         typer.Option("--output_dir", metavar="DIR", help="Where the refitted engine goes; default: in place."),
     ] = None,
+    plugin: flags.Plugin = None,
 ) -> None:
     """Swap in other weights of the same spec; nothing is timed or compiled. Prints the engine's directory.
 

@@ -81,7 +81,6 @@ def run(
         no_repeat_ngram_size=no_repeat_ngram_size,
     )  # fmt: skip
     limit = seconds("--timeout", timeout)
-    flags.load_plugins(plugin)
     steps = 1 if debug_steps is None else debug_steps
     _check_engine(engine_dir, debug_nodes, steps)
     arguments: dict[str, Any] = {

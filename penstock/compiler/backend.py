@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from penstock import plugins
 from penstock.compiler.candidates import Pins, check_pins
 from penstock.compiler.memory import Lifetimes, Offsets, plan_memory
 from penstock.compiler.phases import check_prepared
@@ -21,7 +22,7 @@ from penstock.engine.device import Device
 from penstock.engine.manifest import Engine, Weight
 from penstock.engine.match import COMPILES_ONLY
 from penstock.engine.profile import Profile
-from penstock.engine.program import KernelLaunch, Phase, Plan, Program, Site, Sizes
+from penstock.engine.program import Call, KernelLaunch, Phase, Plan, Program, Site, Sizes
 from penstock.errors import BuildError
 from penstock.ir.graph import Graph, Type
 from penstock.kernels.compile import stored
@@ -42,6 +43,15 @@ class Unplanned:
     tokens: Mapping[str, Any]
     work: Mapping[str, float]
     report: tuple[Mapping[str, Any], ...] = ()
+    family: str = ""  # that read the model's config
+
+    def parts(self) -> Iterator[plugins.Part]:
+        """What it is made with and of: the family, passes that fired, ops and formats."""
+        yield "family", self.family
+        yield from (("pass", each["pass"]) for each in self.report if any(each["fired"].values()))
+        for node in (n for graph in (*self.graphs.values(), *self.weights.values()) for n in graph.nodes):
+            yield "op", node.op
+            yield from (("format", type.format.name) for type in node.types)
 
 
 @dataclass(frozen=True)
@@ -95,6 +105,7 @@ def plan_engine(
             selection = selector.run(tuple(draft.graphs.values()))
         finally:
             cache.save()
+    selector.used.clear()  # of what was only tried
     program = _program(draft, selector, device)
     selector.compile_rest()
     buffers, arena = _memory(program) if shop else ({}, 0)
@@ -105,8 +116,16 @@ def plan_engine(
     engine = Engine(
         draft.spec, draft.profile, draft.format, device, versions, draft.source, {"decode": program}, weights,
         buffers, arena, facts, draft.tokens, draft.work, draft.report, roof=roof.result() if roof else {},
+        plugins=plugins.record((*draft.parts(), *_chosen(program, selector, weights))),
     )  # fmt: skip
     return Planned(engine, rows_to_json(selection), folder, shop.seconds if shop else {})
+
+
+def _chosen(program: Program, selector: Selector, weights: Mapping[str, Weight]) -> Iterator[plugins.Part]:
+    """What selection put in: tactics, the calls of their plans, layouts."""
+    yield from (("tactic", key) for key in selector.used)
+    yield from (("call", x.name) for plan in _every(program) for x in plan.launches if isinstance(x, Call))
+    yield from (("layout", weight.layout) for weight in weights.values())
 
 
 def kernel_folder(root: Path, device: Device, versions: Mapping[str, str]) -> Path:
@@ -178,5 +197,9 @@ def _kernel_facts(program: Program, folder: Path) -> dict[str, Any]:
 
 def _kernel_keys(program: Program) -> set[str]:
     """The kernels that some plan launches."""
-    plans = (p for phase in program.phases.values() for by_bucket in phase.plans.values() for p in by_bucket.values())
-    return {launch.kernel for plan in plans for launch in plan.launches if isinstance(launch, KernelLaunch)}
+    return {launch.kernel for plan in _every(program) for launch in plan.launches if isinstance(launch, KernelLaunch)}
+
+
+def _every(program: Program) -> Iterator[Plan]:
+    for phase in program.phases.values():
+        yield from (plan for by_bucket in phase.plans.values() for plan in by_bucket.values())

@@ -10,8 +10,10 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+from penstock import plugins
 from penstock.compiler import pipeline
 from penstock.compiler.backend import Planned, Unplanned, open_shop, plan_engine
+from penstock.compiler.candidates import Pins
 from penstock.compiler.footprint import require_room
 from penstock.compiler.identity import compiler_facts, digest, tensor_facts, text_facts
 from penstock.compiler.lower import lower
@@ -24,6 +26,7 @@ from penstock.compiler.work import work_of
 from penstock.compiler.workers import Workshop
 from penstock.engine import store
 from penstock.engine.device import Device
+from penstock.engine.profile import Profile
 from penstock.engine.program import CONTROLLED_TAIL, TAIL
 from penstock.ir.graph import Graph
 from penstock.kernels.device import detect
@@ -31,6 +34,7 @@ from penstock.models.binding import random_binding
 from penstock.models.checkpoint import Checkpoint
 from penstock.models.decoder import build_forward
 from penstock.models.directory import ModelDirectory
+from penstock.models.registry import family_of
 from penstock.text.files import text_files
 from penstock.text.generation import generation_facts
 
@@ -52,6 +56,7 @@ def build(model: Path, options: BuildOptions, output: Path | None = None, progre
     CheckpointError, OptionError before any work; SelectionError where no tactic runs an op; ResourceError when the
     disk is full. Nothing half-written is left; a damaged engine of the cache is built again and replaced.
     """
+    plugins.load()
     device = detect(options.device)
     root = cache_root(options.cache_dir)
     seconds: dict[str, float] = {}
@@ -59,19 +64,28 @@ def build(model: Path, options: BuildOptions, output: Path | None = None, progre
         front = read_model(model, options, device)
         require_room(front.draft, device)
         key = build_key(front, device)
-    front = replace(front, draft=replace(front.draft, source={**front.draft.source, "key": key}))
     target = output or root / "engines" / f"{model.resolve().name}-{key}"
+    return finish(front, key, model, target, output is None, device, root, options.pins, seconds, progress)
+
+
+def finish(
+    front: Frontend, key: str, text: Path | None, target: Path, ours: bool, device: Device, root: Path, pins: Pins,
+    seconds: dict[str, float], progress: Progress,
+) -> Path:  # fmt: skip
+    """The engine of that key in `target`, made unless it is there. `text`: whose tokenizer files go with it; `ours`:
+    the place is one of the cache's; `seconds`: of the stages so far."""
+    front = replace(front, draft=replace(front.draft, source={**front.draft.source, "key": key}))
     if store.holds(target, key):
         progress("cached", 1, 1)
         return target
-    with open_shop(device, root) as shop, store.writing(target, ours=output is None) as part:
-        planned = _plan(front, device, root, options, shop, part / store.weights_file(), seconds, serial(progress))
-        write_engine(planned, front, model, part)
+    with open_shop(device, root) as shop, store.writing(target, ours) as part:
+        planned = _plan(front, device, root, pins, shop, part / store.weights_file(), seconds, serial(progress))
+        write_engine(planned, front, text, part)
     return target
 
 
 def _plan(
-    front: Frontend, device: Device, root: Path, options: BuildOptions, shop: Workshop | None, path: Path,
+    front: Frontend, device: Device, root: Path, pins: Pins, shop: Workshop | None, path: Path,
     seconds: dict[str, float], progress: Progress,
 ) -> Planned:  # fmt: skip
     """Select tactics, and write the weights to `path`: on a GPU meanwhile those whose layout no choice can change.
@@ -85,9 +99,9 @@ def _plan(
     with Writing(path, types, front.checkpoint, device.kind, written, stage, shop and shop.gpu) as weights:
         with _stage("select", seconds, progress):
             early = weights.begin if shop else None
-            planned = plan_engine(draft, device, root, options.pins, progress, shop, early)
+            planned = plan_engine(draft, device, root, pins, progress, shop, early)
         weights.finish(planned.engine.weights)
-    total = {"total": round(seconds["read"] + time.perf_counter() - start, 3)}
+    total = {"total": round(seconds.get("read", 0.0) + time.perf_counter() - start, 3)}
     return replace(planned, seconds={**seconds, **planned.seconds, **total})
 
 
@@ -107,22 +121,27 @@ def read_model(model: Path, options: BuildOptions, device: Device) -> Frontend:
     before = build_forward(spec, binding, format, profile.block_size, kv_format)
     after, results = pipeline.run(before)
     lowered = lower(after)
-    graphs = {
-        "prepare": prepare_graph(profile),
-        "forward": lowered.graph,
-        TAIL: sample_graph(profile, spec.vocab_size),
-        CONTROLLED_TAIL: controlled_graph(profile, spec.vocab_size),
-    }
-    report = tuple({"pass": r.name, "fired": dict(r.fired), "nodes": [r.nodes_before, r.nodes_after]} for r in results)
+    graphs = step_graphs(profile, spec.vocab_size, lowered.graph)
     source = {
         "model": str(model.resolve()), "weights": options.weights, "config": dict(opened.stored),
         "tactics": dict(options.pins),
     }  # fmt: skip
     draft = Unplanned(
         spec.to_json(), profile, format, graphs, lowered.weights, source,
-        generation_facts(model), work_of(lowered.graph, profile), report,
+        generation_facts(model), work_of(lowered.graph, profile), pipeline.report(results),
+        family_of(opened.config).name,
     )  # fmt: skip
     return Frontend(draft, before, after, checkpoint)
+
+
+def step_graphs(profile: Profile, vocab_size: int, forward: Graph) -> dict[str, Graph]:
+    """The phases of a step around a lowered forward pass."""
+    return {
+        "prepare": prepare_graph(profile),
+        "forward": forward,
+        TAIL: sample_graph(profile, vocab_size),
+        CONTROLLED_TAIL: controlled_graph(profile, vocab_size),
+    }
 
 
 def build_key(front: Frontend, device: Device) -> str:
@@ -144,12 +163,13 @@ def build_key(front: Frontend, device: Device) -> str:
     return digest(facts)
 
 
-def write_engine(planned: Planned, front: Frontend, model: Path, part: Path) -> None:
+def write_engine(planned: Planned, front: Frontend, text: Path | None, part: Path) -> None:
     """Every file but the weights and the inventory into the fresh directory `part`."""
     copy_kernels(planned, part / store.KERNELS)
     (part / store.TIMING).write_text(json.dumps(planned.timing, indent=1))
     (part / store.GRAPH).write_text(_printed(front))
-    store.copy(text_files(model), model, part)
+    if text is not None:
+        store.copy(text_files(text), text, part)
     store.save(replace(planned.engine, build_seconds=planned.seconds), part)
 
 

@@ -42,6 +42,10 @@ class Candidate:
     def name(self) -> str:
         return f"{self.tactic_name}{json.dumps(dict(self.config))}" if self.config else self.tactic_name
 
+    def key(self, op: str) -> str:
+        """OP=NAME, as a pin names it."""
+        return f"{op}={self.tactic_name}"
+
     def layouts(self, site: Site) -> tuple[tuple[int, str], ...]:
         """The layout of each weight input; parts read plain weights."""
         wanted = self.tactic.layouts(site, self.config) if self.tactic else {}

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from penstock import plugins
 from penstock.engine import store
 from penstock.engine.device import Device
 from penstock.ir.op import vocabulary
@@ -35,11 +36,12 @@ def text_facts(directory: Path) -> dict[str, str]:
 
 
 def compiler_facts(device: Device) -> Mapping[str, Any]:
-    """Device and software, every tactic that may compete, and the source of every kernel."""
+    """Device and software, plugins, every tactic that may compete, and the source of every kernel."""
     tactics = [(t.op, t.name, t.version) for op in vocabulary() for t in registry.tactics(op.name)]
     return {
         "device": asdict(device),
         "software": dict(software(device)),
+        "plugins": plugins.identities(),
         "tactics": tactics,
         "kernels": tactic.source_hash(tactic.__name__),
     }

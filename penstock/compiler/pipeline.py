@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from penstock import plugins
 from penstock.compiler.passes import (
     align,
     fold,
@@ -17,7 +19,7 @@ from penstock.compiler.passes import (
     sink_rows,
 )
 from penstock.compiler.passes.share import share
-from penstock.errors import PassError
+from penstock.errors import PassError, PluginError
 from penstock.ir.dialect import Dialect, built, optimised, verify
 from penstock.ir.graph import Graph
 from penstock.ir.rewrite import Rewritten, Rule, rewrite
@@ -72,18 +74,52 @@ PASSES: tuple[Pass, ...] = (
 )
 
 
-def run(graph: Graph, passes: Sequence[Pass] = PASSES) -> tuple[Graph, tuple[PassResult, ...]]:
-    """The optimised graph, and what each pass did.
+_EXTRA: list[tuple[str, Pass]] = []  # the name of a pass, and a plugin's that runs right behind it
+
+
+def register(step: Pass, after: str) -> None:
+    """Run a plugin's pass right behind the pass of that name, and behind those put there before.
+
+    Raises PluginError for a name that is taken, and where there is no pass to follow.
+    """
+    names = [each.name for each in passes()]
+    entry = (after, step)
+    plugins.note("pass", step.name, step.name in names, lambda: _EXTRA.remove(entry))
+    if after not in names:
+        plugins.forget("pass", step.name)
+        raise PluginError(f"pass {step.name!r} is to follow {after!r}, and there is none; known are {', '.join(names)}")
+    _EXTRA.append(entry)
+
+
+def passes() -> tuple[Pass, ...]:
+    """PASSES, and in their places those of plugins."""
+    return tuple(each for step in PASSES for each in _with_followers(step))
+
+
+def _with_followers(step: Pass) -> Iterator[Pass]:
+    yield step
+    for after, each in _EXTRA:
+        if after == step.name:
+            yield from _with_followers(each)
+
+
+def run(graph: Graph, steps: Sequence[Pass] | None = None) -> tuple[Graph, tuple[PassResult, ...]]:
+    """The optimised graph, and what each pass did. `steps` None: ours and those of plugins.
 
     Raises GraphError where the graph handed in is not a builder's or a pass broke it, PassError where a pass that must
     fire did not.
     """
     verify(graph, built())
     results = []
-    for step in passes:
+    for step in passes() if steps is None else steps:
         results.append(_apply(step, graph))
         graph = results[-1].graph
     return graph, tuple(results)
+
+
+def report(results: Sequence[PassResult]) -> tuple[Mapping[str, Any], ...]:
+    """What an engine keeps of it."""
+    return tuple({"pass": r.name, "fired": dict(r.fired), "nodes": [r.nodes_before, r.nodes_after]} for r in results)
 
 
 def _apply(step: Pass, graph: Graph) -> PassResult:

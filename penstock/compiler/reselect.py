@@ -72,8 +72,13 @@ def _unplanned(engine: Engine, source: Mapping[str, Any]) -> Unplanned:
     kept = {k: v for k, v in engine.source.items() if k != "base"}  # what is refitted from here on is this engine
     return Unplanned(
         engine.spec, engine.profile, engine.format, graphs, expressions, {**kept, **source},
-        engine.tokens, engine.work, engine.report,
+        engine.tokens, engine.work, engine.report, _family(engine),
     )  # fmt: skip
+
+
+def _family(engine: Engine) -> str:
+    """That of a plugin, by the record; the name of one of ours is of no more use."""
+    return next((name for entry in engine.plugins.values() for name in entry["parts"].get("family", ())), "")
 
 
 def _key(engine: Engine, device: Device, pins: Pins) -> str:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from penstock import plugins
 from penstock.compiler.candidates import Candidate, Pins, candidates
 from penstock.compiler.estimate import judged
 from penstock.compiler.timing import METHOD, Timing
@@ -101,6 +102,7 @@ class Selector:
         self.timer, self.compiler, self.cache, self.progress = timer, compiler, cache, progress
         self.result = Selection()
         self.kernels: dict[str, Kernel] = {}
+        self.used: set[str] = set()  # OP=NAME of each tactic in the plans asked for, those of parts too
         self._submitted = 0
         self._medians: dict[tuple[str, str, str], float] = {}  # (site, point, candidate) -> microseconds
 
@@ -160,6 +162,7 @@ class Selector:
     def _best(self, site: Site, sizes: Sizes) -> tuple[Candidate, Draft]:
         for candidate in self.result.ranking.get((site.key, self.point(site, sizes)), ()):
             if candidate.supports(site, sizes, self.device) is None:
+                self.used.add(candidate.key(site.op))
                 return candidate, self._draft(candidate, site, sizes)
         raise SelectionError(f"no tactic runs {site.key} at {dict(sizes)}: {self.result.refused.get(site.key)}")
 
@@ -261,7 +264,8 @@ class Selector:
         if refusals:
             return Timing(refused=next(iter(refusals.values())))
         digest = hashlib.sha256(json.dumps(plan_to_json(plan)).encode()).hexdigest()[:16]
-        implementation = f"{candidate.name} v{candidate.version} {digest}"
+        foreign = plugins.stamp(("op", site.op), ("tactic", candidate.key(site.op)))
+        implementation = f"{candidate.name} v{candidate.version} {digest}{foreign}"
         key = f"{site.key} | {implementation} | {json.dumps(dict(sizes))} | method {METHOD}"
         timing = self.cache.get(key)
         if timing is None:

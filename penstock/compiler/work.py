@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from math import prod
 
 from penstock.engine.profile import Profile
-from penstock.ir.graph import Graph, Node
+from penstock.ir.graph import Graph, Node, Value
 from penstock.ir.op import get, parts_graph
 
 
@@ -20,7 +20,8 @@ def work_of(graph: Graph, profile: Profile) -> dict[str, float]:
     """
     products = list(_products(graph.nodes))
     heads = [n for n in products if "L" in n.types[0].symbols]
-    read = {v.node.name: v.type for n in graph.nodes for v in n.inputs if v.node.op == "weight" and n.op != "embedding"}
+    whole = (v for n in graph.nodes for v in n.inputs if v.node.op == "weight" and v not in _tables(n))
+    read = {v.node.name: v.type for v in whole}
     kv = sum(n.types[0].nbytes({"N": 1}) for n in graph.leaves("state"))
     return {
         "weight_bytes": float(sum(t.nbytes() for t in read.values())),
@@ -28,6 +29,17 @@ def work_of(graph: Graph, profile: Profile) -> dict[str, float]:
         "flops_per_logit": _flops(heads),
         "kv_bytes_per_token": kv / profile.block_size,
     }
+
+
+def _tables(node: Node) -> set[Value]:
+    """What a node, or a part of it, looks rows up in as an embedding."""
+    if node.op == "embedding":
+        return {node.inputs[1]}
+    if node.is_leaf or get(node.op).parts is None:
+        return set()
+    inner = parts_graph(node.op, tuple(v.type for v in node.inputs), node.attrs).nodes
+    leaves = (table.node for part in inner for table in _tables(part))
+    return {node.inputs[int(leaf.name)] for leaf in leaves if leaf.op == "input"}
 
 
 def _products(nodes: Iterable[Node]) -> Iterator[Node]:

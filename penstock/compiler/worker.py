@@ -1,7 +1,7 @@
 """A worker process: compiles kernels and times plans, one JSON line in, one out. A crash here costs one tactic.
 
-Jobs are numbered, and an answer has its job's number. Run as `python -m penstock.compiler.worker FOLDER`; FOLDER holds
-compiled kernels.
+Jobs are numbered, and an answer has its job's number. Run as `python -m penstock.compiler.worker FOLDER [KNOWN]`;
+FOLDER holds compiled kernels, KNOWN is JSON: the plugins of the process that asks, and its search path.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from penstock import plugins
 from penstock.compiler.timing import CudaTimer, Timing
 from penstock.engine.device import Device
 from penstock.engine.program import plan_from_json, site_from_json
@@ -88,11 +89,13 @@ JOBS: Mapping[str, Callable[[Path, Job], dict[str, Any]]] = {
 
 def main() -> None:
     """Answer jobs until the input ends."""
-    folder = Path(sys.argv[1])
+    folder, known = Path(sys.argv[1]), json.loads(sys.argv[2]) if sys.argv[2:] else {"plugins": [], "path": []}
+    sys.path += [place for place in known["path"] if place not in sys.path]
     answers, sys.stdout = sys.stdout, sys.stderr  # whatever libraries print must not mix with the answers
     for line in sys.stdin:
         job = json.loads(line)
         try:
+            plugins.load_named(known["plugins"])
             answer = JOBS[job["do"]](folder, job)
         except Exception as error:  # a process boundary: the parent re-reports it as the tactic's refusal
             answer = asdict(Timing(refused=f"{type(error).__name__}: {str(error)[:300]}"))

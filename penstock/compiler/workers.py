@@ -17,6 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from penstock import plugins
 from penstock.compiler.timing import Timing
 from penstock.engine.device import Device
 from penstock.engine.program import Plan, Site, Sizes, plan_to_json, site_to_json
@@ -97,7 +98,10 @@ class Worker:
 
 
 def _command(folder: Path) -> list[str]:
-    return [sys.executable, "-m", "penstock.compiler.worker", str(folder)]
+    """With plugins, also these and where to find modules: what the process knows of both is this one's."""
+    modules = plugins.loaded()
+    extra = [json.dumps({"plugins": modules, "path": sys.path})] if modules else []
+    return [sys.executable, "-m", "penstock.compiler.worker", str(folder), *extra]
 
 
 def _line(process: subprocess.Popen[str]) -> str:

@@ -7,18 +7,20 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
+from penstock import plugins
 from penstock.engine.device import Device
 from penstock.engine.profile import Profile
 from penstock.engine.program import Program, program_from_json, program_to_json
 from penstock.engine.sound import flaws
-from penstock.errors import EngineCorruptError, EngineSchemaError, ModelError
+from penstock.errors import EngineCorruptError, EngineSchemaError, ModelError, PluginError
 from penstock.ir.graph import Graph, Node, Type
 from penstock.ir.text import graph_from_json, graph_to_json, parse_type
 from penstock.spec import ModelSpec
 
-SCHEMA = 5
+SCHEMA = 6
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,8 @@ class Engine:
     engine was compiled for. `buffers[bucket]`: byte offsets in the arena of every value of every phase, in graph order
     (-1: aliases an input); `arena`: its bytes. `tokens`: eos ids and sampling defaults of the model. `work`: bytes and
     operations of one token, for the roof. `report`: what the passes did. `roof`: the device's own rates, as the
-    build measured them (read_bytes_per_s, flops_per_s); empty on a CPU.
+    build measured them (read_bytes_per_s, flops_per_s); empty on a CPU. `plugins`: by module, of those that have a part
+    in it: version, a hash of their sources, and their parts by kind.
     """
 
     spec: Mapping[str, Any]
@@ -57,6 +60,8 @@ class Engine:
     report: tuple[Mapping[str, Any], ...] = ()
     build_seconds: Mapping[str, float] = field(default_factory=dict)
     roof: Mapping[str, float] = field(default_factory=dict)
+    plugins: plugins.Record = field(default_factory=dict)
+    directory: Path | None = field(default=None, compare=False)  # where it was read from; not written
 
     @cached_property
     def model_spec(self) -> ModelSpec:
@@ -113,13 +118,14 @@ def to_json(engine: Engine) -> dict[str, Any]:
         "report": [dict(r) for r in engine.report],
         "build_seconds": dict(engine.build_seconds),
         "roof": dict(engine.roof),
+        "plugins": dict(engine.plugins),
     }
     return {**data, "checksum": checksum(data)}
 
 
 def from_json(data: Mapping[str, Any]) -> Engine:
-    """Raises EngineSchemaError for another schema, EngineCorruptError where the checksum does not match, or where a
-    field is missing or holds what no build writes."""
+    """Raises EngineSchemaError for another schema, PluginError where a plugin that it needs is not loaded,
+    EngineCorruptError where the checksum does not match, or where a field is missing or holds what no build writes."""
     if data.get("schema") != SCHEMA:
         raise EngineSchemaError(
             f"the engine has schema {data.get('schema')!r}, this version reads {SCHEMA}; "
@@ -131,8 +137,11 @@ def from_json(data: Mapping[str, Any]) -> Engine:
             "engine.json was changed after it was written (checksum differs); build the engine again"
         )
     try:
+        plugins.require(data["plugins"])
         engine = _engine(data)
         flaw = next(flaws(engine), None)
+    except PluginError:
+        raise
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError, ModelError) as error:
         raise EngineCorruptError(f"engine.json lacks or mistakes {error}; build the engine again") from None
     if flaw is not None:
@@ -158,6 +167,7 @@ def _engine(data: Mapping[str, Any]) -> Engine:
         report=tuple(data["report"]),
         build_seconds=data["build_seconds"],
         roof=data["roof"],
+        plugins=data["plugins"],
     )
 
 

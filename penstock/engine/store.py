@@ -9,6 +9,7 @@ import shutil
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +115,7 @@ def load(directory: Path) -> Engine:
     if not is_engine(directory):
         raise EngineError(f"{directory} is no engine directory (it has no {MANIFEST}); make one with `penstock build`")
     check(directory)
-    return from_json(_json(directory / MANIFEST))
+    return replace(from_json(_json(directory / MANIFEST)), directory=directory)
 
 
 def timing(directory: Path) -> Timings:

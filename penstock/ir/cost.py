@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from math import prod
 from typing import NamedTuple
 
-from penstock.ir.graph import Attr, Type
+from penstock.ir.graph import Attr, Node, Type, Value
 from penstock.ir.op import get, parts_graph
 from penstock.ir.ops.examples import context_of, example_blocks, singles_beside
 from penstock.ir.ops.state import HEADER, ROW
@@ -40,7 +40,7 @@ def cost(
     sizes: T tokens, S sequences, L rows of logits, M entries of a block-table row, U numbers of the upload. context:
     tokens of each sequence before the step's own; None: as many as the op's timing example assumes.
     """
-    streamed = _streamed(op, inputs, outputs, sizes)
+    streamed = _streamed(op, inputs, outputs, attrs, sizes)
     return Cost(streamed, 0.0) + _special(op, tuple(inputs), tuple(outputs), attrs, sizes, context)
 
 
@@ -58,16 +58,34 @@ def seen(queries: int, context: int, window: int = 0) -> int:
     return first * context + first * (first + 1) // 2 + (queries - first) * window
 
 
-def _streamed(op: str, inputs: Sequence[Type], outputs: Sequence[Type], sizes: Sizes) -> float:
+def _streamed(op: str, inputs: Sequence[Type], outputs: Sequence[Type], attrs: Attrs, sizes: Sizes) -> float:
     """Bytes of operands that are read or written whole: not those replaced in part, of pools, or looked up in."""
     writes = get(op).writes or {}
-    read = [t for i, t in enumerate(inputs) if i not in writes and i not in _LOOKED_UP.get(op, ()) and not _is_pool(t)]
+    rows = _looked_up(op, tuple(inputs), attrs)
+    read = [t for i, t in enumerate(inputs) if i not in writes and i not in rows and not _is_pool(t)]
     written = [t for i, t in enumerate(outputs) if i not in writes.values()]
     return float(sum(t.nbytes(sizes) for t in (*read, *written) if "U" not in t.symbols))
 
 
 # op -> the inputs of which only some rows are read
 _LOOKED_UP = {"embedding": (1,), "take_rows": (0,), "adjust": (1,), "logprobs": (1, 3), "moe": (3, 4, 5, 6)}
+
+
+def _looked_up(op: str, inputs: tuple[Type, ...], attrs: Attrs) -> frozenset[int]:
+    """Of a fused op the inputs that every part which reads them looks up in."""
+    if get(op).parts is None:
+        return frozenset(_LOOKED_UP.get(op, ()))
+    graph = parts_graph(op, inputs, attrs)
+    return frozenset(
+        int(leaf.name)
+        for leaf in graph.leaves("input")
+        if all(_only_rows(node, leaf[0]) for node in graph.users.get(leaf[0], ()))
+    )
+
+
+def _only_rows(reader: Node, value: Value) -> bool:
+    rows = _looked_up(reader.op, tuple(v.type for v in reader.inputs), reader.attrs)
+    return all(i in rows for i, each in enumerate(reader.inputs) if each == value)
 
 
 def _is_pool(type: Type) -> bool:

@@ -77,7 +77,7 @@ def op(
 
     def register(reference: Callable[..., Any]) -> Callable[..., Any]:
         name = reference.__name__.rstrip("_")
-        _add(Op(name, infer, reference, None, writes, weight, sized, example))
+        _add(Op(name, infer, reference, None, writes, weight, sized, example), reference.__module__)
         return reference
 
     return register
@@ -99,7 +99,7 @@ def fused(
 
             return run_parts(name, tensors, attrs)
 
-        _add(Op(name, infer, reference, parts, writes, False, False, example))
+        _add(Op(name, infer, reference, parts, writes, False, False, example), parts.__module__)
         return parts
 
     return register
@@ -121,9 +121,9 @@ def emit(name: str, *inputs: Value, **attrs: Any) -> Node:
     return Node(name, inputs, tuple(sorted(frozen.items())), types)
 
 
-def _add(new: Op) -> None:
-    """Raises PluginError for a name that is taken. Ours come first, whoever asks."""
-    if not new.reference.__module__.startswith("penstock."):
+def _add(new: Op, home: str) -> None:
+    """Raises PluginError for a name that is taken. Ours come first, whoever defines one."""
+    if not home.startswith("penstock."):
         get("add")
     plugins.note("op", new.name, new.name in _OPS or new.name in LEAVES, lambda: _forget(new.name))
     _OPS[new.name] = new

@@ -41,9 +41,10 @@ class Rewritten:
 
 
 def rewrite(graph: Graph, rules: Sequence[Rule]) -> Rewritten:
-    """Apply each rule wherever it fires, until none does. A rule must not change the type of what it replaces.
+    """Apply each rule wherever it fires, until none does.
 
-    Raises PassError where rules do not come to rest: one undoes another, or fires on its own result.
+    Raises PassError where a rule changes the type of what it replaces, and where rules do not come to rest: one
+    undoes another, or fires on its own result.
     """
     fired: dict[str, int] = {rule.__name__: 0 for rule in rules}
     for _ in range(MAX_SWEEPS):
@@ -65,7 +66,8 @@ def _sweep(graph: Graph, rules: Sequence[Rule], fired: dict[str, int]) -> Iterat
             swap = rule(match)
             if swap and not any(old.node in stale for old in swap):
                 for old, new in swap.items():
-                    assert old.type == new.type, f"{rule.__name__} changed {old.type} to {new.type} at {node.op}"
+                    if old.type != new.type:
+                        raise PassError(f"{rule.__name__} changed {old.type} to {new.type} at {node.op}; mend the rule")
                     stale.add(old.node)
                     stale.update(graph.users.get(old, ()))
                 fired[rule.__name__] += 1

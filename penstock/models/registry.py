@@ -8,9 +8,9 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from importlib.metadata import entry_points
 from typing import Any
 
+from penstock import plugins
 from penstock.errors import ConfigError, ModelError, UnsupportedArchitectureError
 from penstock.ir import Value
 from penstock.models import families
@@ -37,24 +37,34 @@ _FAMILIES: dict[str, Family] = {}  # by architecture
 
 
 def register(family: Family) -> Family:
-    """Make a family known. Raises ModelError where another one already implements one of its architectures."""
-    for architecture in family.architectures:
-        other = _FAMILIES.get(architecture)
-        if other is not None and other != family:
-            raise ModelError(f"family {other.name!r} already reads architecture {architecture!r}; register another")
-    _FAMILIES.update(dict.fromkeys(family.architectures, family))
+    """Make a plugin's family known.
+
+    Raises ModelError where another one implements one of its architectures, PluginError for a name that is taken.
+    """
+    _load_built_in()
+    new = {name: family for name in family.architectures if _is_free(name, family)}
+    known = {each.name for each in _FAMILIES.values() if each != family}
+    plugins.note("family", family.name, family.name in known, lambda: [_FAMILIES.pop(name) for name in new])
+    _FAMILIES.update(new)
     return family
+
+
+def _is_free(architecture: str, family: Family) -> bool:
+    other = _FAMILIES.get(architecture)
+    if other is not None and other != family:
+        raise ModelError(f"family {other.name!r} already reads architecture {architecture!r}; register another")
+    return other is None
 
 
 def family_of(config: Mapping[str, Any]) -> Family:
     """The family that reads this config: by `architectures` where it says so, else by `model_type`.
 
-    Raises UnsupportedArchitectureError naming the known ones. Plugins are loaded only for what is not built in.
+    Raises UnsupportedArchitectureError naming the known ones. Installed plugins are loaded for what is not built in.
     """
     stated = config.get("architectures") or []
     if not isinstance(stated, list) or not all(isinstance(name, str) for name in stated):
         raise ConfigError(f"config.json: architectures = {stated!r} is not implemented; expected a list of names")
-    for load in (_load_built_in, _load_plugins):
+    for load in (_load_built_in, plugins.load):
         load()
         if family := _find(stated, config.get("model_type")):
             return family
@@ -99,11 +109,4 @@ def _load_built_in() -> None:
     for found in pkgutil.iter_modules(families.__path__):
         module = importlib.import_module(f"{families.__name__}.{found.name}")
         for family in getattr(module, "FAMILIES", None) or [f for f in [getattr(module, "FAMILY", None)] if f]:
-            register(family)
-
-
-@lru_cache(maxsize=1)
-def _load_plugins() -> None:
-    """Importing an entry point's module is its chance to `register`."""
-    for entry in entry_points(group="penstock.plugins"):
-        entry.load()
+            _FAMILIES.update({name: family for name in family.architectures if _is_free(name, family)})

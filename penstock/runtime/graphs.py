@@ -16,7 +16,7 @@ from penstock.ir.lazy import torch
 from penstock.ir.op import get
 from penstock.kernels.driver import Kernel
 from penstock.kernels.launch import Step, bind, view
-from penstock.kernels.reference import REFERENCE
+from penstock.kernels.tactic import REFERENCE
 
 
 class Kind(Enum):

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import TracebackType
 
 from penstock.errors import OptionError
+from penstock.plugins import load as load_plugins
 from penstock.runtime.intake import Submission
 from penstock.runtime.loop import Gather, Loop, fresh_id, run_all
 from penstock.runtime.open import Memory, open_loop
@@ -24,9 +25,11 @@ class ModelRunner:
 
     @classmethod
     def from_dir(
-        cls, engine_dir: str | Path, *, gpu_memory_utilization: float = 0.9, max_gpu_bytes: int | None = None
-    ) -> ModelRunner:
-        """Open an engine directory; it stands alone, its tokenizer is in it."""
+        cls, engine_dir: str | Path, *, gpu_memory_utilization: float = 0.9, max_gpu_bytes: int | None = None,
+        plugins: Sequence[str] = (),
+    ) -> ModelRunner:  # fmt: skip
+        """Open an engine directory; it stands alone, its tokenizer is in it. `plugins`: modules that it needs."""
+        load_plugins(plugins)
         tokenizer = Tokenizer.from_dir(engine_dir)
         return cls(open_loop(Path(engine_dir), Memory(gpu_memory_utilization, max_gpu_bytes), tokenizer), tokenizer)
 

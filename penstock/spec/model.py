@@ -59,7 +59,7 @@ class ModelSpec:
     def window(self) -> int:
         """The widest of its layers' windows; 0 where a layer sees all."""
         windows = [layer.mixer.window for layer in self.layers]
-        return max(windows) if all(windows) else 0
+        return max(windows, default=0) if all(windows) else 0
 
     @property
     def request_rope(self) -> Rope | None:

@@ -18,6 +18,7 @@ RANKS = {
     "version": (0, 0),
     "unsupported": (0, 1),
     "bundled": (0, 1),
+    "plugins": (0, 1),
     "formats": (0, 2),
     "ir": (0, 3),
     "spec": (1, 0),

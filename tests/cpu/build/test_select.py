@@ -20,8 +20,7 @@ from penstock.engine.program import Call, Site, Sizes
 from penstock.errors import SelectionError
 from penstock.ir import Graph, emit, leaf, tensor
 from penstock.kernels import calls, layouts, registry
-from penstock.kernels.reference import PARTS, REFERENCE
-from penstock.kernels.tactic import Config, Draft, Tactic, whole_call
+from penstock.kernels.tactic import PARTS, REFERENCE, Config, Draft, Tactic, whole_call
 
 PROFILE = Profile(4, 16, 64)
 

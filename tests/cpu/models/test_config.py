@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from penstock import plugins
 from penstock.errors import ConfigError, ModelError, UnsupportedArchitectureError
 from penstock.models import Family, family_of, load_config, read_spec, register, registry, stored_format
 from penstock.spec import Linear, LongRope, ModelSpec, Yarn
@@ -202,9 +203,8 @@ def test_a_package_adds_a_family_by_entry_point(tmp_path: Path, monkeypatch: pyt
     (info / "entry_points.txt").write_text("[penstock.plugins]\nplugged = plugged_family\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr(registry, "_FAMILIES", dict(registry._FAMILIES))
-    registry._load_plugins.cache_clear()
     assert read_spec(LLAMA | {"architectures": ["PluggedForCausalLM"]}) == read_spec(LLAMA)
-    registry._load_plugins.cache_clear()
+    plugins.unload("plugged_family")
 
 
 # The spec's JSON

@@ -1,0 +1,165 @@
+"""A hand-defined model becomes an engine: the graph of one step, and its weights as arrays."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from penstock.compiler import pipeline
+from penstock.compiler.backend import Unplanned
+from penstock.compiler.build import Frontend, finish, step_graphs
+from penstock.compiler.candidates import Pins
+from penstock.compiler.footprint import require_room
+from penstock.compiler.identity import compiler_facts, digest, text_facts
+from penstock.compiler.lower import lower
+from penstock.compiler.phases import prepare_graph
+from penstock.compiler.progress import Progress, silent
+from penstock.compiler.timing_cache import cache_root
+from penstock.compiler.work import work_of
+from penstock.engine import store
+from penstock.engine.device import Device
+from penstock.engine.manifest import Engine
+from penstock.engine.profile import Profile
+from penstock.errors import CheckpointError, GraphError, OptionError
+from penstock.formats import parse
+from penstock.ir.graph import Graph, Node
+from penstock.ir.lazy import torch
+from penstock.kernels.device import detect
+from penstock.models.checkpoint import Checkpoint
+from penstock.plugins import load as load_plugins
+from penstock.spec import ModelSpec
+
+LOGITS = "logits"
+NO_PINS: Pins = {}
+
+
+@dataclass(frozen=True)
+class Arrays(Checkpoint):
+    """Torch tensors in memory as those of a checkpoint."""
+
+    held: Mapping[str, Any] = field(default_factory=dict)
+
+    def read(self, name: str, format: str | None = None) -> Any:
+        found = self.held[name].detach().cpu()
+        return found if format is None else found.to(getattr(torch, parse(format).torch_dtype))
+
+
+def compile(
+    graph: Graph, weights: Mapping[str, Any], profile: Profile, *, output: str | Path | None = None,
+    eos: Sequence[int] = (), tokenizer: str | Path | None = None, device: str = "auto", tactics: Pins = NO_PINS,
+    plugins: Sequence[str] = (), cache_dir: str | Path | None = None, progress: Progress = silent,
+) -> Engine:  # fmt: skip
+    """A hand-defined model to an engine; `LLM(engine)` runs it, and its `directory` stands alone.
+
+    graph: one step, of ops of `penstock.ir`. Its inputs are those that a step brings (tokens, positions, rows,
+    query_start, query_len, context_len, block_table, logit_rows), its results "logits", f32[L,V], and each state under
+    its own name. weights: a numpy or torch array for each `tensor` leaf, by name; converted to the leaf's format.
+    profile: the limits it is made for. output: the engine's directory; None: in the cache. eos: ids that end a text.
+    tokenizer: a directory of tokenizer files to go with it; None: token ids in and out. The rest as for `LLM`.
+
+    Raises GraphError, CheckpointError, PluginError or OptionError before any work, SelectionError where no tactic runs
+    an op.
+    """
+    load_plugins(plugins)
+    target, root, text = detect(device), cache_root(cache_dir), None if tokenizer is None else Path(tokenizer)
+    front = _front(graph, weights, profile, eos, tactics)
+    require_room(front.draft, target)
+    key = _key(front, weights, text, target)
+    place = root / "engines" / f"compiled-{key}" if output is None else Path(output)
+    return store.load(finish(front, key, text, place, output is None, target, root, tactics, {}, progress))
+
+
+def _front(graph: Graph, weights: Mapping[str, Any], profile: Profile, eos: Sequence[int], tactics: Pins) -> Frontend:
+    vocab = _check_step(graph, profile)
+    held = _arrays(graph, weights)
+    if bad := [token for token in eos if not isinstance(token, int) or not 0 <= token < vocab]:
+        raise OptionError(f"eos={list(eos)!r} holds {bad[0]!r}, which is no token id from 0 to {vocab - 1}")
+    after, results = pipeline.run(graph)
+    lowered = lower(after)
+    spec = ModelSpec((), vocab, _hidden(graph), None, profile.max_seq_len)  # the graph alone says what its layers are
+    source = {"model": "a graph given to penstock.compile", "weights": "arrays", "config": {}, "tactics": dict(tactics)}
+    draft = Unplanned(
+        spec.to_json(), profile, _format(graph), step_graphs(profile, vocab, lowered.graph), lowered.weights, source,
+        {"eos": list(eos), "generation": {}}, work_of(lowered.graph, profile), pipeline.report(results),
+    )  # fmt: skip
+    return Frontend(draft, graph, after, Arrays(Path(), {}, held=held))
+
+
+def _key(front: Frontend, weights: Mapping[str, Any], text: Path | None, device: Device) -> str:
+    """Identity: graph, what the weights hold, limits, ends, pins, tokenizer, device and compiler."""
+    draft = front.draft
+    held = {name: _content(array) for name, array in weights.items()}
+    facts = [front.before.key(), draft.profile.to_json(), held, dict(draft.tokens), dict(draft.source)]
+    return digest([*facts, text_facts(text) if text else {}, compiler_facts(device)])
+
+
+def _check_step(graph: Graph, profile: Profile) -> int:
+    """The size of the vocabulary. Raises GraphError where the graph is not one step of a model in this profile."""
+    prepared = prepare_graph(profile)
+    given = {name: value.type for name, value in zip(prepared.names, prepared.outputs, strict=True)}
+    for node in graph.leaves("input"):
+        if given.get(node.name) != node.types[0]:
+            known = ", ".join(f"{name} {type}" for name, type in given.items() if name != "slots")
+            raise GraphError(f"input {node.name!r} of type {node.types[0]} is not what a step brings; it has {known}")
+    results = dict(zip(graph.names, graph.outputs, strict=True))
+    logits = results.pop(LOGITS, None)
+    shape = logits.type.shape if logits else ()
+    if logits is None or len(shape) != 2 or shape[0] != "L" or logits.type.format.name != "f32":
+        raise GraphError(f"the graph gives {logits and logits.type} as 'logits'; a step has to give f32[L,V]")
+    states = {node.name: node for node in graph.leaves("state")}
+    for node in states.values():
+        _check_state(node, profile)
+    if results.keys() != states.keys() or any(v.type != states[n].types[0] for n, v in results.items()):
+        raise GraphError(f"results {sorted(results)} beside 'logits' are not the graph's states, {sorted(states)}")
+    if wrong := graph.leaves("weight"):
+        raise GraphError(f"leaf {wrong[0].name!r} is a 'weight', which compiling makes; give a 'tensor'")
+    return int(shape[1])
+
+
+def _check_state(node: Node, profile: Profile) -> None:
+    shape = node.types[0].shape
+    if len(shape) != 5 or shape[:2] != ("N", 2) or shape[3] != profile.block_size or "group" not in dict(node.attrs):
+        raise GraphError(
+            f"state {node.name!r} is {node.types[0]} {dict(node.attrs)}; give [N,2,K,{profile.block_size},D], blocks "
+            f"as large as the profile's, and the name of its group as the attribute `group`"
+        )
+
+
+def _arrays(graph: Graph, weights: Mapping[str, Any]) -> dict[str, Any]:
+    """The weights as torch tensors. Raises CheckpointError for one missing, misshapen, left over or no array."""
+    wanted = {node.name: node.types[0] for node in graph.leaves("tensor")}
+    if missing := [name for name in wanted if name not in weights]:
+        raise CheckpointError(f"weights lack {', '.join(missing[:5])}, which the graph reads")
+    if left := [name for name in weights if name not in wanted]:
+        raise CheckpointError(f"weights hold {', '.join(left[:5])}, which the graph does not read; leave them out")
+    found: dict[str, Any] = {}
+    for name, type in wanted.items():
+        try:
+            found[name] = torch.as_tensor(weights[name])
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise CheckpointError(f"weight {name!r} is no array: {error}; give numpy's or torch's") from None
+        if tuple(found[name].shape) != type.shape or found[name].is_floating_point() != type.format.is_float:
+            raise CheckpointError(f"weight {name!r} is {found[name].dtype}{list(found[name].shape)}, not {type}")
+    return found
+
+
+def _content(array: Any) -> str:
+    """A hash of type and bytes."""
+    data = torch.as_tensor(array).detach().cpu().contiguous()
+    return hashlib.sha256(str(data.dtype).encode() + data.reshape(-1).view(torch.uint8).numpy().tobytes()).hexdigest()
+
+
+def _activations(graph: Graph) -> Iterator[Node]:
+    """What has a row of floats for each token."""
+    return (n for n in graph.nodes if n.types[0].shape[:1] == ("T",) and n.types[0].format.is_float)
+
+
+def _format(graph: Graph) -> str:
+    return next((node.types[0].format.name for node in _activations(graph)), "f32")
+
+
+def _hidden(graph: Graph) -> int:
+    return next((int(node.types[0].shape[-1]) for node in _activations(graph)), 1)
