@@ -104,7 +104,8 @@ def _choice(choice: Data, whole: bool) -> str:
     rivals = choice["runners_up"] if whole else choice["runners_up"][:NEAREST]
     others = "".join(f"; {rival['tactic']} {_time(rival['median_us'])}" for rival in rivals)
     refused = "".join(f"; {name} refused: {why}" for name, why in choice["refused"].items()) if whole else ""
-    return f"{choice['at']:>6}  {choice['tactic']}{_of(choice)}  {took}  [{', '.join(choice['instructions'])}]{others}{refused}"
+    what, by = f"{choice['tactic']}{_of(choice)}", ", ".join(choice["instructions"])
+    return f"{choice['at']:>6}  {what}  {took}  [{by}]{others}{refused}"
 
 
 def shortened(site: str) -> str:

@@ -7,10 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from penstock import plugins
 from penstock.engine.device import Device
 from penstock.engine.manifest import Engine
 from penstock.engine.profile import Profile
 from penstock.errors import OptionError
+from penstock.formats import parse
 from penstock.kernels.gpu import FP8
 from penstock.models.config import stored_format
 from penstock.spec.model import ModelSpec
@@ -20,8 +22,13 @@ FORMATS = {
     "float16": "f16", "f16": "f16", "fp16": "f16", "half": "f16",
     "bfloat16": "bf16", "bf16": "bf16",
 }  # fmt: skip
-NARROW = {"fp8": "fp8_e4m3", "fp8_e4m3": "fp8_e4m3"}  # what KV may be kept in besides the model's own type
+NARROW = {"fp8": "fp8_e4m3", "fp8_e4m3": "fp8_e4m3"}
 DEFAULT_SEQ_LEN = 8192  # tokens; longer on request, since every slot keeps its history and block table
+
+
+def narrow() -> dict[str, str]:
+    """What KV may be kept in besides the model's own type: ours, and the floats of plugins under their own names."""
+    return NARROW | {name: name for name in plugins.registered("format") if parse(name).is_float}
 
 
 @dataclass(frozen=True)
@@ -46,9 +53,9 @@ class BuildOptions:
                 raise OptionError(f"{name}={value!r} is a {type(value).__name__}; give an integer")
         if not isinstance(self.dtype, str) or self.dtype not in ("auto", *FORMATS):
             raise OptionError(f"dtype={self.dtype!r} is not one of auto, {', '.join(FORMATS)}")
-        if not isinstance(self.kv_cache_dtype, str) or self.kv_cache_dtype not in ("auto", *NARROW, *FORMATS):
+        if not isinstance(self.kv_cache_dtype, str) or self.kv_cache_dtype not in ("auto", *narrow(), *FORMATS):
             raise OptionError(
-                f"kv_cache_dtype={self.kv_cache_dtype!r} is not one of auto, {', '.join((*NARROW, *FORMATS))}"
+                f"kv_cache_dtype={self.kv_cache_dtype!r} is not one of auto, {', '.join((*narrow(), *FORMATS))}"
             )
         if self.weights not in ("checkpoint", "random"):
             raise OptionError(f"weights={self.weights!r} is neither 'checkpoint' nor 'random'")
@@ -74,6 +81,8 @@ class BuildOptions:
                     f"{device.name} has {device.capability / 10}; use 'auto'"
                 )
             return NARROW[self.kv_cache_dtype]
+        if self.kv_cache_dtype in narrow():
+            return self.kv_cache_dtype
         if self.kv_cache_dtype != "auto" and FORMATS[self.kv_cache_dtype] != format:
             raise OptionError(
                 f"kv_cache_dtype={self.kv_cache_dtype!r}, but the model computes in {format}; KV is kept in that type "
@@ -84,7 +93,7 @@ class BuildOptions:
     def check_kv(self, engine: Engine, where: str) -> None:
         """Raises OptionError where `engine` keeps KV in another type than was asked for."""
         asked = self.kv_cache_dtype
-        if asked != "auto" and {**FORMATS, **NARROW}[asked] != engine.kv_format:
+        if asked != "auto" and {**FORMATS, **narrow()}[asked] != engine.kv_format:
             raise OptionError(
                 f"kv_cache_dtype={asked!r}, but the engine in {where} keeps KV in {engine.kv_format}; leave it out, or "
                 f"build an engine with that from the checkpoint"
