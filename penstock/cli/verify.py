@@ -12,11 +12,9 @@ def verify_weights(target: Path, model: Path, weights: str) -> None:
     """Compute every weight anew and compare. Raises EngineCorruptError naming the first that differs."""
     from penstock.compiler.weights import compute
     from penstock.engine import store
-    from penstock.kernels.registry import builtin
     from penstock.models.directory import ModelDirectory
     from penstock.runtime.weights import load_weights
 
-    builtin()  # a tactic's module registers the layout that it reads
     engine = store.load(target)
     source = None if weights == "random" else ModelDirectory.open(model).checkpoint()
     held = load_weights(engine, target)

@@ -15,8 +15,6 @@ from penstock.engine import store
 from penstock.engine.manifest import Engine
 from penstock.errors import RefitError
 from penstock.ir.graph import Type
-from penstock.kernels import registry
-from penstock.kernels.layouts import known
 from penstock.models.binding import declared
 from penstock.models.checkpoint import Checkpoint
 from penstock.models.directory import ModelDirectory
@@ -50,8 +48,6 @@ def refit(
     if cached and store.holds(target, refitted.source["key"]):
         progress("cached", 1, 1)
         return target
-    if any(weight.layout not in known() for weight in engine.weights.values()):
-        registry.builtin()  # a tactic's module registers the layout that it reads
     with store.writing(target, ours=cached) as part:
         _copy(engine_dir, part, checkpoint_dir)
         written = counting("weights", engine.weight_bytes, progress)

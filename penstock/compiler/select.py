@@ -20,7 +20,7 @@ from typing import Any, Protocol
 from penstock import plugins
 from penstock.compiler.candidates import Candidate, Pins, candidates
 from penstock.compiler.estimate import judged
-from penstock.compiler.timing import METHOD, Timing
+from penstock.compiler.timing import METHOD, Layouts, Timing
 from penstock.compiler.timing_cache import TimingCache
 from penstock.engine.device import Device
 from penstock.engine.profile import Profile
@@ -36,7 +36,8 @@ KEPT, IN_ALL = 2, 4  # and between anchors, or more if that leaves the site fewe
 NEAR = 1.1  # of those that came so near to the best at the anchor below or above
 FAR_APART = 1.5  # times the best: parts that take longer one by one do not win together
 
-Timer = Callable[[Site, Sizes, Plan, float], Timing]  # the number: microseconds of the best so far, or infinity
+# The number: microseconds of the best so far, or infinity. Last the layouts of weights that are not plain.
+Timer = Callable[[Site, Sizes, Plan, float, Layouts], Timing]
 
 
 class Compiler(Protocol):
@@ -269,7 +270,8 @@ class Selector:
         key = f"{site.key} | {implementation} | {json.dumps(dict(sizes))} | method {METHOD}"
         timing = self.cache.get(key)
         if timing is None:
-            timing = self.timer(site, sizes, plan, best)
+            packed = tuple((i, name) for i, name in candidate.layouts(site) if name != PLAIN)
+            timing = self.timer(site, sizes, plan, best, packed)
             self.cache.put(key, timing)
         return timing
 

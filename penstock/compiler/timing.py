@@ -17,6 +17,7 @@ from penstock.ir.op import get
 from penstock.ir.ops.examples import example, example_blocks
 from penstock.kernels.driver import Kernel
 from penstock.kernels.launch import Eager, bind
+from penstock.kernels.layouts import pack
 from penstock.kernels.roof import device_seconds, host_seconds
 
 METHOD = 4  # of measuring; times that another one took are not compared with
@@ -25,6 +26,7 @@ FEW = 3  # repeats after which a plan that is far behind the best is left alone,
 BEHIND = 1.25  # times the best
 LONG_REPLAY = 3e-3  # seconds
 SEED = 20
+Layouts = tuple[tuple[int, str], ...]  # of weights, by the index of the input
 LEAST, MOST = 8, 16  # launches in a timed graph
 LONG, ENOUGH = 0.5e-3, 2  # seconds of a launch from which a graph of so many launches is timed as well as one of LEAST
 SPACE = 2 << 30  # bytes that copies of inputs may take, and again those of results and workspaces
@@ -79,6 +81,12 @@ def _node(site: Site) -> Any:
     return Node(site.op, leaves, site.attrs, site.outputs)
 
 
+def stored(inputs: Sequence[Any], layouts: Layouts) -> list[Any]:
+    """The inputs as a plan finds them: weights packed as it reads them."""
+    names = dict(layouts)
+    return [pack(names[i], x).contiguous().reshape(x.shape) if i in names else x for i, x in enumerate(inputs)]
+
+
 def gate(site: Site, results: Sequence[Any], wanted: Sequence[Any]) -> str:
     """Empty where every result is within its format's tolerance, row by row; otherwise what is off, and by how much."""
     for index, (type, got, want) in enumerate(zip(site.outputs, results, wanted, strict=True)):
@@ -110,14 +118,15 @@ def _error(got: Any, want: Any) -> Any:
     return torch.nan_to_num(error.double(), nan=torch.inf)
 
 
-def time_cpu(site: Site, sizes: Sizes, plan: Plan, best_us: float = math.inf) -> Timing:
+def time_cpu(site: Site, sizes: Sizes, plan: Plan, best_us: float = math.inf, layouts: Layouts = ()) -> Timing:
     """Run the plan as the CPU backend does, each time on the same state, however far behind the best it is."""
     inputs = example_inputs(site, sizes, "cpu")
     run = Eager(site.op, plan, len(inputs), len(site.outputs))
     with torch.no_grad():
-        if refused := gate(site, run(fresh(site, inputs), sizes), expected(site, inputs, sizes)):
+        packed = stored(inputs, layouts)
+        if refused := gate(site, run(fresh(site, packed), sizes), expected(site, inputs, sizes)):
             return Timing(refused=refused)
-        return summary([host_seconds(partial(run, fresh(site, inputs), sizes)) for _ in range(REPEATS)])
+        return summary([host_seconds(partial(run, fresh(site, packed), sizes)) for _ in range(REPEATS)])
 
 
 def summary(seconds: Sequence[float], runs: int = 1) -> Timing:
@@ -142,9 +151,12 @@ class CudaTimer:
         words = max(8 * device.l2_bytes, 1 << 20) // 4  # about 0.1 ms to read on an H200
         self._stream = torch.zeros(words, dtype=torch.int32, device=device.kind)
 
-    def __call__(self, site: Site, sizes: Sizes, plan: Plan, best_us: float = math.inf) -> Timing:
-        """`best_us`: of the plans timed before for the same site and sizes. One far behind it is repeated less."""
-        case = self._case(site, sizes)
+    def __call__(
+        self, site: Site, sizes: Sizes, plan: Plan, best_us: float = math.inf, layouts: Layouts = ()
+    ) -> Timing:
+        """`best_us`: of the plans timed before for the same site and sizes. One far behind it is repeated less.
+        `layouts`: of the weights that are not plain."""
+        case = self._case(site, sizes, layouts)
         kernels = _Kernels(self.kernels)
         zeroed = torch.zeros(plan.zeroed, dtype=torch.uint8, device=case.device)  # shared by all, as in a step
         first = _Run(case, 0, plan, kernels, zeroed)
@@ -176,11 +188,11 @@ class CudaTimer:
             seconds += [self._replay(graph, case) for _ in range(REPEATS - FEW)]
         return summary(seconds, count)
 
-    def _case(self, site: Site, sizes: Sizes) -> _Case:
-        key = f"{site.key}{dict(sizes)}"
+    def _case(self, site: Site, sizes: Sizes, layouts: Layouts) -> _Case:
+        key = f"{site.key}{dict(sizes)}{layouts}"
         if self._last[0] != key:
             self._last = ("", None)  # frees what it held before the next is made
-            self._last = (key, _Case(site, sizes, self.device))
+            self._last = (key, _Case(site, sizes, self.device, layouts))
         assert self._last[1] is not None
         return self._last[1]
 
@@ -215,10 +227,11 @@ def _equal(left: Sequence[Any], right: Sequence[Any]) -> bool:
 class _Case:
     """One site in one bucket: its inputs, what the reference makes of them, and copies for launches to take in turn."""
 
-    def __init__(self, site: Site, sizes: Sizes, device: Device) -> None:
+    def __init__(self, site: Site, sizes: Sizes, device: Device, layouts: Layouts = ()) -> None:
         self.site, self.sizes, self.device = site, sizes, device.kind
         self.inputs = example_inputs(site, sizes, device.kind)
         self.wanted = expected(site, self.inputs, sizes)
+        self.inputs = stored(self.inputs, layouts)
         # State is what the op replaces, and pools of blocks that it only reads.
         pools = {i for i, t in enumerate(site.inputs) if "N" in t.symbols}
         self.rotated = {*site.weights, *(get(site.op).writes or ()), *pools}

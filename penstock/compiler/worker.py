@@ -60,7 +60,8 @@ def time_job(folder: Path, job: Job) -> dict[str, Any]:
     with torch.no_grad():
         timer = _timer(folder, Device(**job["device"]))
         best = float(job.get("best_us", math.inf))
-        return asdict(timer(site_from_json(job["site"]), job["sizes"], plan_from_json(job["plan"]), best))
+        layouts = tuple((index, name) for index, name in job.get("layouts", ()))
+        return asdict(timer(site_from_json(job["site"]), job["sizes"], plan_from_json(job["plan"]), best, layouts))
 
 
 def load_compiler_job(folder: Path, job: Job) -> dict[str, Any]:

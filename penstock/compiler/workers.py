@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from penstock import plugins
-from penstock.compiler.timing import Timing
+from penstock.compiler.timing import Layouts, Timing
 from penstock.engine.device import Device
 from penstock.engine.program import Plan, Site, Sizes, plan_to_json, site_to_json
 from penstock.kernels.tactic import Kernel
@@ -165,11 +165,12 @@ class Workshop:
         self.submit(wanted, progress)
         return self.refusals(kernel.key(self.device.capability) for kernel in wanted)
 
-    def time(self, site: Site, sizes: Sizes, plan: Plan, best_us: float = math.inf) -> Timing:
-        """Gate and time a plan on the GPU. `best_us`: of those timed before for the same site and sizes."""
+    def time(self, site: Site, sizes: Sizes, plan: Plan, best_us: float = math.inf, layouts: Layouts = ()) -> Timing:
+        """Gate and time a plan on the GPU. `best_us`: of those timed before for the same site and sizes. `layouts`: of
+        the weights that are not plain."""
         job = {"do": "time", "site": site_to_json(site), "sizes": dict(sizes), "plan": plan_to_json(plan)}
         best = {} if math.isinf(best_us) else {"best_us": best_us}  # JSON has no infinity
-        return _timing(self._on_gpu({**job, **best}))
+        return _timing(self._on_gpu({**job, **best, "layouts": layouts}))
 
     def roof(self, format: str) -> dict[str, float]:
         """The GPU's own rates, measured where tactics are timed; empty where that failed."""

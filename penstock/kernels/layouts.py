@@ -42,5 +42,9 @@ def unpack(name: str, weight: Any) -> Any:
 
 def _layout(name: str) -> Layout:
     if name not in _LAYOUTS:
+        from penstock.kernels.registry import builtin
+
+        builtin()  # a tactic's module registers the layout that it reads
+    if name not in _LAYOUTS:
         raise PluginError(f"layout {name!r} is unknown; load the plugin whose tactic reads it")
     return _LAYOUTS[name]

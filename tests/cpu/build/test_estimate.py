@@ -109,7 +109,7 @@ class Replayed:
     def refusals(self, keys: Any) -> dict[str, str]:
         return {}
 
-    def time(self, site: Site, sizes: Sizes, plan: Plan, best_us: float) -> Timing:
+    def time(self, site: Site, sizes: Sizes, plan: Plan, best_us: float, layouts: object = ()) -> Timing:
         point = f"T{sizes['T']}"
         points = self.recorded.get(site.key, {"points": {}})["points"]
         found = points.get(point if point in points else f"L{sizes['L']}", {}).get(plan.tactic, {})

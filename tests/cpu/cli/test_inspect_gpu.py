@@ -52,7 +52,7 @@ class FakeWorkshop:
     def refusals(self, keys: Iterable[str]) -> dict[str, str]:
         return {}
 
-    def time(self, site: Site, sizes: Sizes, plan: Plan, best_us: float) -> Timing:
+    def time(self, site: Site, sizes: Sizes, plan: Plan, best_us: float, layouts: object = ()) -> Timing:
         if plan.tactic == "cublas" and site.op == "linear":
             return Timing(refused="too slow to wait for")
         digest = hashlib.sha256(f"{site.key}{dict(sizes)}{plan.tactic}".encode()).digest()
