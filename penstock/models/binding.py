@@ -80,14 +80,14 @@ def _mlp(mlp: Mlp, hidden: int) -> Shapes:
 
 def _moe(moe: Moe, hidden: int) -> Shapes:
     """The experts' matrices lie in one array each: gate and up of one expert after another, and its way down."""
-    count, size, wide = moe.router.experts, moe.expert.size, moe.expert.size * (2 if moe.expert.gated else 1)
+    count, size = moe.router.experts, moe.expert.size
     yield from _linear("router", count, hidden, moe.router.bias)
     if moe.router.correction:
         yield "correction", (count,)
-    yield "experts.in.weight", (count, wide, hidden)
+    yield "experts.in.weight", (count, 2 * size, hidden)
     yield "experts.out.weight", (count, hidden, size)
     if moe.expert.bias:
-        yield "experts.in.bias", (count, wide)
+        yield "experts.in.bias", (count, 2 * size)
         yield "experts.out.bias", (count, hidden)
     if moe.shared:
         yield from _below("shared", _mlp(moe.shared, hidden))
