@@ -157,6 +157,10 @@ class Reader:
             raise self.refused(key, value, "an object")
         return Reader(value, f"{self._where}: {key}") if value else None
 
+    def spelled(self, *keys: str) -> str:
+        """The first of these spellings of one key that the config has, else the first."""
+        return next((key for key in keys if key in self._config), keys[0])
+
     def consumed(self, key: str) -> bool:
         return key in self._consumed
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from penstock.models.binding import Wanted
-from penstock.models.config import MAX_SIZE, Reader
+from penstock.models.config import IGNORED, MAX_SIZE, NEUTRAL, Reader
 from penstock.models.rope_config import reach, read_rope
 from penstock.spec import AnyNorm, Attention, FeedForward, LayerSpec, ModelSpec, Norm
 
@@ -81,8 +82,18 @@ def read_attention(
     return Attention(heads.heads, heads.kv_heads, heads.head_dim, scale, rope, qkv_bias, out_bias, qk_norm)
 
 
-def read_norm(reader: Reader, offset: float = 0.0) -> Norm:
-    return Norm(reader.number("rms_norm_eps", 1e-6), offset)
+def read_norm(reader: Reader, offset: float = 0.0, eps: float = 1e-6) -> Norm:
+    """`eps`: the family's default."""
+    return Norm(reader.number("rms_norm_eps", eps), offset)
+
+
+# Keys that transformers up to 4 wrote into every object of a config, with the defaults of its base class.
+OBJECT_KEYS = (*chain.from_iterable(IGNORED.values()), *NEUTRAL)
+
+
+def object_of(reader: Reader, key: str, default: Mapping[str, Any] | None = None) -> Reader:
+    """The object under `key`, or one of the default's keys where there is none."""
+    return reader.nested(key) or Reader(default or {}, key)
 
 
 def read_layers(reader: Reader) -> int:
