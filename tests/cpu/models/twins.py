@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,13 @@ for _module in pkgutil.iter_modules(cases.__path__):
     CASES |= importlib.import_module(f"{cases.__name__}.{_module.name}").CASES
 
 
+def sizes(family: str) -> dict[str, Any]:
+    """Those that the family's config knows, be it by another word: what it does not know it would save all the same."""
+    kind = transformers.CONFIG_MAPPING[family]
+    known = {each.name for each in fields(kind)} | set(kind.attribute_map)
+    return {key: value for key, value in SIZES.items() if key in known}
+
+
 def save_twin(case: str, directory: Path, changes: Mapping[str, Any] | None = None, **save: Any) -> Any:
     """Build the case's model with random weights, save it to `directory`, and return it in float32.
 
@@ -102,7 +110,7 @@ def save_twin(case: str, directory: Path, changes: Mapping[str, Any] | None = No
     """
     family, more = CASES[case]
     torch.manual_seed(sum(map(ord, case)))
-    config = transformers.AutoConfig.for_model(family, **{**SIZES, **more, **(changes or {})})
+    config = transformers.AutoConfig.for_model(family, **{**sizes(family), **more, **(changes or {})})
     config.architectures = None  # save_pretrained fills it in
     model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=torch.float32)
     with torch.no_grad():
