@@ -31,6 +31,7 @@ class Family:
     read: Callable[[Reader], ModelSpec]
     source: Source  # where a canonical weight comes from: a tensor's name, or an expression over tensors
     ignored: tuple[str, ...] = ()  # regular expressions of checkpoint tensors that are no weights
+    renamed: tuple[tuple[str, str], ...] = ()  # (pattern, replacement) from other spellings of tensors to `source`'s
 
 
 _FAMILIES: dict[str, Family] = {}  # by architecture
