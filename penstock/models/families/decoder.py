@@ -67,18 +67,15 @@ def read_heads(reader: Reader, *, kv_heads: int | None = None, head_dim: int | N
 
 
 def read_attention(
-    reader: Reader,
-    heads: Heads,
-    limit: int,
-    *,
-    qkv_bias: bool = False,
-    out_bias: bool = False,
-    qk_norm: Norm | None = None,
-) -> Attention:
-    """Attention over all that came before, scaled by 1/sqrt(D); `limit` is the config's number of positions."""
-    rope = read_rope(reader, heads.head_dim, limit)
-    scale = heads.head_dim**-0.5
-    return Attention(heads.heads, heads.kv_heads, heads.head_dim, scale, rope, qkv_bias, out_bias, qk_norm)
+    reader: Reader, heads: Heads, limit: int, *,
+    qkv_bias: bool = False, out_bias: bool = False, qk_norm: Norm | None = None, **rope: Any,
+) -> Attention:  # fmt: skip
+    """Attention over all that came before, scaled by 1/sqrt(D); `limit` is the config's number of positions.
+
+    `rope`: what `read_rope` is told about the family.
+    """
+    turning, scale = read_rope(reader, heads.head_dim, limit, **rope), heads.head_dim**-0.5
+    return Attention(heads.heads, heads.kv_heads, heads.head_dim, scale, turning, qkv_bias, out_bias, qk_norm)
 
 
 def read_norm(reader: Reader, offset: float = 0.0) -> Norm:
@@ -87,6 +84,18 @@ def read_norm(reader: Reader, offset: float = 0.0) -> Norm:
 
 def read_layers(reader: Reader) -> int:
     return reader.size("num_hidden_layers", most=MAX_LAYERS)
+
+
+def read_layer_types(reader: Reader, derived: Sequence[str], windows: bool = True) -> list[str]:
+    """What each layer is, by `layer_types`, or where the config has none by `derived`, one after another, repeated.
+
+    Without `windows` only full attention is known.
+    """
+    count, known = read_layers(reader), ("full_attention", "sliding_attention")[: 2 if windows else 1]
+    types = reader.get("layer_types", None) or [derived[i % len(derived)] for i in range(count)]
+    if not isinstance(types, list) or len(types) != count or any(t not in known for t in types):
+        raise reader.refused("layer_types", types, f"a list of {count} of {', '.join(known)}")
+    return types
 
 
 def decoder(
