@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from penstock.models.binding import Wanted
+from penstock.models.binding import Source, Wanted
 from penstock.models.config import MAX_SIZE, Reader
 from penstock.models.rope_config import reach, read_rope
 from penstock.spec import AnyNorm, Attention, FeedForward, LayerSpec, ModelSpec, Norm
@@ -32,12 +33,17 @@ _PARTS = {
 _WHOLE = {"embedding": "model.embed_tokens", "final_norm": "model.norm", "head": "lm_head"}
 
 
-def source(wanted: Wanted) -> str:
+def source(wanted: Wanted, parts: Mapping[str, str] = _PARTS) -> str:
     """layers.0.attention.q.weight -> model.layers.0.self_attn.q_proj.weight, and so on."""
     part, _, kind = wanted.part.rpartition(".")
     if wanted.layer < 0:
         return f"{_WHOLE[part]}.{kind}"
-    return f"model.layers.{wanted.layer}.{_PARTS[part]}.{kind}"
+    return f"model.layers.{wanted.layer}.{parts[part]}.{kind}"
+
+
+def renaming(names: Mapping[str, str]) -> Source:
+    """`source`, but for some parts of a layer that the family calls something else."""
+    return partial(source, parts=_PARTS | dict(names))
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +84,8 @@ def read_attention(
     return Attention(heads.heads, heads.kv_heads, heads.head_dim, scale, turning, qkv_bias, out_bias, qk_norm)
 
 
-def read_norm(reader: Reader, offset: float = 0.0) -> Norm:
-    return Norm(reader.number("rms_norm_eps", 1e-6), offset)
+def read_norm(reader: Reader, offset: float = 0.0, default: float = 1e-6) -> Norm:
+    return Norm(reader.number("rms_norm_eps", default), offset)
 
 
 def read_layers(reader: Reader) -> int:
@@ -111,13 +117,13 @@ def assemble(
     reader: Reader, layers: Sequence[LayerSpec], norm: AnyNorm | None, limit: int, *, tied: bool = False, **facts: Any
 ) -> ModelSpec:
     """A decoder of these layers; `tied` is the family's default, `facts` further fields of the spec."""
-    rope = layers[0].mixer.rope
+    ropes = {layer.mixer.rope for layer in layers if layer.mixer.rope}
     return ModelSpec(
         layers=tuple(layers),
         vocab_size=reader.size("vocab_size"),
         hidden_size=reader.size("hidden_size"),
         final_norm=norm,
-        max_position=reach(rope, limit) if rope else limit,
+        max_position=max((reach(rope, limit) for rope in ropes), default=limit),
         tied_head=reader.flag("tie_word_embeddings", tied),
         **facts,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from penstock.ir import Value
-from penstock.models.binding import Wanted
+from penstock.models.binding import Source, Wanted
 from penstock.models.storage import part
 
 
@@ -24,3 +24,17 @@ def qkv(wanted: Wanted, name: str) -> Value:
 def gate_up(wanted: Wanted, name: str, first: str = "gate") -> Value:
     """One half of a feed-forward's first product; `first` says which one comes first."""
     return one_of(wanted, name, wanted.shape[:1] * 2, int(wanted.part.split(".")[1] != first))
+
+
+def fusing(rest: Source, qkv_name: str = "", gate_up_name: str = "", first: str = "gate") -> Source:
+    """The checkpoint's names where "{}" of them is the layer, for what is fused; `rest` for all else."""
+
+    def source(wanted: Wanted) -> Value | str:
+        match wanted.part.split("."):
+            case ["attention", "q" | "k" | "v", kind] if qkv_name:
+                return qkv(wanted, f"{qkv_name.format(wanted.layer)}.{kind}")
+            case ["feedforward", "gate" | "up", kind] if gate_up_name:
+                return gate_up(wanted, f"{gate_up_name.format(wanted.layer)}.{kind}", first)
+        return rest(wanted)
+
+    return source

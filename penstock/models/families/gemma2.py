@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from penstock.models.binding import Wanted
 from penstock.models.config import Reader
 from penstock.models.families import decoder as common
 from penstock.models.registry import Family
@@ -15,17 +14,13 @@ from penstock.spec import Attention, LayerSpec, Mlp, ModelSpec
 
 _ACT = {"gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu"}
 _THETAS = {"full_attention": ("rope_theta", 1e6), "sliding_attention": ("rope_local_base_freq", 1e4)}
-_NORMS = {
-    "mixer_post_norm.weight": "post_attention_layernorm.weight",
-    "feedforward_norm.weight": "pre_feedforward_layernorm.weight",
-    "feedforward_post_norm.weight": "post_feedforward_layernorm.weight",
-}
-
-
-def source(wanted: Wanted) -> str:
-    if wanted.part in _NORMS:
-        return f"model.layers.{wanted.layer}.{_NORMS[wanted.part]}"
-    return common.source(wanted)
+_SOURCE = common.renaming(
+    {
+        "mixer_post_norm": "post_attention_layernorm",
+        "feedforward_norm": "pre_feedforward_layernorm",
+        "feedforward_post_norm": "post_feedforward_layernorm",
+    }
+)
 
 
 def read2(reader: Reader) -> ModelSpec:
@@ -80,6 +75,6 @@ def _decoder(reader: Reader, mixers: Sequence[Attention], limit: int, softcap: f
 
 
 FAMILIES = (
-    Family("gemma2", ("Gemma2ForCausalLM",), read2, source, (common.ROTARY_BUFFERS,)),
-    Family("gemma3_text", ("Gemma3ForCausalLM",), read3, source),
+    Family("gemma2", ("Gemma2ForCausalLM",), read2, _SOURCE, (common.ROTARY_BUFFERS,)),
+    Family("gemma3_text", ("Gemma3ForCausalLM",), read3, _SOURCE),
 )
