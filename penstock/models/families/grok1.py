@@ -33,7 +33,7 @@ _WHOLE = {
 
 
 def read(reader: Reader) -> ModelSpec:
-    limit, norm = reader.size("max_position_embeddings", 8192), common.read_norm(reader, eps=1e-5)
+    limit, norm = reader.size("max_position_embeddings", 8192), common.read_norm(reader, default=1e-5)
     heads = common.read_heads(reader)
     mixer = Attention(
         *(heads.heads, heads.kv_heads, heads.head_dim),

@@ -20,7 +20,7 @@ def read(reader: Reader) -> ModelSpec:
     mixer = replace(mixer, window=reader.optional_size("sliding_window") or 0)
     expert = Mlp(reader.size("intermediate_size"), reader.choice("hidden_act", common.SILU, "silu"))
     moe = Moe(read_router(reader, renormalize=1.0), expert)
-    norm = common.read_norm(reader, eps=1e-5)
+    norm = common.read_norm(reader, default=1e-5)
     return common.decoder(reader, [mixer] * common.read_layers(reader), moe, norm, limit)
 
 
