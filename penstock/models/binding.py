@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from penstock.errors import ModelError
 from penstock.ir import Graph, Type, Value, emit, leaf, tensor
@@ -80,14 +80,14 @@ def _mlp(mlp: Mlp, hidden: int) -> Shapes:
 
 def _moe(moe: Moe, hidden: int) -> Shapes:
     """The experts' matrices lie in one array each: gate and up of one expert after another, and its way down."""
-    count, size, wide = moe.router.experts, moe.expert.size, moe.expert.size * (2 if moe.expert.gated else 1)
+    count, size = moe.router.experts, moe.expert.size
     yield from _linear("router", count, hidden, moe.router.bias)
     if moe.router.correction:
         yield "correction", (count,)
-    yield "experts.in.weight", (count, wide, hidden)
+    yield "experts.in.weight", (count, 2 * size, hidden)
     yield "experts.out.weight", (count, hidden, size)
     if moe.expert.bias:
-        yield "experts.in.bias", (count, wide)
+        yield "experts.in.bias", (count, 2 * size)
         yield "experts.out.bias", (count, hidden)
     if moe.shared:
         yield from _below("shared", _mlp(moe.shared, hidden))
@@ -128,17 +128,21 @@ def bind(spec: ModelSpec, format: str, source: Source) -> dict[str, Value]:
 
     A tied head is the embedding. Raises ModelError for an expression of another shape than the weight's.
     """
-    binding = {name: _sourced(Wanted(spec, name, s, _format(name, format)), source) for name, s in shapes(spec).items()}
+    wanted = shapes(spec)
+    binding = {name: _sourced(Wanted(spec, name, shape, format), source) for name, shape in wanted.items()}
     if spec.tied_head:
         binding["head.weight"] = binding["embedding.weight"]
     return binding
 
 
-def _format(name: str, format: str) -> str:
-    return "f32" if name.rpartition(".")[2] in EXACT else format
+def sourced(spec: ModelSpec, name: str, format: str, source: Source) -> Value:
+    """One of them."""
+    return _sourced(Wanted(spec, name, shapes(spec)[name], format), source)
 
 
 def _sourced(wanted: Wanted, source: Source) -> Value:
+    if wanted.name.rpartition(".")[2] in EXACT:
+        wanted = replace(wanted, format="f32")
     found = source(wanted)
     value = wanted.tensor(found) if isinstance(found, str) else found
     if value.type.shape != wanted.shape:

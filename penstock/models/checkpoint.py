@@ -78,6 +78,22 @@ class Checkpoint:
         }
         return cls(directory, tensors)
 
+    def renamed(self, spellings: Iterable[tuple[str, str]]) -> Checkpoint:
+        """The same tensors by other names: each (pattern, replacement) in order.
+
+        Raises CheckpointError where two tensors come to one name.
+        """
+        tensors: dict[str, TensorInfo] = {}
+        for stored, info in self.tensors.items():
+            name = stored
+            for pattern, replacement in spellings:
+                name = re.sub(pattern, replacement, name)
+            if name in tensors:
+                both = f"{tensors[name].stored or name!r} and {stored!r}"
+                raise CheckpointError(f"{self.directory} holds {both}, two spellings of {name!r}; remove one of them")
+            tensors[name] = info if name == stored else replace(info, stored=info.stored or stored)
+        return replace(self, tensors=tensors)
+
     def info(self, name: str) -> TensorInfo:
         """Raises CheckpointError for a tensor that is not there."""
         if name not in self.tensors:

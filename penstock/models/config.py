@@ -89,9 +89,23 @@ class Reader:
         self._config = config
         self._where = where
         self._consumed: set[str] = set()
+        self._spelt: dict[str, str] = {}
+
+    def spelt(self, **keys: str) -> None:
+        """From here on a key means the family's own word for it, where the config uses that one: hidden_size="n_embd".
+
+        Raises ConfigError for a config with both that differ.
+        """
+        for key, own in keys.items():
+            if own in self._config:
+                if self._config.get(key, self._config[own]) != self._config[own]:
+                    raise self.refused(key, self._config[key], f"the same as {own} = {self._config[own]!r}")
+                self._consumed.add(key)
+                self._spelt[key] = own
 
     def get(self, key: str, default: Any = _MISSING) -> Any:
         """The value of `key`; without a default ConfigError where it is missing."""
+        key = self._spelt.get(key, key)
         self._consumed.add(key)
         if key in self._config:
             return self._config[key]
@@ -157,6 +171,10 @@ class Reader:
             raise self.refused(key, value, "an object")
         return Reader(value, f"{self._where}: {key}") if value else None
 
+    def spelled(self, *keys: str) -> str:
+        """The first of these spellings of one key that the config has, else the first."""
+        return next((key for key in keys if key in self._config), keys[0])
+
     def consumed(self, key: str) -> bool:
         return key in self._consumed
 
@@ -165,7 +183,9 @@ class Reader:
 
     def refused(self, key: str, value: Any, expected: str) -> ConfigError:
         """The error for a value that is not implemented."""
-        return ConfigError(f"{self._where}: {key} = {value!r} is not implemented; expected {expected}")
+        return ConfigError(
+            f"{self._where}: {self._spelt.get(key, key)} = {value!r} is not implemented; expected {expected}"
+        )
 
     def close(self) -> None:
         """Raises ConfigError naming the first keys that nobody consumed."""

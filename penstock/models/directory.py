@@ -12,7 +12,7 @@ from penstock.models import trtllm
 from penstock.models.binding import Binding
 from penstock.models.checkpoint import Checkpoint
 from penstock.models.config import load_config
-from penstock.models.registry import ignored_tensors, read_spec, weights
+from penstock.models.registry import family_of, ignored_tensors, read_spec, weights
 from penstock.models.trtllm.ranks import HEAD, TABLE
 from penstock.spec import ModelSpec
 
@@ -55,7 +55,9 @@ class ModelDirectory:
 
     @cached_property
     def _files(self) -> Checkpoint:
-        return Checkpoint.open(self.path) if self.ranks is None else Checkpoint.open_ranks(self.path, self.ranks.count)
+        if self.ranks is not None:
+            return Checkpoint.open_ranks(self.path, self.ranks.count)
+        return Checkpoint.open(self.path).renamed(family_of(self.config).renamed)
 
     def _merged(self, format: str) -> trtllm.Merged:
         assert self.ranks is not None

@@ -27,8 +27,8 @@ def moe(x: Value, spec: Moe, weights: Weights) -> Value:
     operands = [experts["in.weight"], experts["out.weight"]]
     if spec.expert.bias:
         operands += [experts["in.bias"], experts["out.bias"]]
-    gated = None if spec.expert.gated else False
-    y = emit("moe", x, *route(x, spec.router, weights), *operands, act=spec.expert.act, gated=gated)[0]
+    limit = spec.expert.limit or None
+    y = emit("moe", x, *route(x, spec.router, weights), *operands, act=spec.expert.act, limit=limit)[0]
     if not spec.shared:
         return y
     shared = mlp(x, spec.shared, weights.below("shared"))

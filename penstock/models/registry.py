@@ -14,7 +14,7 @@ from penstock import plugins
 from penstock.errors import ConfigError, ModelError, UnsupportedArchitectureError
 from penstock.ir import Value
 from penstock.models import families
-from penstock.models.binding import Source, bind, declared
+from penstock.models.binding import Source, bind, declared, sourced
 from penstock.models.config import Reader, close
 from penstock.spec import ModelSpec
 
@@ -31,6 +31,7 @@ class Family:
     read: Callable[[Reader], ModelSpec]
     source: Source  # where a canonical weight comes from: a tensor's name, or an expression over tensors
     ignored: tuple[str, ...] = ()  # regular expressions of checkpoint tensors that are no weights
+    renamed: tuple[tuple[str, str], ...] = ()  # (pattern, replacement) from other spellings of tensors to `source`'s
 
 
 _FAMILIES: dict[str, Family] = {}  # by architecture
@@ -93,8 +94,8 @@ def ignored_tensors(spec: ModelSpec, config: Mapping[str, Any]) -> tuple[str, ..
     family = family_of(config)
     if not spec.tied_head:
         return family.ignored
-    untied = bind(replace(spec, layers=(), tied_head=False), "f32", family.source)["head.weight"]
-    return (*family.ignored, *map(re.escape, declared({"head": untied})))
+    head = sourced(replace(spec, tied_head=False), "head.weight", "f32", family.source)
+    return (*family.ignored, *map(re.escape, declared({"head": head})))
 
 
 def _find(architectures: list[str], model_type: Any) -> Family | None:

@@ -3,43 +3,74 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from penstock.models.config import Reader
 from penstock.spec import DynamicNtk, Linear, Llama3, LongRope, Rope, Scaling, Yarn
 
 
 def read_rope(
-    reader: Reader, head_dim: int, max_position: int, *, partial: float | None = None, interleaved: bool = False
-) -> Rope:
+    reader: Reader, head_dim: int, max_position: int, *,
+    partial: float | None = None, interleaved: bool = False, theta: float = 10000.0,
+) -> Rope:  # fmt: skip
     """The rope of a decoder whose config states `max_position` positions.
 
     Read are `rope_theta` beside `rope_scaling` (up to transformers 4, `type` or `rope_type`), and `rope_parameters`
     holding both (from 5). `partial`: the share of a head that is rotated where the config says nothing; None: the
-    family has no such key. Raises ConfigError for a kind, key or value that is not implemented.
+    family has no such key. `theta` is the family's default. Raises ConfigError for a kind, key or value that is not
+    implemented.
     """
     dim = head_dim if partial is None else rotated(reader, head_dim, partial)
-    theta = reader.optional_number("rope_theta")
+    theta = reader.optional_number("rope_theta") or theta
     original = reader.optional_size("original_max_position_embeddings")
     old, new = reader.nested("rope_scaling"), reader.nested("rope_parameters")
     if old and new and reader.get("rope_scaling") != reader.get("rope_parameters"):
         raise reader.refused("rope_scaling", reader.get("rope_scaling"), "it or rope_parameters, not two that differ")
     nested = new or old
     if nested is None:
-        return Rope(theta or 10000.0, dim, interleaved=interleaved)
-    theta = nested.optional_number("rope_theta") or theta or 10000.0
+        return Rope(theta, dim, interleaved=interleaved)
     if partial is None:
         nested.only("partial_rotary_factor", 1.0, None)
     nested.ignore(("partial_rotary_factor",))
-    scaling = _KINDS[_kind(nested)](nested, dim, max_position, original)
-    nested.close()
-    return Rope(theta, dim, scaling, interleaved)
+    return replace(_nested(nested, dim, max_position, original, theta), interleaved=interleaved)
+
+
+def read_ropes(
+    reader: Reader, head_dim: int, max_position: int, thetas: Mapping[str, tuple[str, float]]
+) -> dict[str, Rope]:
+    """The rope of each type of layer, where `thetas` names the old key of its base and the default.
+
+    Read are the old form, in which `rope_scaling` is of "full_attention" alone, and `rope_parameters` with an object
+    for each type (transformers 5).
+    """
+    bases = {kind: reader.optional_number(key) or default for kind, (key, default) in thetas.items()}
+    stated = reader.nested("rope_parameters")
+    types = {kind: stated.nested(kind) if stated else None for kind in thetas}
+    if not any(types.values()):
+        plain = {kind: Rope(theta, head_dim) for kind, theta in bases.items()}
+        full = read_rope(reader, head_dim, max_position, theta=bases["full_attention"])
+        return plain | {"full_attention": full}
+    assert stated
+    stated.close()
+    reader.only("rope_scaling", None)
+    return {k: _nested(r, head_dim, max_position, None, bases[k]) if r else Rope(bases[k], head_dim)
+            for k, r in types.items()}  # fmt: skip
+
+
+def _nested(reader: Reader, dim: int, max_position: int, original: int | None, theta: float) -> Rope:
+    """Everything that one object says."""
+    theta = reader.optional_number("rope_theta") or theta
+    scaling = _KINDS[_kind(reader)](reader, dim, max_position, original)
+    reader.close()
+    return Rope(theta, dim, scaling)
 
 
 def rotated(reader: Reader, head_dim: int, default: float) -> int:
     """How many numbers of each head are rotated: the whole part of the config's share of it, which must be even."""
     nested = reader.nested("rope_parameters") or reader.nested("rope_scaling")
     own = nested.optional_number("partial_rotary_factor") if nested else None
-    share = own or reader.optional_number("partial_rotary_factor") or default
+    beside = reader.optional_number("partial_rotary_factor")
+    share = own or beside or default
     dim = int(head_dim * share)
     if dim % 2 or not 0 < dim <= head_dim:
         raise reader.refused("partial_rotary_factor", share, f"a share of heads of {head_dim} that is an even number")
@@ -118,4 +149,5 @@ _KINDS: Mapping[str, Callable[[Reader, int, int, int | None], Scaling | None]] =
     "llama3": _llama3,
     "yarn": _yarn,
     "longrope": _longrope,
+    "su": _longrope,  # its name in the first files of Phi-3
 }

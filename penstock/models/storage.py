@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from penstock.ir import Value, emit
+from penstock.models.binding import Wanted
 
 
 def rows(x: Value, start: int, stop: int, dim: int = 0) -> Value:
@@ -37,3 +38,23 @@ def stacked(parts: Sequence[Value]) -> Value:
     """Equal tensors as one with a new first dimension: the experts' matrices."""
     shape = parts[0].type.shape
     return emit("reshape", emit("concat", *parts, dim=0)[0], shape=(len(parts), *shape))[0]
+
+
+def fused_qkv(wanted: Wanted, name: str, *, grouped: bool = False, flipped: bool = False) -> Value:
+    """The q, k or v that is `wanted`, of one tensor with all rows of q, then k, then v.
+
+    `grouped`: by KV head, each with its queries first. `flipped`: the matrix multiplies from the right.
+    """
+    mixer = wanted.spec.layers[wanted.layer].mixer
+    kv_heads, size = mixer.kv_heads, mixer.head_dim
+    sizes, index = (mixer.heads * size, kv_heads * size, kv_heads * size), "qkv".index(wanted.part.split(".")[1])
+    if flipped and len(wanted.shape) == 2:
+        x = transposed(wanted.tensor(name, wanted.shape[1], sum(sizes)))
+    else:
+        x = wanted.tensor(name, sum(sizes), *wanted.shape[1:])
+    return by_group(x, kv_heads, [s // kv_heads for s in sizes], index) if grouped else part(x, sizes, index)
+
+
+def constant(wanted: Wanted, value: float) -> Value:
+    """A weight that the model has not, and that is this number everywhere."""
+    return emit("random", shape=wanted.shape, format=wanted.format, seed=0, std=0.0, mean=value)[0]

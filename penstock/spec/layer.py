@@ -67,6 +67,7 @@ class Mlp:
     act: str
     bias: bool = False
     gated: bool = True
+    limit: float = 0.0  # of act "swiglu_clamped", on both of its operands; 0: none
 
 
 @kind
@@ -95,7 +96,7 @@ class Moe:
     """A mixture of experts: the sum of the chosen ones, each by its weight. (Shazeer et al. 2017.)"""
 
     router: Router
-    expert: Mlp
+    expert: Mlp  # gated
     shared: Mlp | None = None  # one more that every token goes to
     shared_gate: bool = False  # the shared one times the sigmoid of a product of the token
 

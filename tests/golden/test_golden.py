@@ -9,14 +9,14 @@ import pytest
 from penstock.compiler import pipeline
 from penstock.compiler.lower import lower
 from penstock.ir.text import graph_from_json, graph_to_json, parse_graph, print_graph
-from tests.golden.specs import FAMILIES, forward
+from tests.golden.specs import GOLDEN, forward
 
 FOLDER = Path(__file__).parent
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", GOLDEN)
 def test_fused_graph(family: str, update_golden: bool) -> None:
-    graph, _ = pipeline.run(forward(FAMILIES[family]))
+    graph, _ = pipeline.run(forward(GOLDEN[family]))
     path, text = FOLDER / f"{family}.txt", print_graph(graph)
     if update_golden:
         path.write_text(text)
@@ -24,12 +24,12 @@ def test_fused_graph(family: str, update_golden: bool) -> None:
 
 
 def test_no_golden_file_is_left_over() -> None:
-    assert {p.stem for p in FOLDER.glob("*.txt")} == set(FAMILIES)
+    assert {p.stem for p in FOLDER.glob("*.txt")} == set(GOLDEN)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", GOLDEN)
 def test_print_parse_print(family: str) -> None:
-    built = forward(FAMILIES[family])
+    built = forward(GOLDEN[family])
     fused, _ = pipeline.run(built)
     for graph in (built, fused, lower(fused).graph, *lower(fused).weights.values()):
         text = print_graph(graph)

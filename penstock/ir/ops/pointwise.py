@@ -93,6 +93,18 @@ def glu(gate: Any, up: Any, *, act: str) -> Any:
     return activation(gate.float(), act) * up.float()
 
 
+def _gate_rows(x: Type, gate: Type) -> Type:
+    if gate.shape != (*x.shape[:-1], 1):
+        raise ValueError(f"gates {gate.shape} are not one for each row of {x.shape}")
+    return x
+
+
+@op(_gate_rows, example=example)
+def gate_rows(x: Any, gate: Any) -> Any:
+    """x * sigmoid(gate), a gate for each row. x: [T,E], gate: [T,1]."""
+    return x.float() / (1 + torch.exp(-gate.float()))
+
+
 def _split(x: Type, *, sizes: tuple[int, ...]) -> tuple[Type, ...]:
     if sum(sizes) != x.shape[-1]:
         raise ValueError(f"sizes {sizes} do not sum to {x.shape[-1]}")

@@ -60,10 +60,10 @@ def pad(x: Any, *, dim: int, size: int) -> Any:
     return torch.nn.functional.pad(x, behind)
 
 
-@op(lambda x: Type(x.shape[::-1], x.format), weight=True)
+@op(lambda x: Type((*x.shape[:-2], x.shape[-1], x.shape[-2]), x.format), weight=True)
 def transpose(x: Any) -> Any:
-    """Rows become columns."""
-    return x.t()
+    """Rows become columns, of each matrix where there are several."""
+    return x.transpose(-1, -2)
 
 
 def _reshape(x: Type, *, shape: tuple[int, ...]) -> Type:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 from typing import Any
 
-from penstock.models.binding import Wanted
-from penstock.models.config import MAX_SIZE, Reader
+from penstock.models.binding import Source, Wanted
+from penstock.models.config import IGNORED, MAX_SIZE, NEUTRAL, Reader
 from penstock.models.rope_config import reach, read_rope
 from penstock.spec import AnyNorm, Attention, FeedForward, LayerSpec, ModelSpec, Norm
 
@@ -32,12 +34,17 @@ _PARTS = {
 _WHOLE = {"embedding": "model.embed_tokens", "final_norm": "model.norm", "head": "lm_head"}
 
 
-def source(wanted: Wanted) -> str:
+def source(wanted: Wanted, parts: Mapping[str, str] = _PARTS) -> str:
     """layers.0.attention.q.weight -> model.layers.0.self_attn.q_proj.weight, and so on."""
     part, _, kind = wanted.part.rpartition(".")
     if wanted.layer < 0:
         return f"{_WHOLE[part]}.{kind}"
-    return f"model.layers.{wanted.layer}.{_PARTS[part]}.{kind}"
+    return f"model.layers.{wanted.layer}.{parts[part]}.{kind}"
+
+
+def renaming(names: Mapping[str, str]) -> Source:
+    """`source`, but for some parts of a layer that the family calls something else."""
+    return partial(source, parts=_PARTS | dict(names))
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,26 +74,45 @@ def read_heads(reader: Reader, *, kv_heads: int | None = None, head_dim: int | N
 
 
 def read_attention(
-    reader: Reader,
-    heads: Heads,
-    limit: int,
-    *,
-    qkv_bias: bool = False,
-    out_bias: bool = False,
-    qk_norm: Norm | None = None,
-) -> Attention:
-    """Attention over all that came before, scaled by 1/sqrt(D); `limit` is the config's number of positions."""
-    rope = read_rope(reader, heads.head_dim, limit)
-    scale = heads.head_dim**-0.5
-    return Attention(heads.heads, heads.kv_heads, heads.head_dim, scale, rope, qkv_bias, out_bias, qk_norm)
+    reader: Reader, heads: Heads, limit: int, *,
+    qkv_bias: bool = False, out_bias: bool = False, qk_norm: Norm | None = None, **rope: Any,
+) -> Attention:  # fmt: skip
+    """Attention over all that came before, scaled by 1/sqrt(D); `limit` is the config's number of positions.
+
+    `rope`: what `read_rope` is told about the family.
+    """
+    turning, scale = read_rope(reader, heads.head_dim, limit, **rope), heads.head_dim**-0.5
+    return Attention(heads.heads, heads.kv_heads, heads.head_dim, scale, turning, qkv_bias, out_bias, qk_norm)
 
 
-def read_norm(reader: Reader, offset: float = 0.0) -> Norm:
-    return Norm(reader.number("rms_norm_eps", 1e-6), offset)
+def read_norm(reader: Reader, offset: float = 0.0, default: float = 1e-6) -> Norm:
+    """`default`: the family's eps where the config says none."""
+    return Norm(reader.number("rms_norm_eps", default), offset)
+
+
+# Keys that transformers up to 4 wrote into every object of a config, with the defaults of its base class.
+OBJECT_KEYS = (*chain.from_iterable(IGNORED.values()), *NEUTRAL)
+
+
+def object_of(reader: Reader, key: str, default: Mapping[str, Any] | None = None) -> Reader:
+    """The object under `key`, or one of the default's keys where there is none."""
+    return reader.nested(key) or Reader(default or {}, key)
 
 
 def read_layers(reader: Reader) -> int:
     return reader.size("num_hidden_layers", most=MAX_LAYERS)
+
+
+def read_layer_types(reader: Reader, derived: Sequence[str], windows: bool = True) -> list[str]:
+    """What each layer is, by `layer_types`, or where the config has none by `derived`, one after another, repeated.
+
+    Without `windows` only full attention is known.
+    """
+    count, known = read_layers(reader), ("full_attention", "sliding_attention")[: 2 if windows else 1]
+    types = reader.get("layer_types", None) or [derived[i % len(derived)] for i in range(count)]
+    if not isinstance(types, list) or len(types) != count or any(t not in known for t in types):
+        raise reader.refused("layer_types", types, f"a list of {count} of {', '.join(known)}")
+    return types
 
 
 def decoder(
@@ -102,13 +128,13 @@ def assemble(
     reader: Reader, layers: Sequence[LayerSpec], norm: AnyNorm | None, limit: int, *, tied: bool = False, **facts: Any
 ) -> ModelSpec:
     """A decoder of these layers; `tied` is the family's default, `facts` further fields of the spec."""
-    rope = layers[0].mixer.rope
+    ropes = {layer.mixer.rope for layer in layers if layer.mixer.rope}
     return ModelSpec(
         layers=tuple(layers),
         vocab_size=reader.size("vocab_size"),
         hidden_size=reader.size("hidden_size"),
         final_norm=norm,
-        max_position=reach(rope, limit) if rope else limit,
+        max_position=max((reach(rope, limit) for rope in ropes), default=limit),
         tied_head=reader.flag("tie_word_embeddings", tied),
         **facts,
     )

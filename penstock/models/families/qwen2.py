@@ -29,10 +29,7 @@ def windowed(reader: Reader, mixer: Attention) -> list[Attention]:
         raise reader.refused("max_window_layers", first, "a number of layers")
     window = window if use and reader.get("sliding_window", 4096) is not None else None
     derived = ["sliding_attention" if window and i >= first else "full_attention" for i in range(count)]
-    types = reader.get("layer_types", None) or derived
-    known = ("full_attention", "sliding_attention") if window else ("full_attention",)
-    if not isinstance(types, list) or len(types) != count or any(t not in known for t in types):
-        raise reader.refused("layer_types", types, f"a list of {count} of {', '.join(known)}")
+    types = common.read_layer_types(reader, derived, windows=window is not None)
     return [replace(mixer, window=window or 0) if t == "sliding_attention" else mixer for t in types]
 
 

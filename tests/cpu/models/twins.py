@@ -95,6 +95,13 @@ for _module in pkgutil.iter_modules(cases.__path__):
     CASES |= importlib.import_module(f"{cases.__name__}.{_module.name}").CASES
 
 
+def _sizes(family: str, more: Mapping[str, Any]) -> dict[str, Any]:
+    """Of SIZES, those that the family's config knows and the case does not state under the family's own name."""
+    config = transformers.CONFIG_MAPPING[family]
+    fields, names = config.__dataclass_fields__, config.attribute_map
+    return {k: v for k, v in SIZES.items() if k in fields or (k in names and names[k] not in more)}
+
+
 def save_twin(case: str, directory: Path, changes: Mapping[str, Any] | None = None, **save: Any) -> Any:
     """Build the case's model with random weights, save it to `directory`, and return it in float32.
 
@@ -102,7 +109,7 @@ def save_twin(case: str, directory: Path, changes: Mapping[str, Any] | None = No
     """
     family, more = CASES[case]
     torch.manual_seed(sum(map(ord, case)))
-    config = transformers.AutoConfig.for_model(family, **{**SIZES, **more, **(changes or {})})
+    config = transformers.AutoConfig.for_model(family, **{**_sizes(family, more), **more, **(changes or {})})
     config.architectures = None  # save_pretrained fills it in
     model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=torch.float32)
     with torch.no_grad():

@@ -1,0 +1,104 @@
+"""DBRX: fine-grained experts, norms without bias, clipped and fused queries, keys and values. (Databricks 2024.)"""
+
+from __future__ import annotations
+
+from penstock.ir import Value, emit
+from penstock.models.binding import Wanted
+from penstock.models.config import Reader
+from penstock.models.families import decoder as common
+from penstock.models.families.experts import MAX_EXPERTS
+from penstock.models.registry import Family
+from penstock.models.storage import part
+from penstock.spec import Attention, LayerNorm, LayerSpec, Mlp, ModelSpec, Moe, Rope, Router
+
+_PARTS = {
+    "mixer_norm": "norm_attn_norm.norm_1",
+    "feedforward_norm": "norm_attn_norm.norm_2",
+    "attention.o": "norm_attn_norm.attn.out_proj",
+    "feedforward.router": "ffn.router.layer",
+}
+_WHOLE = {"embedding": "transformer.wte", "final_norm": "transformer.norm_f", "head": "lm_head"}
+_QKV = {"attention.q": 0, "attention.k": 1, "attention.v": 2}
+
+
+def read(reader: Reader) -> ModelSpec:
+    """Sizes bear names of their own, and attention and feed-forward have objects of their own."""
+    hidden, limit = reader.size("d_model"), reader.size("max_seq_len")
+    norm = LayerNorm(1e-5, bias=False)
+    reader.ignore(("emb_pdrop", "router_aux_loss_coef", "output_router_logits"))
+    layer = LayerSpec(_attention(reader, hidden), _moe(reader), norm, norm)
+    return ModelSpec(
+        layers=(layer,) * reader.size("n_layers", most=common.MAX_LAYERS),
+        vocab_size=reader.size("vocab_size"),
+        hidden_size=hidden,
+        final_norm=norm,
+        max_position=limit,
+        tied_head=reader.flag("tie_word_embeddings", False),
+    )
+
+
+def _attention(reader: Reader, hidden: int) -> Attention:
+    heads, own = reader.size("n_heads"), common.object_of(reader, "attn_config")
+    kv, new = own.size("kv_n_heads", 1), reader.nested("rope_parameters")
+    if hidden % heads or heads % kv:
+        raise reader.refused("n_heads", heads, f"a divisor of d_model = {hidden} and a multiple of kv_n_heads = {kv}")
+    reader.only("num_key_value_heads", kv)  # written beside it by transformers from 5 on
+    theta = own.optional_number("rope_theta") or (new.optional_number("rope_theta") if new else None) or 10000.0
+    if new:
+        new.only("rope_type", "default")
+        new.close()
+    clip, size = own.optional_number("clip_qkv") or 0.0, hidden // heads
+    own.ignore((*common.OBJECT_KEYS, "attn_pdrop"))
+    own.close()
+    return Attention(heads, kv, size, size**-0.5, Rope(theta, size), clip=clip)
+
+
+def _moe(reader: Reader) -> Moe:
+    own = common.object_of(reader, "ffn_config")
+    act = common.object_of(own, "ffn_act_fn", {"name": "silu"})
+    expert = Mlp(own.size("ffn_hidden_size", 3584), act.choice("name", common.SILU))
+    act.close()
+    experts, chosen = own.size("moe_num_experts", 4, MAX_EXPERTS), own.size("moe_top_k", 1)
+    if chosen > experts:
+        raise own.refused("moe_top_k", chosen, f"at most moe_num_experts = {experts}")
+    power = own.optional_number("moe_normalize_expert_weights") or 0.0
+    if power not in (0.0, 1.0, 2.0):
+        raise own.refused("moe_normalize_expert_weights", power, "null, 1 or 2")
+    own.ignore((*common.OBJECT_KEYS, "moe_jitter_eps", "moe_loss_weight", "uniform_expert_assignment", "hidden_size"))
+    own.close()
+    return Moe(Router(experts, chosen, renormalize=power), expert)
+
+
+def source(wanted: Wanted) -> str | Value:
+    name, _, kind = wanted.part.rpartition(".")
+    if wanted.layer < 0:
+        return f"{_WHOLE[name]}.{kind}"
+    prefix = f"transformer.blocks.{wanted.layer}"
+    if name in _QKV:
+        return _projection(wanted, f"{prefix}.norm_attn_norm.attn.Wqkv.weight", _QKV[name])
+    if name.startswith("feedforward.experts"):
+        return _experts(wanted, f"{prefix}.ffn.experts.mlp", name)
+    return f"{prefix}.{_PARTS[name]}.{kind}"
+
+
+def _projection(wanted: Wanted, name: str, index: int) -> Value:
+    mixer, hidden = wanted.spec.layers[wanted.layer].mixer, wanted.spec.hidden_size
+    sizes = [count * mixer.head_dim for count in (mixer.heads, mixer.kv_heads, mixer.kv_heads)]
+    return part(wanted.tensor(name, sum(sizes), hidden), sizes, index)
+
+
+def _experts(wanted: Wanted, prefix: str, name: str) -> Value:
+    """Each of w1 (gate), v1 (up) and w2 (the transposed way down) holds all experts below one another."""
+    moe, hidden = wanted.spec.layers[wanted.layer].feedforward, wanted.spec.hidden_size
+    assert isinstance(moe, Moe)
+    count, size = moe.router.experts, moe.expert.size
+
+    def whole(name: str) -> Value:
+        return emit("reshape", wanted.tensor(f"{prefix}.{name}", count * size, hidden), shape=(count, size, hidden))[0]
+
+    if name.endswith(".in"):
+        return emit("concat", whole("w1"), whole("v1"), dim=1)[0]
+    return emit("transpose", whole("w2"))[0]
+
+
+FAMILY = Family("dbrx", ("DbrxForCausalLM",), read, source)

@@ -1,0 +1,50 @@
+"""What the families with mixtures of experts share: how their files store experts, and which layers have them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from penstock.ir import Value, emit
+from penstock.models.binding import Wanted
+from penstock.models.config import Reader
+from penstock.models.families import decoder as common
+from penstock.models.storage import stacked
+from penstock.spec import FeedForward, Moe, Router
+
+MAX_EXPERTS = 4096  # far beyond any model; each becomes nodes before tensors are compared
+TRAINING = ("router_aux_loss_coef", "output_router_logits", "router_jitter_noise")
+
+
+def read_router(reader: Reader, renormalize: float) -> Router:
+    """softmax over all, then the best."""
+    key = reader.spelled("num_local_experts", "num_experts")
+    experts, chosen = reader.size(key, most=MAX_EXPERTS), reader.size("num_experts_per_tok")
+    reader.ignore(TRAINING)
+    if chosen > experts:
+        raise reader.refused("num_experts_per_tok", chosen, f"at most {key} = {experts}")
+    return Router(experts, chosen, renormalize=renormalize)
+
+
+def from_experts(wanted: Wanted, prefix: str, gate: str, up: str, down: str) -> Value | None:
+    """The experts' arrays where each expert has matrices of its own, `{prefix}.0.{gate}` ...; None for other parts."""
+    if not wanted.part.startswith("feedforward.experts."):
+        return None
+    part = wanted.spec.layers[wanted.layer].feedforward
+    assert isinstance(part, Moe)
+    rows, columns = part.expert.size, wanted.spec.hidden_size
+    names, shape = ((gate, up), (rows, columns)) if ".in." in wanted.part else ((down,), (columns, rows))
+    return stacked([_matrices(wanted, f"{prefix}.{i}", names, shape) for i in range(part.router.experts)])
+
+
+def _matrices(wanted: Wanted, prefix: str, names: Sequence[str], shape: tuple[int, int]) -> Value:
+    parts = [wanted.tensor(f"{prefix}.{name}.weight", *shape) for name in names]
+    return parts[0] if len(parts) == 1 else emit("concat", *parts, dim=0)[0]
+
+
+def sparse_layers(reader: Reader, dense: FeedForward, moe: Moe) -> list[FeedForward]:
+    """One feed-forward a layer: every `decoder_sparse_step`-th has experts, but for those of `mlp_only_layers`."""
+    count, step = common.read_layers(reader), reader.size("decoder_sparse_step", 1)
+    only = reader.get("mlp_only_layers", None) or []
+    if not isinstance(only, list) or any(type(i) is not int or not 0 <= i < count for i in only):
+        raise reader.refused("mlp_only_layers", only, f"a list of layers below {count}")
+    return [moe if (i + 1) % step == 0 and i not in only else dense for i in range(count)]

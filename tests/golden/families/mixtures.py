@@ -1,0 +1,38 @@
+"""Mixtures of experts, a tiny model of each form."""
+
+from __future__ import annotations
+
+from penstock.spec import Attention, LayerNorm, LayerSpec, Mlp, ModelSpec, Moe, Norm, Rope, Router
+
+_ROPE, _NORM, _PLAIN = Rope(1e6, 8), Norm(1e-5), LayerNorm(1e-5, bias=False)
+_EXPERT = Mlp(24, "silu")
+
+
+def _model(layer: LayerSpec, **facts: object) -> ModelSpec:
+    return ModelSpec((layer,) * 2, 48, 32, layer.mixer_norm, 64, **facts)  # type: ignore[arg-type]
+
+
+def _attention(**changes: object) -> Attention:
+    return Attention(4, 2, 8, 8**-0.5, _ROPE, **changes)  # type: ignore[arg-type]
+
+
+FAMILIES: dict[str, ModelSpec] = {
+    "mixtral": _model(LayerSpec(_attention(), Moe(Router(4, 2, renormalize=1.0), _EXPERT), _NORM, _NORM)),
+    "qwen2_moe": _model(
+        LayerSpec(
+            _attention(qkv_bias=True), Moe(Router(6, 2), _EXPERT, Mlp(40, "silu"), shared_gate=True), _NORM, _NORM
+        )
+    ),
+    "qwen3_moe": _model(
+        LayerSpec(_attention(qk_norm=Norm(1e-6)), Moe(Router(8, 3, renormalize=1.0), _EXPERT), _NORM, _NORM)
+    ),
+    "dbrx": _model(
+        LayerSpec(_attention(clip=8.0), Moe(Router(4, 2, renormalize=1.0), _EXPERT), _PLAIN, _PLAIN),
+    ),
+    "grok1": _model(
+        LayerSpec(_attention(softcap=30.0), Moe(Router(4, 2), Mlp(24, "gelu")), _NORM, _NORM, _NORM, _NORM),
+        tied_head=True,
+        embedding_scale=78.38367176906169,
+        logit_scale=0.5773502691896257,
+    ),
+}
