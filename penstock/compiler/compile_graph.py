@@ -25,7 +25,7 @@ from penstock.engine.manifest import Engine
 from penstock.engine.profile import Profile
 from penstock.errors import CheckpointError, GraphError, OptionError
 from penstock.formats import parse
-from penstock.ir.graph import Graph, Node
+from penstock.ir.graph import Graph, Node, Type
 from penstock.ir.lazy import torch
 from penstock.kernels.device import detect
 from penstock.models.checkpoint import Checkpoint
@@ -99,9 +99,9 @@ def _key(front: Frontend, weights: Mapping[str, Any], text: Path | None, device:
 def _check_step(graph: Graph, profile: Profile) -> int:
     """The size of the vocabulary. Raises GraphError where the graph is not one step of a model in this profile."""
     prepared = prepare_graph(profile)
-    given = {name: value.type for name, value in zip(prepared.names, prepared.outputs, strict=True)}
+    given = {name: _by_table(v.type, profile) for name, v in zip(prepared.names, prepared.outputs, strict=True)}
     for node in graph.leaves("input"):
-        if given.get(node.name) != node.types[0]:
+        if given.get(node.name) != _by_table(node.types[0], profile):
             known = ", ".join(f"{name} {type}" for name, type in given.items() if name != "slots")
             raise GraphError(f"input {node.name!r} of type {node.types[0]} is not what a step brings; it has {known}")
     results = dict(zip(graph.names, graph.outputs, strict=True))
@@ -116,7 +116,15 @@ def _check_step(graph: Graph, profile: Profile) -> int:
         raise GraphError(f"results {sorted(results)} beside 'logits' are not the graph's states, {sorted(states)}")
     if wrong := graph.leaves("weight"):
         raise GraphError(f"leaf {wrong[0].name!r} is a 'weight', which compiling makes; give a 'tensor'")
+    if not states:
+        raise GraphError("the graph has no state; a step of a model leaves keys and values for those that follow")
     return int(shape[1])
+
+
+def _by_table(type: Type, profile: Profile) -> Type:
+    """With M for the blocks of a table's row, which is what graphs call them."""
+    first, *rest = type.shape or (0,)
+    return Type((first, *("M" if d == profile.table_width else d for d in rest)), type.format) if rest else type
 
 
 def _check_state(node: Node, profile: Profile) -> None:

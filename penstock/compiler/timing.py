@@ -188,7 +188,7 @@ class CudaTimer:
             seconds += [self._replay(graph, case) for _ in range(REPEATS - FEW)]
         return summary(seconds, count)
 
-    def _case(self, site: Site, sizes: Sizes, layouts: Layouts) -> _Case:
+    def _case(self, site: Site, sizes: Sizes, layouts: Layouts = ()) -> _Case:
         key = f"{site.key}{dict(sizes)}{layouts}"
         if self._last[0] != key:
             self._last = ("", None)  # frees what it held before the next is made

@@ -9,12 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 import penstock
 from penstock import LLM, SamplingParams
 from penstock.cli import main
-from penstock.engine import store
+from penstock.engine import manifest
 from penstock.engine.profile import Profile
 from penstock.errors import CheckpointError, GraphError, OptionError, PluginError
 from penstock.ir import Graph, emit, leaf, tensor
@@ -56,6 +55,9 @@ def test_a_graph_and_arrays_say_what_the_checkpoint_says(
         assert llm.generate("In the", GREEDY)[0].outputs[0].text
     assert engine.directory is not None and main(["inspect", str(engine.directory)]) == 0
     assert "penstock.compile" in capsys.readouterr().out
+    lost = manifest.from_json(manifest.to_json(engine))
+    with pytest.raises(OptionError, match="not read from a directory"):
+        LLM(lost, device="cpu")
     alone = Path(shutil.copytree(engine.directory, tmp_path / "alone"))
     with LLM(alone, device="cpu") as llm:
         assert tokens(llm) == want
@@ -96,6 +98,10 @@ def small(tokens: Any = None, logits: str = "logits", out: str = "f32", **states
     return Graph((emit("linear", h, table, out=out)[0], *states.values()), (logits, *states))
 
 
+def with_state() -> Graph:
+    return small(kv=leaves("kv", "N", 2, 1, 64, 4, kind="state", format="f32", group="paged0"))
+
+
 TABLE = np.zeros((9, 4), np.float32)
 OTHER_BLOCK = leaves("kv", "N", 2, 1, 16, 4, kind="state", format="f32", group="paged0")
 NO_GROUP = leaves("kv", "N", 2, 1, 64, 4, kind="state", format="f32")
@@ -113,11 +119,12 @@ WRONG: list[tuple[Callable[[], Graph], dict[str, Any], type[Exception], str]] = 
     (lambda: small(kv=NO_GROUP), {}, GraphError, "as the attribute `group`"),
     (lambda: small(more=leaves("positions", "T")), {}, GraphError, r"results \['more'\]"),
     (lambda: small(leaves("tokens", "T", kind="weight")), {}, GraphError, "a 'tensor'"),
-    (small, {}, CheckpointError, "weights lack table"),
-    (small, {"table": TABLE, "more": TABLE}, CheckpointError, "weights hold more"),
-    (small, {"table": TABLE.T}, CheckpointError, r"weight 'table' is torch.float32\[4, 9\], not f32\[9,4\]"),
-    (small, {"table": TABLE.astype(np.int32)}, CheckpointError, "torch.int32"),
-    (small, {"table": "text"}, CheckpointError, "weight 'table' is no array"),
+    (small, {"table": TABLE}, GraphError, "no state"),
+    (with_state, {}, CheckpointError, "weights lack table"),
+    (with_state, {"table": TABLE, "more": TABLE}, CheckpointError, "weights hold more"),
+    (with_state, {"table": TABLE.T}, CheckpointError, r"weight 'table' is torch.float32\[4, 9\], not f32\[9,4\]"),
+    (with_state, {"table": TABLE.astype(np.int32)}, CheckpointError, "torch.int32"),
+    (with_state, {"table": "text"}, CheckpointError, "weight 'table' is no array"),
 ]
 
 
@@ -133,18 +140,8 @@ def test_what_does_not_fit_is_refused_before_any_work(
 def test_options_are_checked(tmp_path: Path) -> None:
     where = {"device": "cpu", "cache_dir": tmp_path}
     with pytest.raises(OptionError, match=r"eos=\[9\] holds 9, which is no token id from 0 to 8"):
-        penstock.compile(small(), {"table": TABLE}, PROFILE, eos=[9], **where)
+        penstock.compile(with_state(), {"table": TABLE}, PROFILE, eos=[9], **where)
     with pytest.raises(PluginError, match="no_such_plugin"):
-        penstock.compile(small(), {"table": TABLE}, PROFILE, plugins=["no_such_plugin"], **where)
+        penstock.compile(with_state(), {"table": TABLE}, PROFILE, plugins=["no_such_plugin"], **where)
     with pytest.raises(TypeError, match="unexpected keyword"):
-        penstock.compile(small(), {"table": TABLE}, PROFILE, magic=1, **where)
-
-
-def test_a_model_without_states_and_an_engine_without_a_place(tmp_path: Path) -> None:
-    rng = torch.Generator().manual_seed(0)
-    arrays = {"table": torch.randn(9, 4, generator=rng)}
-    engine = penstock.compile(small(), arrays, PROFILE, output=tmp_path / "out", device="cpu")
-    assert engine.directory == tmp_path / "out" and store.load(tmp_path / "out") == engine
-    lost = penstock.engine.manifest.from_json(penstock.engine.manifest.to_json(engine))
-    with pytest.raises(OptionError, match="not read from a directory"):
-        LLM(lost, device="cpu")
+        penstock.compile(with_state(), {"table": TABLE}, PROFILE, magic=1, **where)

@@ -120,7 +120,7 @@ for _ in range(8):
     q, k, v = ((x @ t[name].T).unflatten(-1, (H, D)) for name in "qkv")
     y = torch.nn.functional.scaled_dot_product_attention(*(z.transpose(0, 1) for z in (turn(q), turn(k), v)), is_causal=True)
     h = h + y.transpose(0, 1).flatten(-2) @ t["o"].T
-    ids.append(int((h[-1] @ t["table"].T).argmax()))
+    ids.append(int((h[-1] @ t["head"].T).argmax()))
 assert list(output.outputs[0].token_ids) == ids[3:], (output.outputs[0].token_ids, ids)
 assert len(set(ids)) > 4
 """  # noqa: E501
