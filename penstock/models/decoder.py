@@ -7,9 +7,9 @@ import struct
 from penstock.ir import Graph, Type, Value, emit, leaf, tensor
 from penstock.models.binding import Binding
 from penstock.models.feedforward import feedforward
-from penstock.models.mixers import attention
+from penstock.models.mixers import mix
 from penstock.models.step import Frequencies, Inputs, Weights
-from penstock.spec import LayerSpec, ModelSpec
+from penstock.spec import Attention, LayerSpec, ModelSpec
 
 
 def build_forward(
@@ -41,7 +41,8 @@ def _states(spec: ModelSpec, format: str, block_size: int) -> list[Value]:
     for i, mixer in enumerate(layer.mixer for layer in spec.layers):
         size = (mixer.kv_heads, mixer.head_dim, mixer.window)
         group = groups.setdefault(size, f"paged{len(groups)}")
-        kv = tensor(format, "N", 2, mixer.kv_heads, block_size, mixer.head_dim)
+        parts = 2 if isinstance(mixer, Attention) else 1  # keys and values; or one of which both are made
+        kv = tensor(format, "N", parts, mixer.kv_heads, block_size, mixer.head_dim)
         states.append(leaf("state", state_name(i), kv, group=group))
     return states
 
@@ -62,7 +63,7 @@ def _layer(
 ) -> tuple[Value, Value]:
     post = spec.residual == "post"
     h = x if post else weights.norm(x, "mixer_norm", spec.mixer_norm)
-    mixed, kv = attention(h, kv, spec.mixer, weights.below("attention"), inputs, freqs)
+    mixed, kv = mix(h, kv, spec.mixer, weights.below("attention"), inputs, freqs)
     mixed = _scaled(weights.norm(mixed, "mixer_post_norm", spec.mixer_post_norm), spec)
     if spec.residual == "parallel":
         h = weights.norm(x, "feedforward_norm", spec.feedforward_norm) if spec.feedforward_norm else h

@@ -89,11 +89,11 @@ def kv_append(kv: Any, k: Any, v: Any, positions: Any, rows: Any, block_table: A
     at, block = positions[live].long(), kv.shape[3]
     blocks = block_table[rows[live].long(), at // block].long()
     for part, x in enumerate((k, v)):
-        kv[blocks, part, :, at % block] = _narrowed(x[live], kv.dtype).unflatten(-1, (kv.shape[2], -1))
+        kv[blocks, part, :, at % block] = narrowed(x[live], kv.dtype).unflatten(-1, (kv.shape[2], -1))
     return kv
 
 
-def _narrowed(x: Any, dtype: Any) -> Any:
+def narrowed(x: Any, dtype: Any) -> Any:
     """Rounded to nearest. Clamped first: some versions of torch make NaN of what is out of range."""
     most = torch.finfo(dtype).max
     return (x.clamp(-most, most) if dtype.itemsize == 1 else x).to(dtype)
