@@ -8,7 +8,7 @@ from penstock.ir import Graph, Type, Value, emit, leaf, tensor
 from penstock.models.binding import Binding
 from penstock.models.feedforward import mlp
 from penstock.models.mixers import attention
-from penstock.models.step import Frequencies, Inputs, Weights
+from penstock.models.step import Frequencies, Inputs, Weights, group_of
 from penstock.spec import LayerSpec, ModelSpec, Norm
 
 
@@ -19,13 +19,14 @@ def build_forward(
 
     `format` is what activations are rounded to, `kv_format` what KV is; None: the same. Results: "logits", f32[L,V],
     and each layer's state under its own name. The states of layers of one class and size bear one group name, the
-    attribute `group`.
+    attribute `group`, and read and write by the group's own block table.
     """
     inputs, states = Inputs.of(spec), _states(spec, kv_format or format, block_size)
-    freqs = Frequencies(inputs)
+    freqs, by_group = Frequencies(inputs), inputs.by_group(states)
     h = _embed(spec, binding, inputs)
     for i, layer in enumerate(spec.layers):
-        h, states[i] = _layer(h, states[i], layer, Weights(binding, f"layers.{i}"), inputs, freqs)
+        own = by_group[group_of(states[i])]
+        h, states[i] = _layer(h, states[i], layer, Weights(binding, f"layers.{i}"), own, freqs)
     h = emit("take_rows", h, inputs.logit_rows)[0]
     h = _norm(h, spec.final_norm, binding["final_norm.weight"])
     logits = emit("linear", h, binding["head.weight"], out="f32")[0]
@@ -42,9 +43,10 @@ def _states(spec: ModelSpec, format: str, block_size: int) -> list[Value]:
     states = []
     for i, mixer in enumerate(layer.mixer for layer in spec.layers):
         size = (mixer.kv_heads, mixer.head_dim, mixer.window)
-        group = groups.setdefault(size, f"paged{len(groups)}")
+        kind, own = ("windowed", {"window": mixer.window}) if mixer.window else ("paged", {})
+        group = groups.setdefault(size, f"{kind}{len(groups)}")
         kv = tensor(format, "N", 2, mixer.kv_heads, block_size, mixer.head_dim)
-        states.append(leaf("state", state_name(i), kv, group=group))
+        states.append(leaf("state", state_name(i), kv, group=group, **own))
     return states
 
 
