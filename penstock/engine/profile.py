@@ -83,7 +83,7 @@ class Profile:
         that scores one more; and a step's worth of tokens, or a request's, whose KV was found.
         """
         found = max(self.max_num_tokens, self.max_seq_len)
-        per_slot = 1 + len(FIELDS) + self.tables * (1 + self.table_width) + self.freqs + self.slots.controls
+        per_slot = 1 + len(FIELDS) + self.tables * self.table_width + self.freqs + self.slots.controls
         return HEADER + ROW * self.max_batch_size + 2 * (self.max_num_tokens + found + self.max_batch_size * per_slot)
 
     @cached_property

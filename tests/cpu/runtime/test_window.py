@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import queue
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from penstock.compiler.build import build
 from penstock.compiler.options import BuildOptions
 from penstock.engine import store
 from penstock.engine.manifest import Engine
+from penstock.engine.memory import kv_bytes, least_blocks, request_bytes, share_blocks
+from penstock.errors import ResourceError
 from penstock.runtime.executor import Executor
 from penstock.runtime.intake import Submission
 from penstock.runtime.requests import RequestOutput, SamplingParams
@@ -118,3 +121,27 @@ def test_beams_share_a_window(twin: tuple[Any, Engine, Path]) -> None:
     whole.windowed.slide = lambda slot, position: None  # type: ignore[method-assign]
     assert watched.run(PROMPTS[1:2], 90, **params) == whole.run(PROMPTS[1:2], 90, **params)
     assert max(watched.used[-80:]) <= 3 * MOST < max(whole.used[-80:])
+
+
+def test_pools_share_what_there_is(twin: tuple[Any, Engine, Path]) -> None:
+    """Where memory is short, in the proportion of requests of four windows; else as much as all slots can use."""
+    engine, (*whole, windowed) = twin[1], twin[1].groups
+    least = least_blocks(engine, engine.profile)
+    chunk = WINDOW + LIMITS["max_num_tokens"] - 2
+    assert least == (*(1 + 256 // BLOCK for _ in whole), 1 + 1 + -(-chunk // BLOCK)) and windowed.window == WINDOW
+    assert share_blocks(engine, kv_bytes(engine, least) - 1, engine.profile) is None
+    assert share_blocks(engine, kv_bytes(engine, least), engine.profile) == least
+    assert share_blocks(engine, 1 << 40, engine.profile) == (1 + 4 * 256 // BLOCK,) * len(least)
+    blocks = share_blocks(engine, 40 * engine.block_bytes, engine.profile)
+    assert blocks is not None and blocks == ((50, 30) if whole else (40,))  # of 80 tokens: 5 blocks, and 3
+    assert kv_bytes(engine, blocks) <= 40 * engine.block_bytes
+    (request,) = {request_bytes(engine, replace(engine.profile, max_batch_size=n)) for n in (1, 4)}
+    assert request == kv_bytes(engine, [n - 1 for n in least])
+
+
+def test_no_room_for_one_request_is_refused(twin: tuple[Any, Engine, Path]) -> None:
+    need = kv_bytes(twin[1], least_blocks(twin[1], twin[1].profile))
+    with pytest.raises(ResourceError, match=r"needs \d+ MiB; lower max_seq_len"):
+        CpuBackend(twin[1], twin[2], kv_bytes=need - 1)
+    kv = Executor(twin[1], CpuBackend(twin[1], twin[2], kv_bytes=need), None).kv
+    assert kv.fits_pools(256) and [t.pool.num_blocks for t in kv.groups] == [*least_blocks(twin[1], twin[1].profile)]
