@@ -24,6 +24,7 @@ from penstock.compiler.work import work_of
 from penstock.compiler.workers import Workshop
 from penstock.engine import store
 from penstock.engine.device import Device
+from penstock.engine.groups import groups_of
 from penstock.engine.program import CONTROLLED_TAIL, TAIL
 from penstock.ir.graph import Graph
 from penstock.kernels.device import detect
@@ -107,6 +108,7 @@ def read_model(model: Path, options: BuildOptions, device: Device) -> Frontend:
     before = build_forward(spec, binding, format, profile.block_size, kv_format)
     after, results = pipeline.run(before)
     lowered = lower(after)
+    profile = profile.for_groups(groups_of(lowered.graph.leaves("state")))
     graphs = {
         "prepare": prepare_graph(profile),
         "forward": lowered.graph,

@@ -86,7 +86,7 @@ def speak(engine: Engine, backend: CpuBackend, prompts: Sequence[list[int]], new
         heard.clear()
         executor.step()
     executor.scheduler.check()
-    assert executor.kv.pool.num_used == 0
+    assert executor.kv.usage == 0
     return spoken
 
 
