@@ -39,7 +39,8 @@ def _turned(
 @triton.jit
 def step(
     qkv_ptr, kv_ptr, positions_ptr, freqs_ptr, rows_ptr, table_ptr, query_start_ptr, query_len_ptr, context_len_ptr,
-    q_norm_ptr, k_norm_ptr, out_ptr, q_out_ptr, acc_ptr, ml_ptr, count_ptr, T, S, M, programs, least,
+    q_norm_ptr, k_norm_ptr, out_ptr, q_out_ptr, acc_ptr, ml_ptr, count_ptr,
+    slopes_ptr, distances_ptr, sinks_ptr, T, S, M, programs, least, R: tl.constexpr,
     H: tl.constexpr, K: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, B: tl.constexpr, SP: tl.constexpr,
     SHORT: tl.constexpr, QP: tl.constexpr, BM: tl.constexpr, W: tl.constexpr, BN: tl.constexpr, TT: tl.constexpr,
     HALF: tl.constexpr, BY_ROW: tl.constexpr, FACTOR: tl.constexpr, NORM: tl.constexpr, EPS: tl.constexpr,
@@ -105,7 +106,8 @@ def step(
     if WINDOW > 0:
         low = tl.maximum(past - WINDOW + 1, 0)
     m, total, acc = over_pages(
-        q, kv_ptr, table, begin, end, low, context, at, head,
+        q, kv_ptr, table, begin, end, low, context, at, head, part,
+        head * G + tl.minimum(r % GP, G - 1), slopes_ptr, distances_ptr, sinks_ptr, R,
         K, D, DP, B, BM, W, BN, SCALE, SOFTCAP, WINDOW, NATIVE,
     )  # fmt: skip
     live = (r < count * GP) & (r % GP < G)
