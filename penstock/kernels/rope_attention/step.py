@@ -99,15 +99,14 @@ def _normal(site: Site) -> bool:
 
 def _named(site: Site, sizes: Sizes, device: Device, config: Config) -> dict[str, Any]:
     shape = Shape.of(site)
-    rotation = position.rotation(site.inputs[3], site.attr("factor", 1.0))
+    rotation = position.rotation(site, site.inputs[3], "factor")
     return {
         **constants(site, sizes, device, _short_row(shape, sizes)),
         **short_constants(shape, config),
         "QP": min(_short_row(shape, sizes), next_power_of_2(sizes["T"])),
         "TT": LOOKED_AT,
-        "HALF": rotation["HALF"],
-        "BY_ROW": rotation["BY_ROW"],
-        "FACTOR": rotation["SCALE"],
+        "FACTOR": rotation.pop("SCALE"),
+        **rotation,
         "NORM": _normal(site),
         "EPS": float(site.attr("eps", 0.0)),
         "OFFSET": float(site.attr("offset", 0.0)),
