@@ -21,7 +21,7 @@ from penstock.models.directory import ModelDirectory
 from penstock.models.registry import family_of
 from penstock.models.trtllm.fields import KEPT
 from penstock.spec import ModelSpec
-from penstock.text.files import text_files
+from penstock.text.legacy import copy_text
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def convert(
     _check_output(model_dir, output_dir)
     with store.replacing(output_dir, "converting") as part:
         (part / "config.json").write_text(json.dumps(plan.config, indent=2))
-        store.copy(text_files(model_dir), model_dir, part)
+        copy_text(model_dir, part)
         written = counting("convert", plan.nbytes, progress)
         for rank, weights in enumerate(plan.files):
             write_weights(weights, plan.checkpoint, part / f"rank{rank}.safetensors", "cpu", written)
