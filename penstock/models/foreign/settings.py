@@ -66,7 +66,7 @@ def _uncommented(raw: str) -> str:
     for index, character in enumerate(raw):
         if quote:
             quote = "" if character == quote else quote
-        elif character in "'\"" and not raw[:index].strip(" -[{,:")[-1:].isalnum():
+        elif character in "'\"" and (index == 0 or raw[index - 1] in " [,"):
             quote = character
         elif character == "#" and (index == 0 or raw[index - 1] == " "):
             return raw[:index]
