@@ -32,8 +32,8 @@ from penstock.models.binding import random_binding
 from penstock.models.checkpoint import Checkpoint
 from penstock.models.decoder import build_forward
 from penstock.models.directory import ModelDirectory
-from penstock.text.files import text_files
 from penstock.text.generation import generation_facts
+from penstock.text.legacy import copy_text
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ def write_engine(planned: Planned, front: Frontend, model: Path, part: Path) -> 
     copy_kernels(planned, part / store.KERNELS)
     (part / store.TIMING).write_text(json.dumps(planned.timing, indent=1))
     (part / store.GRAPH).write_text(_printed(front))
-    store.copy(text_files(model), model, part)
+    copy_text(model, part)
     store.save(replace(planned.engine, build_seconds=planned.seconds), part)
 
 
