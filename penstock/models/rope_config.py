@@ -39,7 +39,8 @@ def rotated(reader: Reader, head_dim: int, default: float) -> int:
     """How many numbers of each head are rotated: the whole part of the config's share of it, which must be even."""
     nested = reader.nested("rope_parameters") or reader.nested("rope_scaling")
     own = nested.optional_number("partial_rotary_factor") if nested else None
-    share = own or reader.optional_number("partial_rotary_factor") or default
+    beside = reader.optional_number("partial_rotary_factor")
+    share = own or beside or default
     dim = int(head_dim * share)
     if dim % 2 or not 0 < dim <= head_dim:
         raise reader.refused("partial_rotary_factor", share, f"a share of heads of {head_dim} that is an even number")

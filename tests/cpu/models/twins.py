@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -92,8 +92,12 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 }  # fmt: skip
 
 
-for _module in pkgutil.iter_modules(cases.__path__):
-    CASES |= importlib.import_module(f"{cases.__name__}.{_module.name}").CASES
+AMENDED: dict[str, Callable[[Any], None]] = {}  # what is done to a case's model of Transformers' before it is saved
+
+for _found in pkgutil.iter_modules(cases.__path__):
+    _module = importlib.import_module(f"{cases.__name__}.{_found.name}")
+    CASES |= _module.CASES
+    AMENDED |= getattr(_module, "AMENDED", {})
 
 
 def sizes(family: str) -> dict[str, Any]:
@@ -113,6 +117,7 @@ def save_twin(case: str, directory: Path, changes: Mapping[str, Any] | None = No
     config = transformers.AutoConfig.for_model(family, **{**sizes(family), **more, **(changes or {})})
     config.architectures = None  # save_pretrained fills it in
     model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=torch.float32)
+    AMENDED.get(case, lambda model: None)(model)
     with torch.no_grad():
         for parameter in model.parameters():
             # Every norm and bias differs from its neutral start, and matrices make logits that tell tokens apart.
