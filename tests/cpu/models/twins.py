@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Mapping
-from dataclasses import fields
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +91,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 }  # fmt: skip
 
 
-AMENDED: dict[str, Callable[[Any], None]] = {}  # what is done to a case's model of Transformers' before it is saved
+AMENDED: dict[str, Any] = {}  # what a case does to Transformers' model before it is saved
 
 for _found in pkgutil.iter_modules(cases.__path__):
     _module = importlib.import_module(f"{cases.__name__}.{_found.name}")
@@ -100,11 +99,11 @@ for _found in pkgutil.iter_modules(cases.__path__):
     AMENDED |= getattr(_module, "AMENDED", {})
 
 
-def sizes(family: str) -> dict[str, Any]:
-    """Those that the family's config knows, be it by another word: what it does not know it would save all the same."""
-    kind = transformers.CONFIG_MAPPING[family]
-    known = {each.name for each in fields(kind)} | set(kind.attribute_map)
-    return {key: value for key, value in SIZES.items() if key in known}
+def _sizes(family: str, more: Mapping[str, Any]) -> dict[str, Any]:
+    """Of SIZES, those that the family's config knows and the case does not state under the family's own name."""
+    config = transformers.CONFIG_MAPPING[family]
+    fields, names = config.__dataclass_fields__, config.attribute_map
+    return {k: v for k, v in SIZES.items() if k in fields or (k in names and names[k] not in more)}
 
 
 def save_twin(case: str, directory: Path, changes: Mapping[str, Any] | None = None, **save: Any) -> Any:
@@ -114,11 +113,11 @@ def save_twin(case: str, directory: Path, changes: Mapping[str, Any] | None = No
     """
     family, more = CASES[case]
     torch.manual_seed(sum(map(ord, case)))
-    config = transformers.AutoConfig.for_model(family, **{**sizes(family), **more, **(changes or {})})
+    config = transformers.AutoConfig.for_model(family, **{**_sizes(family, more), **more, **(changes or {})})
     config.architectures = None  # save_pretrained fills it in
     model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=torch.float32)
-    AMENDED.get(case, lambda model: None)(model)
     with torch.no_grad():
+        AMENDED.get(case, lambda model: None)(model)
         for parameter in model.parameters():
             # Every norm and bias differs from its neutral start, and matrices make logits that tell tokens apart.
             if parameter.dim() == 1:
