@@ -26,14 +26,12 @@ _WHOLE = {"embedding": "model.embed_tokens", "final_norm": "model.norm", "head":
 
 
 def read(reader: Reader) -> ModelSpec:
-    """Published files state some facts twice, in the words of StarCoder as well."""
-    reader.ignore(classic.TRAINING + classic.PRECISION)
+    """Published files still have the words of StarCoder beside their own, and values that hold no longer."""
+    reader.ignore((*classic.TRAINING, *classic.PRECISION, "activation_function", "layer_norm_epsilon"))
     reader.only("norm_type", "layer_norm")
     reader.only("mlp_type", "default")
     reader.only("scale_attn_weights", True)
     limit, norm = reader.size("max_position_embeddings", 4096), classic.read_norm(reader, "norm_epsilon")
-    reader.only("layer_norm_epsilon", norm.eps)
-    reader.only("activation_function", reader.get("hidden_act", "gelu_pytorch_tanh"))
     heads = classic.read_heads(reader, reader.optional_size("num_key_value_heads", 2))
     bias, window = reader.flag("use_bias", True), reader.optional_size("sliding_window")
     mixer = replace(classic.attention(heads, read_rope(reader, heads.head_dim, limit), bias), window=window or 0)

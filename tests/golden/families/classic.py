@@ -31,7 +31,9 @@ FAMILIES: dict[str, ModelSpec] = {
     "gpt_neox": model(
         LayerSpec(mixer(rope=Rope(10000.0, 2)), replace(BIASED, act="gelu"), NORM, NORM, residual="parallel")
     ),
-    "gptj": model(replace(ONE_NORM, mixer=mixer(biases=False, rope=Rope(10000.0, 4, interleaved=True))), head_bias=True),
+    "gptj": model(
+        replace(ONE_NORM, mixer=mixer(biases=False, rope=Rope(10000.0, 4, interleaved=True))), head_bias=True
+    ),
     "opt-350m": model(
         LayerSpec(mixer(), replace(BIASED, act="relu"), NORM, NORM, residual="post"),
         tied_head=True, learned_positions=64, embedding_size=16, final_norm=None,
