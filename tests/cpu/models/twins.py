@@ -106,11 +106,6 @@ def _sizes(family: str, more: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in SIZES.items() if k in fields or (k in names and names[k] not in more)}
 
 
-def positions(family: str, count: int) -> dict[str, int]:
-    """The longest sequence, where the family's config says one by a name that Transformers shares."""
-    return {key: count for key in _sizes(family, {}) if key == "max_position_embeddings"}
-
-
 def save_twin(case: str, directory: Path, changes: Mapping[str, Any] | None = None, **save: Any) -> Any:
     """Build the case's model with random weights, save it to `directory`, and return it in float32.
 
