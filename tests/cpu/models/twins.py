@@ -91,8 +91,12 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 }  # fmt: skip
 
 
-for _module in pkgutil.iter_modules(cases.__path__):
-    CASES |= importlib.import_module(f"{cases.__name__}.{_module.name}").CASES
+AMENDED: dict[str, Any] = {}  # what a case does to Transformers' model before it is saved
+
+for _found in pkgutil.iter_modules(cases.__path__):
+    _module = importlib.import_module(f"{cases.__name__}.{_found.name}")
+    CASES |= _module.CASES
+    AMENDED |= getattr(_module, "AMENDED", {})
 
 
 def _sizes(family: str, more: Mapping[str, Any]) -> dict[str, Any]:
@@ -113,6 +117,7 @@ def save_twin(case: str, directory: Path, changes: Mapping[str, Any] | None = No
     config.architectures = None  # save_pretrained fills it in
     model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=torch.float32)
     with torch.no_grad():
+        AMENDED.get(case, lambda model: None)(model)
         for parameter in model.parameters():
             # Every norm and bias differs from its neutral start, and matrices make logits that tell tokens apart.
             if parameter.dim() == 1:
