@@ -107,7 +107,7 @@ def save_twin(case: str, directory: Path, changes: Mapping[str, Any] | None = No
     """
     family, more = CASES[case]
     torch.manual_seed(sum(map(ord, case)))
-    model = _made(family, {**more, **(changes or {})})
+    model = _made(family, more, changes or {})
     with torch.no_grad():
         for parameter in model.parameters():
             # Every norm and bias differs from its neutral start, and matrices make logits that tell tokens apart.
@@ -119,11 +119,11 @@ def save_twin(case: str, directory: Path, changes: Mapping[str, Any] | None = No
     return model
 
 
-def _made(family: str, more: dict[str, Any]) -> Any:
-    """Transformers' model; a module of our own where it has none."""
+def _made(family: str, keys: dict[str, Any], changes: Mapping[str, Any]) -> Any:
+    """Transformers' model; where it has none a module of our own, whose config is the case's alone."""
     if family in REFERENCES:
-        return REFERENCES[family](more)
-    config = transformers.AutoConfig.for_model(family, **{**SIZES, **more})
+        return REFERENCES[family]({key: changes.get(key, value) for key, value in keys.items()})
+    config = transformers.AutoConfig.for_model(family, **{**SIZES, **keys, **changes})
     config.architectures = None  # save_pretrained fills it in
     return transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=torch.float32)
 

@@ -40,19 +40,23 @@ class Reference(nn.Module):
         super().__init__()
         self.config = dict(config)
 
-    def logits(self, tokens: torch.Tensor) -> torch.Tensor:
-        """i64[T] -> f32[T,V]."""
+    def hidden(self, tokens: torch.Tensor) -> torch.Tensor:
+        """i64[T] -> f32[T,E], behind the last norm."""
+        raise NotImplementedError
+
+    def head(self, x: torch.Tensor) -> torch.Tensor:
+        """f32[T,E] -> f32[T,V]."""
         raise NotImplementedError
 
     def forward(self, tokens: torch.Tensor, **_: Any) -> Output:
-        return Output(torch.stack([self.logits(row) for row in tokens]))
+        return Output(torch.stack([self.head(self.hidden(row)) for row in tokens]))
 
     @torch.no_grad()
     def generate(self, tokens: torch.Tensor, *, max_new_tokens: int, **_: Any) -> Generated:
         """Greedy, one whole pass for each token."""
-        rows = []
+        rows: list[torch.Tensor] = []
         for _step in range(max_new_tokens):
-            rows.append(self(tokens).logits[:, -1])
+            rows.append(self.head(self.hidden(tokens[0])[-1:]))
             tokens = torch.cat([tokens, rows[-1].argmax(-1, keepdim=True)], 1)
         return Generated(tokens, tuple(rows))
 

@@ -70,11 +70,14 @@ class Baichuan(Reference):
         self.model.norm = RmsNorm(c["hidden_size"], c["rms_norm_eps"])
         self.lm_head = nn.Linear(c["hidden_size"], c["vocab_size"], bias=False)
 
-    def logits(self, tokens: torch.Tensor) -> torch.Tensor:
+    def hidden(self, tokens: torch.Tensor) -> torch.Tensor:
         x = self.model.embed_tokens(tokens)
         for layer in self.model.layers:
             x = layer(x)
-        head = self.lm_head.weight
-        if len(head) == 125696:  # Baichuan 2
-            head = head / head.norm(dim=1, keepdim=True)
-        return self.model.norm(x) @ head.T
+        return self.model.norm(x)
+
+    def head(self, x: torch.Tensor) -> torch.Tensor:
+        weight = self.lm_head.weight
+        if len(weight) == 125696:  # Baichuan 2
+            weight = weight / weight.norm(dim=1, keepdim=True)
+        return x @ weight.T

@@ -66,8 +66,11 @@ class ChatGlm(Reference):
         body.rotary_pos_emb.register_buffer("inv_freq", torch.ones(c["kv_channels"] // 4))  # in the files, unread
         body.output_layer = nn.Linear(c["hidden_size"], c["padded_vocab_size"], bias=False)
 
-    def logits(self, tokens: torch.Tensor) -> torch.Tensor:
+    def hidden(self, tokens: torch.Tensor) -> torch.Tensor:
         x = self.transformer.embedding.word_embeddings(tokens)
         for layer in self.transformer.encoder.layers:
             x = layer(x)
-        return self.transformer.output_layer(self.transformer.encoder.final_layernorm(x))
+        return self.transformer.encoder.final_layernorm(x)
+
+    def head(self, x: torch.Tensor) -> torch.Tensor:
+        return self.transformer.output_layer(x)

@@ -61,8 +61,11 @@ class Qwen(Reference):
         self.transformer.ln_f = RmsNorm(c["hidden_size"], c["layer_norm_epsilon"])
         self.lm_head = nn.Linear(c["hidden_size"], c["vocab_size"], bias=False)
 
-    def logits(self, tokens: torch.Tensor) -> torch.Tensor:
+    def hidden(self, tokens: torch.Tensor) -> torch.Tensor:
         x = self.transformer.wte(tokens)
         for block in self.transformer.h:
             x = block(x)
-        return self.lm_head(self.transformer.ln_f(x))
+        return self.transformer.ln_f(x)
+
+    def head(self, x: torch.Tensor) -> torch.Tensor:
+        return self.lm_head(x)
