@@ -17,7 +17,8 @@ MAX_SIZE = 2**31 - 1  # the device indexes with 32 bits
 IGNORED: Mapping[str, tuple[str, ...]] = {
     "where the file came from; the family was chosen by it, and remote code is never run": (
         "_name_or_path", "_commit_hash", "architectures", "auto_map", "model_type", "name_or_path", "torch_dtype",
-        "dtype", "transformers_version", "unsloth_fixed", "unsloth_version", "_attn_implementation_autoset",
+        "dtype", "transformers_version", "unsloth_fixed", "unsloth_version", "_attn_implementation",
+        "_attn_implementation_autoset",
     ),
     "training only": (
         "attention_dropout", "attn_pdrop", "embd_pdrop", "gradient_checkpointing", "hidden_dropout",
@@ -156,6 +157,11 @@ class Reader:
         if value is not None and not isinstance(value, dict):
             raise self.refused(key, value, "an object")
         return Reader(value, f"{self._where}: {key}") if value else None
+
+    def assume(self, **defaults: Any) -> None:
+        """What keys mean that the config leaves out, in a family whose files do so."""
+        self._consumed.update(defaults.keys() - self._config.keys())
+        self._config = {**defaults, **self._config}
 
     def consumed(self, key: str) -> bool:
         return key in self._consumed

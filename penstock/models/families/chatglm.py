@@ -44,11 +44,13 @@ def read(reader: Reader) -> ModelSpec:
     for key, values in _SINGLE.items():
         reader.only(key, *values)
     reader.ignore(_IGNORED)
+    layers = reader.size("num_layers", most=MAX_LAYERS)
+    reader.only("num_hidden_layers", layers)
     bias, norm = reader.flag("add_bias_linear", False), Norm(reader.number("layernorm_epsilon", 1e-5))
     mlp = Mlp(reader.size("ffn_hidden_size"), "silu", bias)
     layer = LayerSpec(_mixer(reader, bias), mlp, norm, norm)
     return ModelSpec(
-        layers=(layer,) * reader.size("num_layers", most=MAX_LAYERS),
+        layers=(layer,) * layers,
         vocab_size=reader.size("padded_vocab_size"),
         hidden_size=reader.size("hidden_size"),
         final_norm=norm,

@@ -100,6 +100,13 @@ for _module in pkgutil.iter_modules(cases.__path__):
     CASES |= importlib.import_module(f"{cases.__name__}.{_module.name}").CASES
 
 
+def _sizes(family: str, more: Mapping[str, Any]) -> dict[str, Any]:
+    """Of SIZES, those that the family's config knows and the case does not state under the family's own name."""
+    config = transformers.CONFIG_MAPPING[family]
+    fields, names = config.__dataclass_fields__, config.attribute_map
+    return {k: v for k, v in SIZES.items() if k in fields or (k in names and names[k] not in more)}
+
+
 def save_twin(case: str, directory: Path, changes: Mapping[str, Any] | None = None, **save: Any) -> Any:
     """Build the case's model with random weights, save it to `directory`, and return it in float32.
 
@@ -123,7 +130,7 @@ def _made(family: str, keys: dict[str, Any], changes: Mapping[str, Any]) -> Any:
     """Transformers' model; where it has none a module of our own, whose config is the case's alone."""
     if family in REFERENCES:
         return REFERENCES[family]({key: changes.get(key, value) for key, value in keys.items()})
-    config = transformers.AutoConfig.for_model(family, **{**SIZES, **keys, **changes})
+    config = transformers.AutoConfig.for_model(family, **{**_sizes(family, keys), **keys, **changes})
     config.architectures = None  # save_pretrained fills it in
     return transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=torch.float32)
 
