@@ -98,7 +98,7 @@ def scaling_report(
     pairs = scaling.combinations(batches, contexts, grid)
     before = _held_before(device)
     with _open(subject, shown, {**arguments, **scaling_limits(subject, batches, contexts, new)}) as opened:
-        pool = (int(opened.llm.stats()["kv_blocks"]) + 1) * opened.engine.block_bytes if device.kind == "cuda" else 0
+        pool = int(opened.llm.stats()["memory"]["kv"]) if device.kind == "cuda" else 0
         format, held = opened.engine.format, _held(opened, before) - pool
         roof, records = measured_roof(device, format, opened.figure)
         measured = scaling.Scaling(opened, roof, held, new)

@@ -117,5 +117,7 @@ def _memory_rows(memory: Data, profile: Data) -> list[tuple[str, str]]:
 
 def _run(plan: Data) -> str:
     """What `run` says before it loads, and the context."""
-    kv = f"{amount(plan['kv'])} of KV ({plan['kv_blocks']} blocks, {plan['kv_tokens']} tokens)"
+    from penstock.engine.memory import blocks_said
+
+    kv = f"{amount(plan['kv'])} of KV ({blocks_said(plan)}, {plan['kv_tokens']} tokens)"
     return f"{amount(plan['total'] + plan['context'])} with {kv}, the context counted"

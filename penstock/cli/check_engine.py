@@ -12,7 +12,7 @@ from penstock.engine import store
 from penstock.engine.device import Device
 from penstock.engine.manifest import Engine
 from penstock.engine.match import mismatch
-from penstock.engine.memory import CONTEXT, least_budget, plan_run
+from penstock.engine.memory import CONTEXT, least_budget, plan_run, request_bytes
 from penstock.errors import OptionError
 from penstock.kernels.device import software
 
@@ -58,7 +58,7 @@ def _memory(engine: Engine, budget: int) -> Data:
     """Bytes. `needed`: weights, arena, slots, one request of full length and the block that padding writes to."""
     profile, block = engine.profile, engine.block_bytes
     buffers = engine.arena + 4 * (profile.slots.size + profile.upload_size)
-    fixed, request = engine.weight_bytes + buffers, block * profile.table_width
+    fixed, request = engine.weight_bytes + buffers, request_bytes(engine, profile)
     return {
         "weights": engine.weight_bytes,
         "buffers": buffers,
@@ -75,7 +75,7 @@ def _planned(engine: Engine, budget: int, options: BuildOptions) -> Data:
     """The same of a GPU's engine, by the plan that a run prints before it loads; `plan` is that plan, where it fits."""
     given = {name: value for name in LIMITS if (value := getattr(options, name)) is not None}
     limits = replace(engine.profile, **given)
-    least, request = least_budget(engine, limits), engine.block_bytes * -(-limits.max_seq_len // limits.block_size)
+    least, request = least_budget(engine, limits), request_bytes(engine, limits)
     own = budget - CONTEXT
     plan = plan_run(engine, max(own, least), limits)
     return {

@@ -111,6 +111,7 @@ def _memory(data: Data) -> str:
         ),
         ("upload", amount(memory["upload"]), "at most, one a step"),
         ("KV", amount(memory["kv_per_token"]), f"a token, {amount(memory['kv_per_block'])} a block"),
+        *_groups(memory),
         ("", amount(memory["kv_at_limits"]), "if every request of a full batch reached max_seq_len"),
     ]
     if "least" in memory:
@@ -120,6 +121,23 @@ def _memory(data: Data) -> str:
             ("a run", amount(least), f"at least, by max_gpu_bytes; at most {amount(most)}; besides, the CUDA context"),
         ]
     return "memory\n" + table(rows)
+
+
+def _groups(memory: Data) -> list[tuple[str, str, str]]:
+    """Of each group of layers, where there are several, or state that is no KV."""
+    groups, by_slot = memory["kv_groups"], memory["state_by_slot"]
+    rows = [
+        (
+            name,
+            amount(group["block"]),
+            f"a block of {group['layers']} layers, at most {group['blocks_at_most']} a request",
+        )
+        for name, group in groups.items()
+    ]
+    return (rows if len(groups) > 1 else []) + [
+        (name, amount(size), "a slot; prefixes are not found again, beams are refused")
+        for name, size in by_slot.items()
+    ]
 
 
 def _roof(data: Data) -> str:

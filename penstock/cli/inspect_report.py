@@ -10,10 +10,12 @@ from typing import Any
 
 from penstock.compiler.memory import plan_memory
 from penstock.engine import store
+from penstock.engine.groups import StateGroup
 from penstock.engine.manifest import Engine
-from penstock.engine.memory import least_budget, plan_run
+from penstock.engine.memory import least_budget, plan_run, request_bytes
+from penstock.engine.profile import Profile
 from penstock.engine.program import PLAIN, KernelLaunch, Phase, Plan, Site, bucket_name
-from penstock.ir.ops.state import FIELDS
+from penstock.ir.ops.state import FIELDS, table_name
 from penstock.spec import FeedForward, Mixer, Mlp
 
 Data = dict[str, Any]
@@ -161,7 +163,7 @@ def _memory(engine: Engine) -> Data:
     places = {name: slots.field(name) for name in FIELDS}
     places |= {
         "freqs": slots.freqs_at,
-        "block_table": slots.table_at,
+        **{table_name(group): slots.table_of(0, group) for group in range(slots.tables)},
         "controls": slots.controls_at,
         "history": slots.history_at,
     }
@@ -175,9 +177,17 @@ def _memory(engine: Engine) -> Data:
         "upload": 4 * profile.upload_size,
         "kv_per_token": engine.block_bytes / profile.block_size,
         "kv_per_block": engine.block_bytes,
-        "kv_at_limits": engine.block_bytes * profile.table_width * profile.max_batch_size,
+        "kv_groups": {group.name: _group(group, profile) for group in engine.groups},
+        "state_by_slot": {group.name: group.unit_bytes for group in engine.by_slot},
+        "kv_at_limits": profile.max_batch_size * request_bytes(engine, profile),
         **_run(engine),
     }
+
+
+def _group(group: StateGroup, profile: Profile) -> Data:
+    """Bytes of a block over the group's layers; what one request holds at most."""
+    most = group.blocks(profile.max_seq_len, profile.block_size, profile.max_num_tokens)
+    return {"layers": len(group.states), "window": group.window, "block": group.unit_bytes, "blocks_at_most": most}
 
 
 def _run(engine: Engine) -> dict[str, int]:

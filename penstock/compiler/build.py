@@ -26,6 +26,7 @@ from penstock.compiler.work import work_of
 from penstock.compiler.workers import Workshop
 from penstock.engine import store
 from penstock.engine.device import Device
+from penstock.engine.groups import groups_of
 from penstock.engine.profile import Profile
 from penstock.engine.program import CONTROLLED_TAIL, TAIL
 from penstock.ir.graph import Graph
@@ -35,8 +36,8 @@ from penstock.models.checkpoint import Checkpoint
 from penstock.models.decoder import build_forward
 from penstock.models.directory import ModelDirectory
 from penstock.models.registry import family_of
-from penstock.text.files import text_files
 from penstock.text.generation import generation_facts
+from penstock.text.legacy import copy_text
 
 
 @dataclass(frozen=True)
@@ -121,6 +122,7 @@ def read_model(model: Path, options: BuildOptions, device: Device) -> Frontend:
     before = build_forward(spec, binding, format, profile.block_size, kv_format)
     after, results = pipeline.run(before)
     lowered = lower(after)
+    profile = profile.for_groups(groups_of(lowered.graph.leaves("state")))
     graphs = step_graphs(profile, spec.vocab_size, lowered.graph)
     source = {
         "model": str(model.resolve()), "weights": options.weights, "config": dict(opened.stored),
@@ -169,7 +171,7 @@ def write_engine(planned: Planned, front: Frontend, text: Path | None, part: Pat
     (part / store.TIMING).write_text(json.dumps(planned.timing, indent=1))
     (part / store.GRAPH).write_text(_printed(front))
     if text is not None:
-        store.copy(text_files(text), text, part)
+        copy_text(text, part)
     store.save(replace(planned.engine, build_seconds=planned.seconds), part)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,7 @@ from penstock.compiler.timing_cache import cache_root
 from penstock.compiler.work import work_of
 from penstock.engine import store
 from penstock.engine.device import Device
+from penstock.engine.groups import BY_SLOT, groups_of
 from penstock.engine.manifest import Engine
 from penstock.engine.profile import Profile
 from penstock.errors import CheckpointError, GraphError, OptionError
@@ -34,6 +36,7 @@ from penstock.spec import ModelSpec
 
 LOGITS = "logits"
 NO_PINS: Pins = {}
+_GROUP = re.compile(r"(paged|windowed|slots)(\d+)")
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,11 @@ def compile(
 
 
 def _front(graph: Graph, weights: Mapping[str, Any], profile: Profile, eos: Sequence[int], tactics: Pins) -> Frontend:
+    if profile.freqs:
+        raise OptionError(f"profile.freqs={profile.freqs}: a graph by hand brings its own frequencies; leave it out")
+    for node in graph.leaves("state"):
+        _check_state(node, profile)
+    profile = profile.for_groups(groups_of(graph.leaves("state")))
     vocab = _check_step(graph, profile)
     held = _arrays(graph, weights)
     if bad := [token for token in eos if not isinstance(token, int) or not 0 <= token < vocab]:
@@ -110,8 +118,6 @@ def _check_step(graph: Graph, profile: Profile) -> int:
     if logits is None or len(shape) != 2 or shape[0] != "L" or logits.type.format.name != "f32":
         raise GraphError(f"the graph gives {logits and logits.type} as 'logits'; a step has to give f32[L,V]")
     states = {node.name: node for node in graph.leaves("state")}
-    for node in states.values():
-        _check_state(node, profile)
     if results.keys() != states.keys() or any(v.type != states[n].types[0] for n, v in results.items()):
         raise GraphError(f"results {sorted(results)} beside 'logits' are not the graph's states, {sorted(states)}")
     if wrong := graph.leaves("weight"):
@@ -128,11 +134,13 @@ def _by_table(type: Type, profile: Profile) -> Type:
 
 
 def _check_state(node: Node, profile: Profile) -> None:
-    shape = node.types[0].shape
-    if len(shape) != 5 or shape[:2] != ("N", 2) or shape[3] != profile.block_size or "group" not in dict(node.attrs):
+    shape, attrs = node.types[0].shape, dict(node.attrs)
+    kind = found[1] if (found := _GROUP.fullmatch(str(attrs.get("group")))) else ""
+    blocks = kind == BY_SLOT or (len(shape) == 5 and shape[3] == profile.block_size)
+    if not kind or shape[:1] != ("N",) or not blocks or (kind == "windowed") != bool(attrs.get("window", 0)):
         raise GraphError(
-            f"state {node.name!r} is {node.types[0]} {dict(node.attrs)}; give [N,2,K,{profile.block_size},D], blocks "
-            f"as large as the profile's, and the name of its group as the attribute `group`"
+            f"state {node.name!r} is {node.types[0]} {attrs}; give [N,2,K,{profile.block_size},D], blocks as large as "
+            f"the profile's, and as the attribute `group` the name of its group: paged0, windowed1 (with `window`), ..."
         )
 
 

@@ -1,4 +1,7 @@
-"""The classic flow's first step: a model directory to a TensorRT-LLM checkpoint, a file for each rank."""
+"""The classic flow's first step: a model directory to a TensorRT-LLM checkpoint, a file for each rank.
+
+Checkpoints of Megatron-LM and NeMo become Hugging Face directories instead, which every other step reads.
+"""
 
 from __future__ import annotations
 
@@ -14,14 +17,14 @@ from penstock.engine.manifest import Weight
 from penstock.errors import OptionError
 from penstock.ir.graph import Graph, Value
 from penstock.kernels.tactic import PLAIN
-from penstock.models import trtllm
-from penstock.models.checkpoint import Checkpoint
+from penstock.models import foreign, trtllm
+from penstock.models.checkpoint import SINGLE, Checkpoint
 from penstock.models.config import stored_format
 from penstock.models.directory import ModelDirectory
 from penstock.models.registry import family_of
 from penstock.models.trtllm.fields import KEPT
 from penstock.spec import ModelSpec, Moe
-from penstock.text.files import text_files
+from penstock.text.legacy import copy_text
 
 
 @dataclass(frozen=True)
@@ -39,23 +42,45 @@ class _Plan:
 
 def convert(
     model_dir: Path, output_dir: Path, dtype: str = "auto", tp_size: int = 1, pp_size: int = 1,
-    progress: Progress = silent,
+    progress: Progress = silent, model_format: str = "hf",
 ) -> Path:  # fmt: skip
     """Write the checkpoint of tp_size * pp_size ranks, tensor by tensor; the tokenizer files go with it.
 
     model_dir: a Hugging Face directory, or a converted one to be dealt anew. dtype: "auto" keeps the stored one. The
     layout adds 1 to Gemma's norms and rounds the sum, so in 16 bits those are not what they were. Raises ModelError,
     CheckpointError, OptionError or UnsupportedError before any work; ResourceError when the disk is full. Nothing
-    half-written is left; an earlier conversion in output_dir is replaced.
+    half-written is left; an earlier conversion in output_dir is replaced. model_format: "megatron" and "nemo" read
+    safetensors shards of any number of ranks, and write a Hugging Face directory, for which tp_size and pp_size are 1.
     """
+    if model_format != "hf":
+        return _convert_foreign(model_dir, output_dir, dtype, (tp_size, pp_size), progress, model_format)
     plan = _plan(model_dir, dtype, tp_size, pp_size)
     _check_output(model_dir, output_dir)
     with store.replacing(output_dir, "converting") as part:
         (part / "config.json").write_text(json.dumps(plan.config, indent=2))
-        store.copy(text_files(model_dir), model_dir, part)
+        copy_text(model_dir, part)
         written = counting("convert", plan.nbytes, progress)
         for rank, weights in enumerate(plan.files):
             write_weights(weights, plan.checkpoint, part / f"rank{rank}.safetensors", "cpu", written)
+    return output_dir
+
+
+def _convert_foreign(
+    model_dir: Path, output_dir: Path, dtype: str, ranks: tuple[int, int], progress: Progress, model_format: str
+) -> Path:
+    if model_format not in foreign.FORMATS:
+        raise OptionError(f"model_format={model_format!r} is not one of hf, {', '.join(foreign.FORMATS)}")
+    if ranks != (1, 1):
+        again = "convert the Hugging Face directory that is written again, with the sizes"
+        raise OptionError(f"tp_size={ranks[0]}, pp_size={ranks[1]} with model_format={model_format!r}: {again}")
+    source = foreign.open_foreign(model_dir, model_format, _format(dtype))
+    _check_output(model_dir, output_dir)
+    weights = {name: _weight(value) for name, value in source.tensors.items()}
+    with store.replacing(output_dir, "converting") as part:
+        (part / "config.json").write_text(json.dumps(source.config, indent=2))
+        copy_text(model_dir, part)
+        written = counting("convert", sum(weight.type.nbytes() for weight in weights.values()), progress)
+        write_weights(weights, source.checkpoint, part / SINGLE, "cpu", written)
     return output_dir
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from penstock.compiler.backend import Unplanned
 from penstock.compiler.memory import plan_memory
 from penstock.engine.device import Device
+from penstock.engine.groups import groups_of
 from penstock.engine.memory import CONTEXT, LIBRARY, LIBRARY_CODE, bucket_keys, gib, graph_bytes
 from penstock.engine.program import Phase, Plan, Site
 from penstock.errors import ResourceError
@@ -21,9 +22,10 @@ def footprint(draft: Unplanned, device: Device) -> dict[str, Any]:
     Kernels' own workspace is not known yet, and what selection will choose from the library neither.
     """
     profile, kv = draft.profile, draft.work["kv_bytes_per_token"]
+    groups = groups_of(draft.graphs["forward"].leaves("state"))
     weights = sum(node.types[0].nbytes() for node in draft.graphs["forward"].leaves("weight"))
     buffers = _buffers(draft) + 4 * (profile.slots.size + profile.upload_size)
-    request = kv * profile.block_size * profile.table_width
+    request = sum(g.request_bytes(profile.max_seq_len, profile.block_size, profile.max_num_tokens) for g in groups)
     driver = _driver(draft) if device.kind == "cuda" else 0
     fixed = weights + buffers + driver
     return {

@@ -9,16 +9,16 @@ from penstock.engine.program import PLAIN, SCORES, Call, KernelLaunch, Program
 from penstock.errors import BuildError
 from penstock.ir.graph import Graph, Value, leaf, tensor
 from penstock.ir.op import emit
-from penstock.ir.ops.state import PREPARED, REALS
+from penstock.ir.ops.state import REALS, prepared
 from penstock.kernels.tactic import CudaKernel, Kernel
 
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "seed", "sample_position")
 
 
 def prepare_graph(profile: Profile) -> Graph:
-    """slots, upload -> everything that the forward pass and sampling read, under the names of PREPARED."""
+    """slots, upload -> everything that the forward pass and sampling read, under the names of `prepared`."""
     node = emit("prepare", _slots(profile), _upload(), **profile.slots.attrs())
-    return Graph(node.outputs, PREPARED[: len(node.types)])
+    return Graph(node.outputs, prepared(profile.slots))
 
 
 def sample_graph(profile: Profile, vocab_size: int) -> Graph:

@@ -61,6 +61,7 @@ PASSES: tuple[Pass, ...] = (
     Pass("share", share),  # first, so that "of one value" is a comparison of values
     Pass("fold", fold.RULES),
     Pass("sink_rows", sink_rows.RULES, must=sink_rows.must),
+    Pass("share_rows", share),  # two products of one value now pick the same rows of it apart
     Pass("fuse_qkv", fuse_qkv.RULES, must=fuse_qkv.must),
     Pass("fuse_glu", fuse_glu.RULES, must=fuse_glu.must),
     Pass("fuse_norm", fuse_norm.RULES, must=fuse_norm.must),

@@ -20,6 +20,7 @@ from penstock.models.checkpoint import Checkpoint
 from penstock.models.directory import ModelDirectory
 from penstock.text.files import text_files
 from penstock.text.generation import generation_facts
+from penstock.text.legacy import copy_text
 
 SHOWN = 5  # differences that an error names
 _REWRITTEN = (store.MANIFEST, store.FILES)
@@ -142,5 +143,5 @@ def _copy(old: Path, new: Path, model: Path) -> None:
     replaced = {store.weights_file(), *_REWRITTEN, *(str(f.relative_to(old)) for f in text_files(old) if text)}
     files = (p for p in old.rglob("*") if p.is_file() and str(p.relative_to(old)) not in replaced)
     store.copy(files, old, new)
-    store.copy(text, model, new)
+    copy_text(model, new)
     (new / store.KERNELS).mkdir(exist_ok=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from math import prod
 
+from penstock.engine.groups import groups_of
 from penstock.engine.profile import Profile
 from penstock.ir.graph import Graph, Node, Value
 from penstock.ir.op import get, parts_graph
@@ -22,7 +23,7 @@ def work_of(graph: Graph, profile: Profile) -> dict[str, float]:
     heads = [n for n in products if "L" in n.types[0].symbols]
     whole = (v for n in graph.nodes for v in n.inputs if v.node.op == "weight" and v not in _tables(n))
     read = {v.node.name: v.type for v in whole}
-    kv = sum(n.types[0].nbytes({"N": 1}) for n in graph.leaves("state"))
+    kv = sum(group.unit_bytes for group in groups_of(graph.leaves("state")) if not group.by_slot)
     return {
         "weight_bytes": float(sum(t.nbytes() for t in read.values())),
         "flops_per_token": _flops(products) - _flops(heads),

@@ -12,6 +12,7 @@ from typing import Any
 
 from penstock import plugins
 from penstock.engine.device import Device
+from penstock.engine.groups import StateGroup, groups_of
 from penstock.engine.profile import Profile
 from penstock.engine.program import Program, program_from_json, program_to_json
 from penstock.engine.sound import flaws
@@ -70,14 +71,24 @@ class Engine:
 
     @cached_property
     def states(self) -> tuple[Node, ...]:
-        """The KV states of the decode program, in layer order."""
+        """The states of the decode program's layers, in layer order."""
         graph = self.programs["decode"].phases["forward"].graph
         return graph.leaves("state")
+
+    @cached_property
+    def groups(self) -> tuple[StateGroup, ...]:
+        """Those that keep blocks, in the order of their block tables."""
+        return tuple(group for group in groups_of(self.states) if not group.by_slot)
+
+    @cached_property
+    def by_slot(self) -> tuple[StateGroup, ...]:
+        """Those whose states have a place for each slot."""
+        return tuple(group for group in groups_of(self.states) if group.by_slot)
 
     @property
     def kv_format(self) -> str:
         """What KV is kept in: the format that the engine computes in, or a narrower one."""
-        return next((node.types[0].format.name for node in self.states), self.format)
+        return next((node.types[0].format.name for group in self.groups for node in group.states), self.format)
 
     @property
     def formats(self) -> str:
@@ -86,8 +97,8 @@ class Engine:
 
     @property
     def block_bytes(self) -> int:
-        """Bytes that one block takes over all layers."""
-        return sum(n.types[0].nbytes({"N": 1}) for n in self.states)
+        """Bytes that one block of each group takes over all layers."""
+        return sum(group.unit_bytes for group in self.groups)
 
     @property
     def weight_bytes(self) -> int:

@@ -1,16 +1,18 @@
 """The memory plan: what a run of an engine takes of its device, known before anything is loaded. No torch.
 
-Everything that lasts is one allocation: weights, arena, slots and the KV pool. Beside it lie the library's workspace
+Everything that lasts is one allocation: weights, arena, slots and the KV pools. Beside it lie the library's workspace
 and what the driver keeps of captured graphs and loaded binaries; those two are estimates, by the counts of launches and
 binaries. The CUDA context belongs to the process and is in no budget.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from bisect import bisect_right
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+from penstock.engine.groups import StateGroup
 from penstock.engine.manifest import Engine
 from penstock.engine.profile import Profile
 from penstock.engine.program import CONTROLLED_TAIL, PLAIN, Call, Phase, Plan, bucket_name
@@ -43,7 +45,8 @@ class Limits(Protocol):
 @dataclass(frozen=True)
 class MemoryPlan:
     """Bytes. `slots`: with the upload and the zeroed memory; `workspace`: the library's; `graphs`: what the driver
-    keeps of captured graphs and binaries. `blocks`: of the KV pool, the dummy included. `budget`: what may be used.
+    keeps of captured graphs and binaries; `by_slot`: states with a place for each slot. `blocks`: of the pools of
+    `groups`, dummies included. `budget`: what may be used.
     """
 
     weights: int
@@ -51,45 +54,51 @@ class MemoryPlan:
     slots: int
     workspace: int
     graphs: int
-    blocks: int
-    block_bytes: int
+    by_slot: int
+    groups: tuple[StateGroup, ...]
+    blocks: tuple[int, ...]
     block_size: int
     budget: int
 
     @property
     def kv(self) -> int:
-        return self.blocks * self.block_bytes
+        return sum(n * group.unit_bytes for n, group in zip(self.blocks, self.groups, strict=False))
 
     @property
     def tokens(self) -> int:
-        """That the pool holds; the dummy block belongs to nobody."""
-        return (self.blocks - 1) * self.block_size
+        """That the pools hold in layers which see all, if there are such; dummy blocks belong to nobody."""
+        named = list(zip(self.groups, self.blocks, strict=False))
+        least = min([n for group, n in named if not group.window] or [n for _, n in named], default=1)
+        return (least - 1) * self.block_size
 
     @property
     def region(self) -> int:
         """The one allocation of everything that lasts."""
-        return self.weights + self.arena + self.slots + self.kv
+        return self.weights + self.arena + self.slots + self.by_slot + self.kv
 
     @property
     def total(self) -> int:
         """Without the CUDA context."""
         return aligned(self.region, PAGE) + self.workspace + self.graphs
 
-    def facts(self) -> dict[str, int]:
-        """For programs."""
+    def facts(self) -> dict[str, Any]:
+        """For programs. `kv_blocks`: as many as hold `kv_tokens`; `kv_groups`: of each group's pool."""
         return {
             "weights": self.weights, "arena": self.arena, "slots": self.slots, "workspace": self.workspace,
-            "graphs": self.graphs, "kv": self.kv, "kv_blocks": self.blocks, "kv_tokens": self.tokens,
+            "graphs": self.graphs, "kv": self.kv,
+            "kv_blocks": self.tokens // self.block_size + 1, "kv_tokens": self.tokens,
+            "kv_groups": {group.name: n for group, n in zip(self.groups, self.blocks, strict=True)},
+            "state_by_slot": self.by_slot,
             "total": self.total, "budget": self.budget, "context": CONTEXT,
         }  # fmt: skip
 
     def __str__(self) -> str:
         """One line for people."""
-        other = self.slots + self.workspace + self.graphs
+        other = self.slots + self.by_slot + self.workspace + self.graphs
         return (
             f"memory plan: {gib(self.total)} of {gib(self.budget)} = weights {gib(self.weights)} + buffers "
-            f"{gib(self.arena)} + KV {gib(self.kv)} ({self.blocks} blocks, {self.tokens} tokens) + slots, graphs and "
-            f"library {gib(other)}; besides, the CUDA context of about {gib(CONTEXT)}"
+            f"{gib(self.arena)} + KV {gib(self.kv)} ({blocks_said(self.facts())}, {self.tokens} tokens) + slots, "
+            f"graphs and library {gib(other)}; besides, the CUDA context of about {gib(CONTEXT)}"
         )
 
 
@@ -107,38 +116,91 @@ def plan_run(engine: Engine, budget: int, limits: Limits | None = None) -> Memor
         slot_bytes(engine),
         (LIBRARY + LIBRARY_CODE) if calls_library(engine) else 0,
         _graphs(engine, keys, len(single_keys(engine, limits))),
-        0,
-        engine.block_bytes,
+        slot_states(engine, bounds),
+        engine.groups,
+        (),
         profile.block_size,
         budget,
     )
-    width = -(-bounds.max_seq_len // profile.block_size)
-    room = (budget - fixed.total) // engine.block_bytes
-    if room < 1 + width:
-        raise ResourceError(_refusal(fixed, bounds, 1 + width, room))
-    blocks = min(room, 1 + bounds.max_batch_size * width)
-    return MemoryPlan(**{**fixed.__dict__, "blocks": blocks})
+    blocks = share_blocks(engine, budget - fixed.total, bounds)
+    if blocks is None:
+        raise ResourceError(_refusal(engine, fixed, bounds))
+    return replace(fixed, blocks=blocks)
+
+
+def share_blocks(engine: Engine, budget: int, limits: Limits) -> tuple[int, ...] | None:
+    """Blocks of each group's pool, the dummy included, within so many bytes: as many as the limits can use at most.
+
+    Pools grow in the proportion in which requests of 4 of the widest windows hold blocks (of max_seq_len, where that is
+    less), and none below `least_blocks`. None: those are more than the budget.
+    """
+    size, length = engine.profile.block_size, limits.max_seq_len
+    most = 1 + limits.max_batch_size * -(-length // size)
+    usual = min(length, 4 * max((group.window for group in engine.groups), default=0) or length)
+    parts = [group.blocks(usual, size) for group in engine.groups]
+    least = least_blocks(engine, limits)
+
+    def shared(scale: int) -> tuple[int, ...]:
+        each = zip(parts, least, strict=True)
+        return tuple(max(low, min(most, -(-scale * part // max(parts)))) for part, low in each)
+
+    if kv_bytes(engine, shared(0)) > budget:
+        return None
+    sizes = range(1 + most * max(parts, default=0) // min(parts, default=1))
+    return shared(bisect_right(sizes, budget, key=lambda scale: kv_bytes(engine, shared(scale))) - 1)
+
+
+def least_blocks(engine: Engine, limits: Limits, max_seq_len: int | None = None) -> tuple[int, ...]:
+    """Blocks of each group's pool, the dummy included, for one request of max_seq_len, whose prompt comes in chunks as
+    long as a step may be."""
+    length, size = max_seq_len or limits.max_seq_len, engine.profile.block_size
+    return tuple(1 + group.blocks(length, size, limits.max_num_tokens) for group in engine.groups)
+
+
+def kv_bytes(engine: Engine, blocks: Iterable[int]) -> int:
+    """Of so many blocks of each group."""
+    return sum(n * group.unit_bytes for n, group in zip(blocks, engine.groups, strict=True))
+
+
+def request_bytes(engine: Engine, limits: Limits) -> int:
+    """KV of one request of max_seq_len, at most, without the dummies; and its state by slot."""
+    sizes = limits.max_seq_len, engine.profile.block_size, limits.max_num_tokens
+    return sum(group.request_bytes(*sizes) for group in (*engine.groups, *engine.by_slot))
+
+
+def slot_states(engine: Engine, limits: Limits) -> int:
+    """Of states that have a place for each slot."""
+    sizes = {"N": limits.max_batch_size}
+    return sum(aligned(node.types[0].nbytes(sizes)) for group in engine.by_slot for node in group.states)
+
+
+def blocks_said(facts: Mapping[str, Any]) -> str:
+    """For people: "9 blocks", or of each group."""
+    groups = facts["kv_groups"]
+    if len(groups) < 2:
+        return f"{facts['kv_blocks']} blocks"
+    return ", ".join(f"{name} {count} blocks" for name, count in groups.items())
 
 
 def least_budget(engine: Engine, limits: Limits | None = None) -> int:
     """The least `max_gpu_bytes` with which a run opens: a pool for one request of max_seq_len."""
     bounds: Limits = limits or engine.profile
     whole = plan_run(engine, 1 << 62, limits)
-    blocks = 1 - (-bounds.max_seq_len // engine.profile.block_size)
-    return (
-        whole.total - aligned(whole.region, PAGE) + aligned(whole.region - whole.kv, PAGE) + blocks * engine.block_bytes
-    )
+    kv = kv_bytes(engine, least_blocks(engine, bounds))
+    return whole.total - aligned(whole.region, PAGE) + aligned(whole.region - whole.kv, PAGE) + kv
 
 
-def _refusal(plan: MemoryPlan, limits: Limits, blocks: int, room: int) -> str:
-    need = plan.total + blocks * plan.block_bytes
+def _refusal(engine: Engine, plan: MemoryPlan, limits: Limits) -> str:
+    request, room = kv_bytes(engine, least_blocks(engine, limits)), plan.budget - plan.total
+    need = plan.total + request
     parts = (
         f"weights {gib(plan.weights)}, buffers of {limits.max_num_tokens} tokens a step {gib(plan.arena)}, one request "
-        f"of max_seq_len={limits.max_seq_len} {gib(blocks * plan.block_bytes)}, the rest "
-        f"{gib(plan.slots + plan.workspace + plan.graphs)}"
+        f"of max_seq_len={limits.max_seq_len} {gib(request)}, the rest "
+        f"{gib(plan.slots + plan.by_slot + plan.workspace + plan.graphs)}"
     )
-    shorter = (room - 1) * plan.block_size
-    if shorter > 0:
+    lengths = range(plan.block_size, limits.max_seq_len, plan.block_size)
+    fitting = bisect_right(lengths, room, key=lambda n: kv_bytes(engine, least_blocks(engine, limits, n)))
+    if shorter := fitting * plan.block_size:
         lower = f"lower max_seq_len to {shorter}, or max_num_tokens"
     elif plan.total - plan.arena < plan.budget:
         lower = "lower max_num_tokens and max_seq_len"

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
+from penstock.engine.groups import StateGroup
 from penstock.engine.program import Sizes, bucket_name
 from penstock.errors import OptionError
 from penstock.ir.ops.state import FIELDS, HEADER, ROW, SlotLayout
 
 MAX_NUMBERS = 2**31 - 1  # what the device's 32-bit indices reach
 MAX_BLOCK = 1024  # tokens
-_LEAST = {"max_seq_len": 2, "freqs": 0}  # a request is a token of prompt and one of output
+_LEAST = {"max_seq_len": 2, "freqs": 0, "slot_rows": 0}  # a request is a token of prompt and one of output
 _TUNED = (1, *(1 << i for i in range(2, 8)), 192, 224, *range(256, 513, 64), 2048, 8192)
 
 
@@ -23,7 +24,8 @@ class Profile:
     """Limits. Raises OptionError where one is no integer, out of range, or contradicts another.
 
     max_batch_size: requests in a step; max_num_tokens: tokens in a step; max_seq_len: prompt and output of one request;
-    block_size: tokens in a block of KV; freqs: rope frequencies kept by request (0 where the model's are fixed).
+    block_size: tokens in a block of KV; freqs: rope frequencies kept by request (0 where the model's are fixed);
+    tables: groups of layers that keep blocks, each with a block table; slot_rows: 1 where layers keep state by slot.
     """
 
     max_batch_size: int
@@ -31,6 +33,8 @@ class Profile:
     max_seq_len: int
     block_size: int = 64
     freqs: int = 0
+    tables: int = 1
+    slot_rows: int = 0
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
@@ -57,6 +61,11 @@ class Profile:
                 f"{self.upload_size} numbers, at most {MAX_NUMBERS} can be indexed; lower max_num_tokens"
             )
 
+    def for_groups(self, groups: Sequence[StateGroup]) -> Profile:
+        """Of a model with these groups of states."""
+        paged = sum(not group.by_slot for group in groups)
+        return replace(self, tables=max(1, paged), slot_rows=int(paged < len(groups)))
+
     @property
     def table_width(self) -> int:
         """M: blocks of the longest sequence."""
@@ -65,7 +74,8 @@ class Profile:
     @property
     def slots(self) -> SlotLayout:
         """The device's memory of running requests."""
-        return SlotLayout(self.max_batch_size, self.max_seq_len + 1, self.table_width, self.freqs)
+        own = {"freqs": self.freqs, "tables": self.tables, "slot_rows": self.slot_rows}
+        return SlotLayout(self.max_batch_size, self.max_seq_len + 1, self.table_width, **own)
 
     @property
     def upload_size(self) -> int:
@@ -73,7 +83,7 @@ class Profile:
         that scores one more; and a step's worth of tokens, or a request's, whose KV was found.
         """
         found = max(self.max_num_tokens, self.max_seq_len)
-        per_slot = 1 + len(FIELDS) + self.table_width + self.freqs + self.slots.controls
+        per_slot = 1 + len(FIELDS) + self.tables * self.table_width + self.freqs + self.slots.controls
         return HEADER + ROW * self.max_batch_size + 2 * (self.max_num_tokens + found + self.max_batch_size * per_slot)
 
     @cached_property

@@ -133,6 +133,21 @@ def _attention(
     return Cost(2.0 * read * kv_heads * size * pool.format.bytes, 4.0 * multiplied * heads * size)
 
 
+def _latent_attention(
+    inputs: tuple[Type, ...], outputs: tuple[Type, ...], attrs: Attrs, sizes: Sizes, context: int | None
+) -> Cost:
+    """As `attention` of one KV head, whose values are part of its keys."""
+    whole, given = _attention(inputs, outputs, attrs, sizes, context), dict(attrs)
+    width = int(inputs[1].concrete({"N": 1})[4])
+    return Cost(whole.bytes / 2, whole.flops * (1 + int(str(given["rank"])) / width) / 2)
+
+
+def _head_linear(
+    inputs: tuple[Type, ...], outputs: tuple[Type, ...], attrs: Attrs, sizes: Sizes, _: int | None
+) -> Cost:
+    return Cost(0.0, 2.0 * sizes["T"] * prod(inputs[1].concrete(sizes)))
+
+
 def _context(inputs: tuple[Type, ...], block: int, sizes: Sizes) -> int:
     """Tokens before a step's own in the op's example."""
     return max(0, context_of({"N": example_blocks(inputs, sizes), **sizes}, block))
@@ -173,5 +188,7 @@ def _upload(sizes: Sizes) -> int:
 
 _RULES: dict[str, Rule] = {
     "linear": _linear, "attention": _attention, "kv_append": _append, "embedding": _gather, "take_rows": _gather,
-    "moe": _moe, "prepare": _prepare, "commit": _commit,
+    "moe": _moe,
+    "latent_attention": _latent_attention, "latent_append": _append, "head_linear": _head_linear,
+    "prepare": _prepare, "commit": _commit,
 }  # fmt: skip

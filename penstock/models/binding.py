@@ -9,7 +9,19 @@ from dataclasses import dataclass, replace
 from penstock.errors import ModelError
 from penstock.ir import Graph, Type, Value, emit, leaf, tensor
 from penstock.ir.rewrite import substitute
-from penstock.spec import AnyNorm, Attention, FeedForward, LayerNorm, LayerSpec, Mlp, ModelSpec, Moe
+from penstock.spec import (
+    AnyNorm,
+    Attention,
+    FeedForward,
+    Latent,
+    LayerNorm,
+    LayerSpec,
+    Mixer,
+    Mlp,
+    ModelSpec,
+    Moe,
+    Norm,
+)
 
 Binding = Mapping[str, Value]  # canonical name -> expression over `tensor` leaves
 Shapes = Iterator[tuple[str, tuple[int, ...]]]
@@ -33,7 +45,7 @@ def shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
 def _layer(layer: LayerSpec, hidden: int) -> Shapes:
     for name in ("mixer_norm", "mixer_post_norm", "feedforward_norm", "feedforward_post_norm"):
         yield from _norm(name, getattr(layer, name), hidden)
-    yield from _below("attention", _attention(layer.mixer, hidden))
+    yield from _below("attention", _mixer(layer.mixer, hidden))
     yield from _below("feedforward", _feedforward(layer.feedforward, hidden))
 
 
@@ -52,6 +64,25 @@ def _norm(name: str, norm: AnyNorm | None, *shape: int) -> Shapes:
         yield f"{name}.weight", shape
     if isinstance(norm, LayerNorm) and norm.bias:
         yield f"{name}.bias", shape
+
+
+def _mixer(mixer: Mixer, hidden: int) -> Shapes:
+    return _attention(mixer, hidden) if isinstance(mixer, Attention) else _latent(mixer, hidden)
+
+
+def _latent(mixer: Latent, hidden: int) -> Shapes:
+    """Of each head's query the rotated numbers come first; `keys` and `values` are the halves of what expands latents,
+    the former transposed, as it multiplies queries."""
+    norm = Norm(mixer.eps)
+    if mixer.query_rank:
+        yield from _linear("q_down", mixer.query_rank, hidden, mixer.bias)
+        yield from _norm("q_norm", norm, mixer.query_rank)
+    yield from _linear("q", mixer.heads * (mixer.rope.dim + mixer.plain), mixer.query_rank or hidden)
+    yield from _linear("kv_down", mixer.rank + mixer.rope.dim, hidden, mixer.bias)
+    yield from _norm("kv_norm", norm, mixer.rank)
+    yield "keys.weight", (mixer.heads, mixer.rank, mixer.plain)
+    yield "values.weight", (mixer.heads, mixer.value, mixer.rank)
+    yield from _linear("o", hidden, mixer.heads * mixer.value, mixer.bias)
 
 
 def _attention(mixer: Attention, hidden: int) -> Shapes:

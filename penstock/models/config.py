@@ -17,7 +17,8 @@ MAX_SIZE = 2**31 - 1  # the device indexes with 32 bits
 IGNORED: Mapping[str, tuple[str, ...]] = {
     "where the file came from; the family was chosen by it, and remote code is never run": (
         "_name_or_path", "_commit_hash", "architectures", "auto_map", "model_type", "name_or_path", "torch_dtype",
-        "dtype", "transformers_version", "unsloth_fixed", "unsloth_version", "_attn_implementation_autoset",
+        "dtype", "transformers_version", "unsloth_fixed", "unsloth_version", "_attn_implementation",
+        "_attn_implementation_autoset",
     ),
     "training only": (
         "attention_dropout", "attn_pdrop", "embd_pdrop", "gradient_checkpointing", "hidden_dropout",
@@ -174,6 +175,11 @@ class Reader:
     def spelled(self, *keys: str) -> str:
         """The first of these spellings of one key that the config has, else the first."""
         return next((key for key in keys if key in self._config), keys[0])
+
+    def assume(self, **defaults: Any) -> None:
+        """What keys mean that the config leaves out, in a family whose files do so."""
+        self._consumed.update(defaults.keys() - self._config.keys())
+        self._config = {**defaults, **self._config}
 
     def consumed(self, key: str) -> bool:
         return key in self._consumed

@@ -7,9 +7,9 @@ import struct
 from penstock.ir import Graph, Type, Value, emit, leaf, tensor
 from penstock.models.binding import Binding
 from penstock.models.feedforward import feedforward
-from penstock.models.mixers import attention
-from penstock.models.step import Frequencies, Inputs, Weights
-from penstock.spec import LayerSpec, ModelSpec
+from penstock.models.mixers import mix
+from penstock.models.step import Frequencies, Inputs, Weights, group_of
+from penstock.spec import Attention, LayerSpec, ModelSpec
 
 
 def build_forward(
@@ -19,13 +19,14 @@ def build_forward(
 
     `format` is what activations are rounded to, `kv_format` what KV is; None: the same. Results: "logits", f32[L,V],
     and each layer's state under its own name. The states of layers of one class and size bear one group name, the
-    attribute `group`.
+    attribute `group`, and read and write by the group's own block table.
     """
     inputs, states, weights = Inputs.of(spec), _states(spec, kv_format or format, block_size), Weights(binding)
-    freqs = Frequencies(inputs)
+    freqs, by_group = Frequencies(inputs), inputs.by_group(states)
     h = _embed(spec, weights, inputs)
     for i, layer in enumerate(spec.layers):
-        h, states[i] = _layer(h, states[i], layer, weights.below(f"layers.{i}"), inputs, freqs)
+        own = by_group[group_of(states[i])]
+        h, states[i] = _layer(h, states[i], layer, weights.below(f"layers.{i}"), own, freqs)
     logits = _logits(emit("take_rows", h, inputs.logit_rows)[0], spec, weights)
     return Graph((logits, *states), ("logits", *map(state_name, range(len(states)))))
 
@@ -40,9 +41,11 @@ def _states(spec: ModelSpec, format: str, block_size: int) -> list[Value]:
     states = []
     for i, mixer in enumerate(layer.mixer for layer in spec.layers):
         size = (mixer.kv_heads, mixer.head_dim, mixer.window)
-        group = groups.setdefault(size, f"paged{len(groups)}")
-        kv = tensor(format, "N", 2, mixer.kv_heads, block_size, mixer.head_dim)
-        states.append(leaf("state", state_name(i), kv, group=group))
+        kind, own = ("windowed", {"window": mixer.window}) if mixer.window else ("paged", {})
+        group = groups.setdefault(size, f"{kind}{len(groups)}")
+        parts = 2 if isinstance(mixer, Attention) else 1  # keys and values; or one of which both are made
+        kv = tensor(format, "N", parts, mixer.kv_heads, block_size, mixer.head_dim)
+        states.append(leaf("state", state_name(i), kv, group=group, **own))
     return states
 
 
@@ -62,7 +65,7 @@ def _layer(
 ) -> tuple[Value, Value]:
     post = spec.residual == "post"
     h = x if post else weights.norm(x, "mixer_norm", spec.mixer_norm)
-    mixed, kv = attention(h, kv, spec.mixer, weights.below("attention"), inputs, freqs)
+    mixed, kv = mix(h, kv, spec.mixer, weights.below("attention"), inputs, freqs)
     mixed = _scaled(weights.norm(mixed, "mixer_post_norm", spec.mixer_post_norm), spec)
     if spec.residual == "parallel":
         h = weights.norm(x, "feedforward_norm", spec.feedforward_norm) if spec.feedforward_norm else h

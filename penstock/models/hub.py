@@ -6,7 +6,7 @@ from pathlib import Path
 
 from penstock.errors import ModelError
 
-ALLOWED = ("*.safetensors", "*.safetensors.index.json", "*.json", "tokenizer.model", "*.txt", "*.jinja")
+ALLOWED = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.model", "*.tiktoken", "*.txt", "*.jinja")
 REFUSED = ("*/*", "*.py", "consolidated*")  # sub-folders hold other formats; `consolidated` is the same weights twice
 
 

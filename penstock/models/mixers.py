@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from penstock.ir import Value, emit
 from penstock.models.step import Frequencies, Inputs, Weights
-from penstock.spec import Alibi, Attention, Norm, attention_factor
+from penstock.spec import Alibi, Attention, Latent, Mixer, Norm, Rope, attention_factor
+
+
+def mix(
+    x: Value, state: Value, spec: Mixer, weights: Weights, inputs: Inputs, freqs: Frequencies
+) -> tuple[Value, Value]:
+    """x: [T,E] and a layer's state -> ([T,E], the state after this step)."""
+    if isinstance(spec, Attention):
+        return attention(x, state, spec, weights, inputs, freqs)
+    return latent(x, state, spec, weights, inputs, freqs)
 
 
 def attention(
@@ -24,6 +33,30 @@ def attention(
     return weights.linear(y, "o", spec.out_bias), kv
 
 
+def latent(
+    x: Value, kv: Value, spec: Latent, weights: Weights, inputs: Inputs, freqs: Frequencies
+) -> tuple[Value, Value]:
+    """x: [T,E], kv: [N,1,1,B,R+C] -> ([T,E], kv with this step's keys and latents); heads begin with what turns."""
+    size, norm = spec.rope.dim, Norm(spec.eps)
+    q = x
+    if spec.query_rank:
+        q = weights.norm(weights.linear(x, "q_down", spec.bias), "q_norm", norm)
+    q = _rotated(weights.linear(q, "q"), spec.heads, spec.rope, inputs, freqs)
+    q = emit("head_linear", q, weights["keys.weight"], keep=size)[0]
+    c, key = emit("split", weights.linear(x, "kv_down", spec.bias), sizes=(spec.rank, size)).outputs
+    key = _rotated(key, 1, spec.rope, inputs, freqs)
+    where = (inputs.positions, inputs.rows, inputs.block_table)
+    kv = emit("latent_append", kv, key, weights.norm(c, "kv_norm", norm), *where)[0]
+    spans = (inputs.query_start, inputs.query_len, inputs.context_len, inputs.block_table)
+    y = emit("latent_attention", q, kv, *spans, heads=spec.heads, scale=spec.scale, rank=spec.rank)[0]
+    return weights.linear(emit("head_linear", y, weights["values.weight"])[0], "o", spec.bias), kv
+
+
+def _rotated(x: Value, heads: int, rope: Rope, inputs: Inputs, freqs: Frequencies) -> Value:
+    how = {"scale": attention_factor(rope), "interleaved": rope.interleaved or None}
+    return emit("rope", x, inputs.positions, freqs[rope], inputs.rows, heads=heads, **how)[0]
+
+
 def _positioned(
     x: Value, norm: str, heads: int, spec: Attention, weights: Weights, inputs: Inputs, freqs: Frequencies
 ) -> Value:
@@ -31,8 +64,7 @@ def _positioned(
     x = _normalised(x, norm, heads, spec, weights)
     if spec.rope is None:
         return x
-    how = {"scale": attention_factor(spec.rope), "interleaved": spec.rope.interleaved or None}
-    return emit("rope", x, inputs.positions, freqs[spec.rope], inputs.rows, heads=heads, **how)[0]
+    return _rotated(x, heads, spec.rope, inputs, freqs)
 
 
 def _normalised(x: Value, name: str, heads: int, spec: Attention, weights: Weights) -> Value:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
+from penstock.engine.groups import BY_SLOT
 from penstock.ir import Value, emit, leaf, tensor
+from penstock.ir.ops.state import table_name
 from penstock.models.binding import Binding
 from penstock.spec import AnyNorm, ModelSpec, Norm, Rope, inverse_frequencies
 
@@ -19,7 +22,8 @@ class Inputs:
     query_start: Value  # i32[S], of each sequence's tokens in T
     query_len: Value  # i32[S]
     context_len: Value  # i32[S], the step's own tokens included
-    block_table: Value  # i32[S,M]
+    block_table: Value  # i32[S,M], of one group of layers
+    slot_of_row: Value  # i32[S], where states are kept by slot; -1 is padding
     logit_rows: Value  # i32[L], indices into T
     freqs: Value | None  # f32[S,d/2] where the rope is fixed by request
 
@@ -29,11 +33,24 @@ class Inputs:
         rope = spec.request_rope
         return cls(
             **{name: _input(name, "T") for name in ("tokens", "positions", "rows")},
-            **{name: _input(name, "S") for name in ("query_start", "query_len", "context_len")},
+            **{name: _input(name, "S") for name in ("query_start", "query_len", "context_len", "slot_of_row")},
             block_table=_input("block_table", "S", "M"),
             logit_rows=_input("logit_rows", "L"),
             freqs=leaf("input", "freqs", tensor("f32", "S", rope.dim // 2)) if rope else None,
         )
+
+    def by_group(self, states: Iterable[Value]) -> dict[str, Inputs]:
+        """The same for each group of states, with its own block table where it keeps blocks."""
+        names = list(dict.fromkeys(map(group_of, states)))
+        paged = [name for name in names if not name.startswith(BY_SLOT)]
+        tables = [self.block_table, *(_input(table_name(i), "S", "M") for i in range(1, len(paged)))]
+        own = {name: replace(self, block_table=table) for name, table in zip(paged, tables, strict=False)}
+        return {name: own.get(name, self) for name in names}
+
+
+def group_of(state: Value) -> str:
+    """The group that a state's leaf names."""
+    return str(state.node.attr("group"))
 
 
 def _input(name: str, *shape: str) -> Value:

@@ -7,11 +7,13 @@ from typing import Any
 
 import numpy as np
 
+from penstock.engine.groups import StateGroup
 from penstock.engine.manifest import Engine
 from penstock.engine.profile import Profile
 from penstock.errors import OptionError
 from penstock.ir.lazy import torch
 from penstock.ir.ops.state import FIELDS
+from penstock.runtime.kv.blocks import DUMMY_BLOCK
 from penstock.runtime.schedule.limits import Limits
 from penstock.runtime.step import Backend, Ticket
 from penstock.runtime.upload import Numbers, slot_numbers
@@ -88,8 +90,7 @@ def _upload(engine: Engine, batch: Batch) -> Numbers:
     layout, numbers = engine.profile.slots, np.random.default_rng(SEED)
     rope = engine.model_spec.request_rope
     freqs = tuple(inverse_frequencies(rope, batch.context + batch.tokens)) if rope else ()
-    width = -(-(batch.context + batch.tokens) // engine.profile.block_size)
-    blocks = 1 + numbers.permutation(batch.rows * width).reshape(batch.rows, width)
+    tables = [_tables(engine, group, batch, numbers) for group in engine.groups]
     pairs: list[Any] = []
     for slot in range(batch.rows):
         drawn = {"temperature": batch.temperature, "top_k": batch.top_k, "top_p": batch.top_p, "seed": slot}
@@ -97,8 +98,9 @@ def _upload(engine: Engine, batch: Batch) -> Numbers:
         places = [layout.field(name) + slot for name in FIELDS]
         places += range(layout.freqs_at + slot * layout.freqs, layout.freqs_at + (slot + 1) * layout.freqs)
         pairs += [np.stack([np.array(places), fields], 1)]
-        start = layout.table_at + slot * layout.table
-        pairs += [np.stack([np.arange(start, start + width), blocks[slot]], 1)]
+        for index, table in enumerate(tables):
+            start = layout.table_of(slot, index)
+            pairs += [np.stack([np.arange(start, start + table.shape[1]), table[slot]], 1)]
         start = layout.history_at + slot * layout.history + batch.context
         ids = numbers.integers(0, engine.vocab_size, batch.tokens)
         pairs += [np.stack([np.arange(start, start + batch.tokens), ids], 1)]
@@ -106,3 +108,11 @@ def _upload(engine: Engine, batch: Batch) -> Numbers:
     rows = np.array([(slot, batch.tokens, 1) for slot in range(batch.rows)], np.int32)
     header = np.array([batch.rows, batch.rows * batch.tokens, batch.rows, len(writes)], np.int32)
     return np.concatenate([header, rows.ravel(), writes.ravel()])
+
+
+def _tables(engine: Engine, group: StateGroup, batch: Batch, numbers: np.random.Generator) -> Numbers:
+    """Blocks of every row, each its own; of what falls out of a window before the step the dummy."""
+    size, end = engine.profile.block_size, batch.context + batch.tokens
+    width, passed = -(-end // size), max(0, batch.context - group.window + 1) // size if group.window else 0
+    blocks = 1 + numbers.permutation(batch.rows * (width - passed)).reshape(batch.rows, -1)
+    return np.pad(blocks, ((0, 0), (passed, 0)), constant_values=DUMMY_BLOCK).astype(np.int32)

@@ -20,7 +20,9 @@ from penstock.kernels import driver
 from penstock.kernels.driver import load_file
 from penstock.runtime.graphs import Bound, Graphs, Memory
 from penstock.runtime.kv import pool
-from penstock.runtime.step import PLAIN_TAIL, Scores, Tail, Ticket, Timer, Visit
+from penstock.runtime.kv.host import Restored, Saved
+from penstock.runtime.kv.tables import Copy
+from penstock.runtime.step import PLAIN_TAIL, Scores, Tail, Ticket, Timer, Visit, of_group
 from penstock.runtime.upload import Numbers
 from penstock.runtime.weights import Loading, release_pinned
 
@@ -109,7 +111,9 @@ class CudaBackend:
                 _warm_up(stream)
             arena, zeroed = region.take(self.plan.arena), region.take(engine.programs["decode"].zeroed).zero_()
             slots, upload = region.numbers(profile.slots.size), region.numbers(profile.upload_size)
-            self.states: Mapping[str, Any] = {"slots": slots, **pool.allocate(engine, self.num_blocks, region.take)}
+            rows = (limits or profile).max_batch_size
+            own = pool.allocate(engine, self.num_blocks, rows, region.take)
+            self.states: Mapping[str, Any] = {"slots": slots, **own}
             memory = Memory(arena, zeroed, upload, loading.weights, self.states, kernels)
             self._lanes: tuple[_Lane, ...] = tuple(self._lane() for _ in range(RING))
         with self._stage("capture"), _no_more_than(self.plan):
@@ -203,29 +207,30 @@ class CudaBackend:
         seen = self._lanes[ticket.number % RING].seen
         return Scores(*(seen[name][: ticket.logits] for name in SCORES))
 
-    def fork(self, histories: Sequence[tuple[int, int]], blocks: Sequence[tuple[int, int]]) -> None:
+    def fork(self, histories: Sequence[tuple[int, int]], blocks: Sequence[Copy]) -> None:
         """A copy for each pair and layer: a pitch between layers may be more than one copy of many rows can have."""
         layout = self.engine.profile.slots
         own = self.states["slots"].data_ptr() + 4 * layout.history_at
         self._copy_rows(own, own, 4 * layout.history, histories)
-        for base, _, size in self._layers():
-            self._copy_rows(base, base, size, blocks)
+        for group, base, _, size in self._layers():
+            self._copy_rows(base, base, size, of_group(blocks, group))
 
-    def save_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
-        for base, host, size in self._layers():
-            self._copy_rows(base, host, size, pairs)
+    def save_blocks(self, blocks: Sequence[Saved]) -> None:
+        for group, base, host, size in self._layers():
+            self._copy_rows(base, host, size, of_group(blocks, group))
 
-    def restore_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
-        for base, host, size in self._layers():
-            self._copy_rows(host, base, size, pairs)
+    def restore_blocks(self, blocks: Sequence[Restored]) -> None:
+        for group, base, host, size in self._layers():
+            self._copy_rows(host, base, size, of_group(blocks, group))
 
-    def _layers(self) -> Iterator[tuple[int, int, int]]:
-        """Of each layer's KV: its address, that of its part of the host's memory, and the bytes of a block."""
+    def _layers(self) -> Iterator[tuple[int, int, int, int]]:
+        """Of each layer's KV: group, address, that of its part of the host's memory, and the bytes of a block."""
         host = self._pinned.address
-        for state in (state for name, state in self.states.items() if name != "slots"):
-            size = state.stride(0) * state.element_size()
-            yield state.data_ptr(), host, size
-            host += self.host_blocks * size
+        for group, states in enumerate(self.engine.groups):
+            for state in (self.states[node.name] for node in states.states):
+                size = state.stride(0) * state.element_size()
+                yield group, state.data_ptr(), host, size
+                host += self.host_blocks * size
 
     def _copy_rows(self, source: int, target: int, size: int, pairs: Sequence[tuple[int, int]]) -> None:
         """From one address to another, (from, to) of each in rows of so many bytes."""

@@ -19,6 +19,7 @@ from penstock.runtime.intake import Intake, Order, Submission
 from penstock.runtime.job import Job, candidates_of, keep_scores
 from penstock.runtime.kv.blocks import BlockPool
 from penstock.runtime.kv.manager import KvManager
+from penstock.runtime.kv.tables import Tables
 from penstock.runtime.output import Stream
 from penstock.runtime.pace import Pace
 from penstock.runtime.schedule.batch import Event, StepPlan
@@ -50,8 +51,7 @@ class Executor:
         where the time between tokens has a target."""
         profile = engine.profile
         self.engine, self.backend, self.tokenizer = engine, backend, tokenizer
-        window, hosts = engine.model_spec.window, backend.host_blocks
-        self.kv = KvManager(BlockPool(backend.num_blocks, profile.block_size), reuse, window, hosts)
+        self.kv = _kv_manager(engine, backend, reuse)
         limits = limits or Limits(profile.max_batch_size, profile.max_num_tokens, profile.max_seq_len)
         limits = replace(limits, max_steps_in_flight=backend.steps_in_flight)
         self.scheduler = Scheduler(limits, self.kv, pace.budget if pace else None)
@@ -123,7 +123,7 @@ class Executor:
 
     def snapshot(self) -> dict[str, Any]:
         """All counters by name: what `LLM.stats` gives, whose docstring says what the less plain ones mean."""
-        stats, scheduler, backend, pool = self.stats, self.scheduler, self.backend, self.kv.pool
+        stats, scheduler, backend, kv = self.stats, self.scheduler, self.backend, self.kv
         counters = scheduler.counters
         return {
             "steps": stats.steps,
@@ -142,13 +142,18 @@ class Executor:
             "preemptions": counters.preemptions,
             "prefix_cache_queries": counters.asked_tokens,
             "prefix_cache_hits": counters.reused_tokens,
-            "prefix_cache_evictions": pool.num_evicted,
-            "host_cache_hits": self.kv.host.num_restored * pool.block_size,
-            "host_cache_blocks": self.kv.host.num_blocks,
-            "host_cache_usage": self.kv.host.usage,
-            "kv_cache_usage": self.kv.usage,
+            "prefix_caching": kv.reuse,
+            "prefix_cache_evictions": kv.num_evicted,
+            "host_cache_hits": kv.num_restored * kv.block_size,
+            "host_cache_blocks": kv.host_blocks,
+            "host_cache_usage": kv.host_usage,
+            "kv_cache_usage": kv.usage,
             "kv_cache_waste": scheduler.waste(),
-            "kv_blocks": pool.num_usable,
+            "kv_blocks": kv.num_usable,
+            "kv_groups": {
+                group.name: {"blocks": tables.pool.num_usable, "usage": tables.usage}
+                for group, tables in zip(self.engine.groups, kv.groups, strict=True)
+            },
             **backend.counters(),
             "load_seconds": dict(backend.load_seconds),
             "memory": dict(backend.memory),
@@ -310,6 +315,14 @@ class Executor:
         if not left:
             del self._orders[job.order_id]
             self._deadlines.remove(job.order_id)
+
+
+def _kv_manager(engine: Engine, backend: Backend, reuse: bool) -> KvManager:
+    """Pools as large as the backend's; prefixes are not found again where a state is kept by slot."""
+    size, hosts = engine.profile.block_size, backend.host_blocks
+    pools = [BlockPool(count, size, index) for index, count in enumerate(backend.num_blocks)]
+    tables = [Tables(p, group.window, host_blocks=hosts) for p, group in zip(pools, engine.groups, strict=True)]
+    return KvManager(tables, reuse and not engine.by_slot, bool(engine.by_slot))
 
 
 def _said(error: BaseException) -> str:

@@ -85,8 +85,14 @@ class RunLimits:
             )
 
     def host_blocks(self, engine: Engine) -> int:
-        """KV blocks that host_cache_size holds. Raises OptionError for not even one, ResourceError for too many."""
+        """KV blocks of each group that host_cache_size holds. Raises OptionError for not even one, or for a model whose
+        prefixes are not found again, ResourceError for too many."""
         size, block = self.host_cache_size, engine.block_bytes
+        if size and engine.by_slot:
+            raise OptionError(
+                f"host_cache_size={size} keeps prefixes, and this model's are not found again: it has state besides KV "
+                f"({engine.by_slot[0].name}); leave it out"
+            )
         if 0 < size < block:
             raise OptionError(f"host_cache_size={size} is less than a KV block of {block} bytes; give that, or 0")
         there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -131,7 +137,7 @@ def open_backend(
     host_blocks: int = 0,
 ) -> Backend:
     """Weights loaded and, on a GPU, the first buckets captured; `limits` None: the profile's own. `host_blocks`: KV
-    blocks in the host's memory.
+    blocks of each group in the host's memory.
 
     Raises ResourceError, before anything is loaded, where memory does not suffice; OptionError for a GPU's limit on a
     CPU.
@@ -167,6 +173,8 @@ def open_loop(
     pace = None if target is None else Pace(opened, target, store.timing(directory))
 
     def open_executor() -> Executor:
+        if opened.by_slot and asked.enable_prefix_caching:
+            say(f"prefixes are not found again: the model has state besides KV ({opened.by_slot[0].name})")
         backend = open_backend(opened, directory, memory or Memory(), chosen, say, host_blocks)
         return Executor(opened, backend, tokenizer, chosen, asked.enable_prefix_caching, pace)
 

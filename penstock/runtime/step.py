@@ -22,6 +22,8 @@ from penstock.ir.graph import Node
 from penstock.ir.lazy import torch
 from penstock.kernels.launch import Eager
 from penstock.runtime.kv import pool
+from penstock.runtime.kv.host import Restored, Saved
+from penstock.runtime.kv.tables import Copy
 from penstock.runtime.upload import Numbers, Reals
 from penstock.runtime.weights import load_weights
 
@@ -70,15 +72,15 @@ Timer = Callable[[Callable[[], None]], None]  # runs a step's replay, and may lo
 class Backend(Protocol):
     """A device that runs an engine's steps in the order they are launched."""
 
-    num_blocks: int
-    host_blocks: int  # of the host's memory, for KV blocks that the pool gave away; 0: none
+    num_blocks: tuple[int, ...]  # of each group's pool
+    host_blocks: int  # of the host's memory, for KV blocks that each pool gave away; 0: none
     steps_in_flight: int  # how many may be launched before the first is read
     load_seconds: Mapping[str, float]  # opening it took so long, by stage; stages may overlap
     memory: Mapping[str, int]  # bytes, as planned; empty where there is no plan
     visit: Visit | None  # where somebody looks inside: the next steps run node by node
     timer: Timer | None  # where somebody times replays
     slow_steps: int  # launched so far that waited for something, or ran in a larger bucket or node by node
-    states: Mapping[str, Any]  # by name: the slots, and each layer's KV
+    states: Mapping[str, Any]  # by name: the slots, and each layer's own
 
     def launch(self, upload: Numbers, tokens: int, rows: int, logits: int, tail: Tail = PLAIN_TAIL) -> Ticket:
         """Start a step of so many tokens, rows and logit rows; returns at once, unless its tail rewrites logits or the
@@ -93,18 +95,18 @@ class Backend(Protocol):
         """Of a controlled step that was read just now; good until the next launch."""
         ...
 
-    def fork(self, histories: Sequence[tuple[int, int]], blocks: Sequence[tuple[int, int]]) -> None:
-        """Copy slots' histories, and KV blocks with all their layers, (from, to) each: behind all that was launched,
-        before whatever is launched next."""
+    def fork(self, histories: Sequence[tuple[int, int]], blocks: Sequence[Copy]) -> None:
+        """Copy slots' histories, (from, to) each, and KV blocks with all layers of their groups: behind all that was
+        launched, before whatever is launched next."""
         ...
 
-    def save_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
-        """Copy KV blocks with all their layers to the host's, (block, host block) each, no host block twice: behind all
-        that was launched, before whatever comes next."""
+    def save_blocks(self, blocks: Sequence[Saved]) -> None:
+        """Copy KV blocks with all layers of their groups to the host's, no host block twice: behind all that was
+        launched, before whatever comes next."""
         ...
 
-    def restore_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
-        """The same back, (host block, block) each."""
+    def restore_blocks(self, blocks: Sequence[Restored]) -> None:
+        """The same back."""
         ...
 
     def idle(self) -> bool:
@@ -141,10 +143,15 @@ class CpuBackend:
         self.num_blocks = pool.choose_blocks(engine, kv_bytes, limits)
         self.weights = load_weights(engine, directory)
         slots = torch.zeros(engine.profile.slots.size, dtype=torch.int32)
-        kv = pool.allocate(engine, self.num_blocks, pool.host_bytes)
+        rows = (limits or engine.profile).max_batch_size
+        kv = pool.allocate(engine, self.num_blocks, rows, pool.host_bytes)
         self.states: Mapping[str, Any] = {"slots": slots, **kv}
         self.host_blocks = host_blocks
-        self._evicted = [(state, state.new_empty(host_blocks, *state.shape[1:])) for state in kv.values()]
+        self._kv = [
+            (group, kv[node.name], kv[node.name].new_empty(host_blocks, *kv[node.name].shape[1:]))
+            for group, states in enumerate(engine.groups)
+            for node in states.states
+        ]
         self.last: dict[str, Any] = {}  # named results of the last step, for tests and for looking inside
         self._phases = {name: _Phase(name, phase) for name, phase in engine.programs["decode"].phases.items()}
         self._results: dict[int, tuple[list[int], Scores | None]] = {}
@@ -200,20 +207,20 @@ class CpuBackend:
         assert self._scores is not None, f"step {ticket.number} was not controlled"
         return self._scores
 
-    def fork(self, histories: Sequence[tuple[int, int]], blocks: Sequence[tuple[int, int]]) -> None:
+    def fork(self, histories: Sequence[tuple[int, int]], blocks: Sequence[Copy]) -> None:
         layout = self.engine.profile.slots
         own = self.states["slots"][layout.history_at :].view(layout.num_slots, layout.history)
-        paged = [(state, blocks) for name, state in self.states.items() if name != "slots"]
-        for state, pairs in [(own, histories), *paged]:
-            _copy_rows(state, state, pairs)
+        _copy_rows(own, own, histories)
+        for group, state, _ in self._kv:
+            _copy_rows(state, state, of_group(blocks, group))
 
-    def save_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
-        for state, host in self._evicted:
-            _copy_rows(state, host, pairs)
+    def save_blocks(self, blocks: Sequence[Saved]) -> None:
+        for group, state, host in self._kv:
+            _copy_rows(state, host, of_group(blocks, group))
 
-    def restore_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
-        for state, host in self._evicted:
-            _copy_rows(host, state, pairs)
+    def restore_blocks(self, blocks: Sequence[Restored]) -> None:
+        for group, state, host in self._kv:
+            _copy_rows(host, state, of_group(blocks, group))
 
     def idle(self) -> bool:
         return False
@@ -222,7 +229,12 @@ class CpuBackend:
         return {}
 
     def close(self) -> None:
-        self.states, self._evicted = {}, []
+        self.states, self._kv = {}, []
+
+
+def of_group(blocks: Sequence[Copy] | Sequence[Saved] | Sequence[Restored], group: int) -> list[tuple[int, int]]:
+    """(from, to) of those blocks that are of this group."""
+    return [(each[0], each[1]) for each in blocks if each.group == group]
 
 
 def _copy_rows(source: Any, target: Any, pairs: Sequence[tuple[int, int]]) -> None:

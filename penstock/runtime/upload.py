@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from penstock.ir.ops.state import FIELDS, HEADER, REALS, ROW, SlotLayout
-from penstock.runtime.kv.manager import Grown
+from penstock.runtime.kv.tables import Grown
 from penstock.runtime.schedule.batch import Admission, Chunk, Decoders, Fork, StepPlan
 from penstock.runtime.schedule.request import Request
 
@@ -55,7 +55,7 @@ class Encoder:
         self._decoders: Decoders | None = None  # whose rows the buffer holds
         self._steady: tuple[Decoders, Numbers] | None = None  # the last upload, where it held nothing but their rows
         self._count = np.arange(max(layout.history, layout.table, layout.freqs, layout.controls), dtype=np.int32)
-        self._places: dict[int, tuple[Numbers, Numbers, Numbers]] = {}  # by slot
+        self._places: dict[int, tuple[Numbers, ...]] = {}  # by slot
 
     def encode(self, plan: StepPlan, source: Callable[[Request], Source]) -> Numbers:
         """The upload of a plan. `source` of each request that is admitted, in its prompt or in lockstep."""
@@ -90,8 +90,8 @@ class Encoder:
             rows[count:] = [(chunk.slot, chunk.num_tokens, chunk.num_logits) for chunk in plan.chunks]
 
     def _admission(self, at: int, admission: Admission, source: Source) -> int:
-        slot, request, table, length = admission
-        at = self._slot(at, slot, length, (source.slot, source.controls, np.array(table, np.int32)))
+        slot, request, tables, length = admission
+        at = self._slot(at, slot, length, source.slot, source.controls, tables)
         if not request.looks_back:
             return at
         return self._history(at, slot, 0, _known(request, source.prompt, 0, length))
@@ -99,13 +99,16 @@ class Encoder:
     def _fork(self, at: int, fork: Fork, source: Source) -> int:
         """A slot that held a beam of the same group already keeps all but its length and table."""
         fields, controls = (source.slot, source.controls) if fork.fresh else (source.slot[: LENGTH + 1], NOTHING)
-        return self._slot(at, fork.slot, fork.length, (fields, controls, np.array(fork.table, np.int32)))
+        return self._slot(at, fork.slot, fork.length, fields, controls, fork.tables)
 
-    def _slot(self, at: int, slot: int, length: int, parts: tuple[Numbers, Numbers, Numbers]) -> int:
-        """The first fields and frequencies, controls, and the entries of the block table."""
+    def _slot(
+        self, at: int, slot: int, length: int, fields: Numbers, controls: Numbers, tables: Sequence[Sequence[int]]
+    ) -> int:
+        """The first fields and frequencies, controls, and the entries of the block tables."""
+        parts = [fields, controls, *[np.array(table, np.int32) for table in tables]]
         size = sum(map(len, parts))
         pairs, start = self._pairs(at, size), 0
-        for part, its in zip(parts, self._slot_places(slot), strict=True):
+        for part, its in zip(parts, self._slot_places(slot), strict=False):
             pairs[start : start + len(part), 0] = its[: len(part)]
             pairs[start : start + len(part), 1] = part
             start += len(part)
@@ -114,19 +117,19 @@ class Encoder:
 
     def _growth(self, at: int, grown: Sequence[Grown]) -> int:
         layout = self._layout
-        at_table = [(layout.table_at + slot * layout.table + index, block) for slot, index, block in grown]
+        at_table = [(layout.table_of(slot, group) + index, block) for slot, index, block, group in grown]
         self._pairs(at, len(grown))[:] = at_table
         return at + 2 * len(grown)
 
-    def _slot_places(self, slot: int) -> tuple[Numbers, Numbers, Numbers]:
-        """Of fields and frequencies, of controls, and of the block table."""
+    def _slot_places(self, slot: int) -> tuple[Numbers, ...]:
+        """Of fields and frequencies, of controls, and of each block table."""
         if slot not in self._places:
             layout = self._layout
             fields = np.array([layout.field(name) + slot for name in FIELDS], np.int32)
             freqs = self._count[: layout.freqs] + (layout.freqs_at + slot * layout.freqs)
             controls = self._count[: layout.controls] + (layout.controls_at + slot * layout.controls)
-            table = self._count[: layout.table] + (layout.table_at + slot * layout.table)
-            self._places[slot] = np.concatenate([fields, freqs]), controls, table
+            tables = [self._count[: layout.table] + layout.table_of(slot, i) for i in range(layout.tables)]
+            self._places[slot] = np.concatenate([fields, freqs]), controls, *tables
         return self._places[slot]
 
     def _prompt(self, at: int, chunk: Chunk, prompt: Numbers) -> int:

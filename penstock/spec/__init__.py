@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from penstock.spec.layer import AnyNorm, Attention, FeedForward, LayerNorm, Mixer, Mlp, Moe, Norm, Router
+from penstock.spec.layer import AnyNorm, Attention, FeedForward, Latent, LayerNorm, Mixer, Mlp, Moe, Norm, Router
 from penstock.spec.model import LayerSpec, ModelSpec
 from penstock.spec.position import (
     Alibi,
@@ -24,6 +24,7 @@ __all__ = [
     "Attention",
     "DynamicNtk",
     "FeedForward",
+    "Latent",
     "LayerNorm",
     "LayerSpec",
     "Linear",

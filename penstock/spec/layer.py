@@ -55,7 +55,36 @@ class Attention:
         assert self.qk_norm_over in ("head", "heads", "row"), self.qk_norm_over
 
 
-Mixer = Attention
+@kind
+@dataclass(frozen=True, slots=True)
+class Latent:
+    """Latent attention: keys and values of H heads are products of one latent of C numbers. (DeepSeek-V2 2024, 2.1.)
+
+    A head's query and key are `plain` numbers beside `rope.dim` rotated ones, the latter's key common to all heads.
+    """
+
+    heads: int
+    rank: int  # C
+    plain: int
+    value: int  # numbers of a head's value
+    scale: float  # of the scores
+    rope: Rope
+    query_rank: int = 0  # queries are made of a normalised latent of their own; 0: of the input itself
+    eps: float = 1e-6  # of both latents' norms
+    bias: bool = False  # of the products that lead to the latents and from the heads
+    window: int = 0
+
+    @property
+    def kv_heads(self) -> int:
+        return 1
+
+    @property
+    def head_dim(self) -> int:
+        """Numbers of a token in the cache."""
+        return self.rope.dim + self.rank
+
+
+Mixer = Attention | Latent
 
 
 @kind

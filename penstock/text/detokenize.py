@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import codecs
 import json
-from collections.abc import Iterator, Sequence
-from functools import lru_cache
+from collections.abc import Sequence
 from typing import Protocol
 
 from penstock.errors import SamplingError
+from penstock.text.alphabet import byte_of_character
 from penstock.text.tokenizer import Tokenizer
 
 _REPLACEMENT = "\ufffd"
@@ -188,23 +188,9 @@ def _is_byte_level(tokenizer: Tokenizer) -> bool:
     return decoder is not None and json.loads(decoder.__getstate__()).get("type") == "ByteLevel"
 
 
-def _printable_bytes() -> Iterator[int]:
-    yield from range(ord("!"), ord("~") + 1)
-    yield from range(0xA1, 0xAD)
-    yield from range(0xAE, 0x100)
-
-
-@lru_cache(maxsize=1)
-def _byte_of_character() -> dict[str, int]:
-    """GPT-2's table: a printable Latin-1 byte stands for itself, the n-th other byte is written U+0100 + n."""
-    printable = set(_printable_bytes())
-    others = (byte for byte in range(256) if byte not in printable)
-    return {chr(b): b for b in printable} | {chr(0x100 + n): byte for n, byte in enumerate(others)}
-
-
 def _token_bytes(token: str) -> bytes:
     """A token with any character outside the table is an added one, and stands for its own text."""
-    table = _byte_of_character()
+    table = byte_of_character()
     if all(character in table for character in token):
         return bytes(table[character] for character in token)
     return token.encode("utf-8")

@@ -9,8 +9,9 @@ from typing import Any
 
 from penstock.errors import TokenizerError
 
+TOKENIZER = "tokenizer.json"
 TOKENIZER_FILES = (
-    "tokenizer.json",
+    TOKENIZER,
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
@@ -18,6 +19,9 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
     "chat_template.json",
 )
+# What tokenizers were written as before tokenizer.json, read where there is none; tiktoken's are *.tiktoken besides.
+PIECES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "ice_text.model")
+VOCABULARY, MERGES = "vocab.json", "merges.txt"
 ADDITIONAL_TEMPLATES = "additional_chat_templates"
 # The largest tokenizer.json published so far is 40 MB.
 MAX_FILE_BYTES = 256 << 20
@@ -28,18 +32,26 @@ _SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token
 
 def text_files(directory: Path) -> tuple[Path, ...]:
     """The files to copy so that a directory stands alone; paths within `directory`, sorted."""
-    found = [directory / name for name in TOKENIZER_FILES]
-    found += (directory / ADDITIONAL_TEMPLATES).glob("*.jinja")
+    found = [directory / name for name in (*TOKENIZER_FILES, *PIECES, VOCABULARY, MERGES)]
+    found += [*directory.glob("*.tiktoken"), *(directory / ADDITIONAL_TEMPLATES).glob("*.jinja")]
     return tuple(sorted(path for path in found if path.is_file()))
 
 
 def read_text(path: Path) -> str:
     """The UTF-8 text of a file. Raises TokenizerError when it is missing, too large or not UTF-8."""
     try:
+        return read_bytes(path).decode("utf-8").replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        raise TokenizerError(f"cannot read {path}: {error}; download the file again") from error
+
+
+def read_bytes(path: Path) -> bytes:
+    """The content of a file. Raises TokenizerError when it is missing or too large."""
+    try:
         if (size := path.stat().st_size) > MAX_FILE_BYTES:
             raise TokenizerError(f"{path} has {size} bytes, at most {MAX_FILE_BYTES} are read; is it the right file?")
-        return path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        return path.read_bytes()
+    except OSError as error:
         raise TokenizerError(f"cannot read {path}: {error}; download the file again") from error
 
 

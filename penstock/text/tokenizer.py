@@ -1,4 +1,4 @@
-"""Text to token ids and back, by the rules of a model's tokenizer.json."""
+"""Text to token ids and back, by the rules of a model's tokenizer.json, or of the files that were before it."""
 
 from __future__ import annotations
 
@@ -10,12 +10,8 @@ from typing import Any
 import tokenizers
 
 from penstock.errors import PromptError, TokenizerError
-from penstock.text.files import read_json, read_text, special_tokens, text_files
-
-_SLOW_FILES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.json", "vocab.txt", "qwen.tiktoken")
-_CONVERT = (
-    "write one where transformers is installed: AutoTokenizer.from_pretrained(DIR, use_fast=True).save_pretrained(DIR)"
-)
+from penstock.text import legacy
+from penstock.text.files import TOKENIZER, read_json, read_text, special_tokens, text_files
 
 
 class Tokenizer:
@@ -48,7 +44,7 @@ class Tokenizer:
         """Read a Hugging Face or engine directory.
 
         `eos_token_ids`: further ids that end a text, such as those of the model's spec.
-        Raises TokenizerError when tokenizer.json is missing or unreadable, or an id is outside its vocabulary.
+        Raises TokenizerError when there is no tokenizer that can be read, or an id is outside its vocabulary.
         """
         directory = Path(path)
         backend = _load(directory)
@@ -111,16 +107,14 @@ class Tokenizer:
 
 
 def _load(directory: Path) -> tokenizers.Tokenizer:
-    path = directory / "tokenizer.json"
+    path = directory / TOKENIZER
     if not path.is_file():
-        slow = [name for name in _SLOW_FILES if (directory / name).is_file()]
-        found = f"only {', '.join(slow)}" if slow else "no other tokenizer file either"
-        raise TokenizerError(f"{directory} has no tokenizer.json ({found}); {_CONVERT}")
+        return legacy.convert(directory)
     text = read_text(path)
     try:
         return tokenizers.Tokenizer.from_str(text)
     except Exception as error:  # the border to Rust: the library raises bare Exception, and panics as such
-        raise TokenizerError(f"{path} is not a tokenizer: {error}; download it again, or {_CONVERT}") from error
+        raise TokenizerError(f"{path} is not a tokenizer: {error}; download it again, or {legacy.REMEDY}") from error
 
 
 def _id_of(backend: tokenizers.Tokenizer, token: str | None) -> int | None:

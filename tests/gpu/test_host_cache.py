@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from penstock import LLM, SamplingParams, bundled
+from penstock.runtime.kv.host import Restored, Saved
 from penstock.text.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.gpu
@@ -34,7 +35,7 @@ def prompts() -> list[dict[str, Any]]:
 
 def test_blocks_come_back_bit_by_bit(llm: LLM) -> None:
     backend: Any = llm._loop.executor.backend
-    size, last = backend.num_blocks, backend.host_blocks - 1
+    (size,), last = backend.num_blocks, backend.host_blocks - 1
     assert backend.host_blocks == (256 << 20) // llm.engine.block_bytes and size > 8
 
     def there_and_back() -> None:
@@ -42,11 +43,11 @@ def test_blocks_come_back_bit_by_bit(llm: LLM) -> None:
         for state in kv:
             state.view(torch.uint8).random_()
         before = [state.clone() for state in kv]
-        backend.save_blocks([(1, 0), (2, last), (3, 1)])
+        backend.save_blocks([Saved(1, 0), Saved(2, last), Saved(3, 1)])
         for state in kv:
             state[1:4].zero_()
-        backend.save_blocks([(5, 1)])
-        backend.restore_blocks([(last, 6), (0, 7), (1, 3)])
+        backend.save_blocks([Saved(5, 1)])
+        backend.restore_blocks([Restored(last, 6), Restored(0, 7), Restored(1, 3)])
         for was, state in zip(before, kv, strict=True):
             for source, target in ((2, 6), (1, 7), (5, 3)):
                 assert torch.equal(state[target].view(torch.uint8), was[source].view(torch.uint8))

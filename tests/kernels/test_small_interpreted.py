@@ -14,10 +14,11 @@ TOPIC = "tests.kernels.cases.small"
     [
         ("rms_norm", "add_rms_norm", "head_rms_norm"),
         ("add", "scale", "split", "narrow", "embedding", "take_rows"),
+        ("layer_norm", "add_layer_norm", "head_layer_norm", "activate", "glu", "clip", "softcap"),
         ("sample",),
         ("prepare", "commit"),
     ],
-    ids=["norms", "streams", "sample", "step"],
+    ids=["norms", "streams", "pointwise", "sample", "step"],
 )
 def test_agrees_with_reference(ops: tuple[str, ...]) -> None:
     assert failures(TOPIC, ops) == []

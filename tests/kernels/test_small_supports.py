@@ -37,6 +37,9 @@ def test_limits_are_named() -> None:
     layout = SlotLayout(4, 8, 2)
     prepare = site("prepare", tensor("i32", layout.size), tensor("i32", "U"), **layout.attrs())
     assert refusals(prepare, sizes(4, 1025, 1)) == ["1025 rows in a step; at most 1024"]
+    layout = SlotLayout(4, 8, 2, tables=5)
+    prepare = site("prepare", tensor("i32", layout.size), tensor("i32", "U"), **layout.attrs())
+    assert refusals(prepare, sizes(4, 2, 1)) == ["5 block tables in a step; at most 4"]
     assert refusals(site("rms_norm", tensor("i32", "T", 8), tensor("i32", 8), eps=1e-5), sizes(1)) == [
         "input 0 is i32; supported are f32, f16, bf16"
     ]

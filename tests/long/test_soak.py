@@ -102,7 +102,7 @@ def loop(tiny_model: Path, cache: Path) -> Iterator[Loop]:
     def opened() -> Executor:
         engine = store.load(directory)
         backend = CpuBackend(engine, directory)
-        backend.num_blocks = BLOCKS
+        backend.num_blocks = (BLOCKS,)
         return Executor(engine, backend, None)
 
     running = Loop(opened)
@@ -148,14 +148,15 @@ def test_twenty_thousand_requests(loop: Loop) -> None:
     growth = resident() - before
     loop.call(executor.scheduler.check)
     reasons = Counter(end.reason for end in ends.values())
-    used = executor.kv.pool.num_used
+    (pool,) = (tables.pool for tables in executor.kv.groups)
+    used = pool.num_used
     results.write(
         "soak", requests=REQUESTS, ends=reasons, steps=executor.stats.steps,
         generated=executor.scheduler.counters.generated_tokens,
         preemptions=executor.scheduler.counters.preemptions, reused=executor.scheduler.counters.reused_tokens,
         kinds=Counter(crowd.kinds), blocks_in_use=used, rss_growth_bytes=growth, seconds=time.perf_counter() - start,
     )  # fmt: skip
-    assert used == 0 and not executor.busy and executor.kv.pool.num_free == executor.kv.pool.num_usable
+    assert used == 0 and not executor.busy and pool.num_free == pool.num_usable
     assert growth <= GROWTH, f"{growth / 2**20:.0f} MiB more than after {WARM_UP} requests"
     assert reasons["abort"] >= ABORTED * REQUESTS and set(reasons) == {"abort", "length", "error"}
     assert executor.scheduler.counters.reused_tokens > 0

@@ -10,6 +10,7 @@ from penstock.compiler.passes.patterns import concat, out_format, padded, rows, 
 from penstock.ir import Graph, Node, Value, emit
 from penstock.ir.rewrite import Match, Rule, Swap
 
+POINTWISE = ("activate", "clip", "scale", "softcap")  # those that make zero of zero
 MULTIPLE = 8  # 16 bytes of a 16-bit format: the alignment that tensor-core loads and vector loads ask for
 
 
@@ -57,6 +58,13 @@ def narrow_after_glu(m: Match) -> Swap | None:
     return {m.node[0]: _cut(emit("glu", gate, up, act=m.node.attr("act"))[0], width(m.node[0]))}
 
 
+def narrow_after_pointwise(m: Match) -> Swap | None:
+    """An op element by element on a value that is cut: cut the result, perhaps the next product takes it uncut."""
+    if m.node.op not in POINTWISE or (cut := m.node.inputs[0].node).op != "narrow":
+        return None
+    return {m.node[0]: _cut(emit(m.node.op, cut.inputs[0], **dict(m.node.attrs))[0], width(m.node[0]))}
+
+
 def narrow_into_linear(m: Match) -> Swap | None:
     """A product over a value whose cut columns are zero: zero columns in the weight, no cut."""
     if m.node.op != "linear" or (cut := m.node.inputs[0].node).op != "narrow":
@@ -95,11 +103,13 @@ def _padded_halves(w: Value, size: int) -> Value:
 
 
 def _zero_behind(value: Value, size: int) -> bool:
-    """Whether columns from `size` on are zero: products of zero rows, and gates of such (act(0) * 0 = 0)."""
+    """Whether columns from `size` on are zero: products of zero rows, and what makes zeros of such (act(0) = 0)."""
     node = value.node
     match node.op:
         case "linear":
             return all(_zero_rows(w, size) for w in node.inputs[1:])
+        case "activate" | "clip" | "scale" | "softcap":
+            return _zero_behind(node.inputs[0], size)
         case "glu":
             return any(_zero_behind(v, size) for v in node.inputs)
         case "linear_glu":
@@ -128,6 +138,7 @@ RULES: tuple[Rule, ...] = (
     pad_linear_glu,
     pad_linear,
     narrow_after_glu,
+    narrow_after_pointwise,
     narrow_into_linear,
     padded_table,
 )

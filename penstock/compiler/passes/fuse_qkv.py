@@ -6,6 +6,8 @@ from penstock.compiler.passes.patterns import siblings, stacked, width
 from penstock.ir import Graph, Node, Value, emit
 from penstock.ir.rewrite import Match, Rule, Swap
 
+PREPARED = ("rope", "head_rms_norm", "rms_norm", "head_layer_norm", "layer_norm", "clip")
+
 
 def fuse_qkv(m: Match) -> Swap | None:
     """attention over three linears of x: one linear over their stacked weights, and a split."""
@@ -25,8 +27,8 @@ def projections(attention: Node) -> tuple[Node, ...] | None:
 
 
 def origin(value: Value) -> Value:
-    """The value before it was normalised and rotated by head."""
-    while value.node.op in ("rope", "head_rms_norm"):
+    """The value before it was clipped, normalised and rotated."""
+    while value.node.op in PREPARED:
         value = value.node.inputs[0]
     return value
 

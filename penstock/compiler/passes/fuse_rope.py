@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from penstock.compiler.passes.patterns import option, width
 from penstock.ir import Graph, Node, Value, emit
+from penstock.ir.graph import Attr
 from penstock.ir.rewrite import Match, Rule, Swap
 
 
@@ -29,7 +30,7 @@ class Rotated:
         """Same angles, same normalisation but for its weight."""
         return (
             self.rope.inputs[1:] == other.rope.inputs[1:]
-            and option(self.rope, "scale", 1.0) == option(other.rope, "scale", 1.0)
+            and _turn(self.rope) == _turn(other.rope)
             and _norm_attrs(self.norm) == _norm_attrs(other.norm)
         )
 
@@ -41,10 +42,21 @@ def fuse_rope(m: Match) -> Swap | None:
     q, k = found
     kv, _, _, positions, rows, table = m.node.inputs
     norms = tuple(r.norm.inputs[1] for r in (q, k) if r.norm)
-    attrs = {"heads": q.rope.attr("heads"), "scale": option(q.rope, "scale", 1.0), **_norm_attrs(q.norm)}
+    attrs = {"heads": q.rope.attr("heads"), **_turn(q.rope), **_norm_attrs(q.norm)}
     operands = (q.source.node.inputs[0], kv, positions, q.rope.inputs[2], rows, table, *norms)
     fused = emit("rope_append", *operands, **attrs)
     return {q.rope[0]: fused[0], m.node[0]: fused[1]}
+
+
+def clip_whole(m: Match) -> Swap | None:
+    """Every part of a split clipped alike, and read by nothing else: what is split is clipped."""
+    clips = [user for v in m.node.outputs if (user := m.only_user(v)) and user.op == "clip"]
+    alike = {clip.attrs for clip in clips}
+    if m.node.op != "split" or len(clips) != len(m.node.outputs) or len(alike) != 1:
+        return None
+    whole = emit("clip", m.node.inputs[0], **dict(alike.pop()))[0]
+    parts = emit("split", whole, sizes=m.node.attr("sizes")).outputs
+    return {clip[0]: part for clip, part in zip(clips, parts, strict=True)}
 
 
 def _queries_and_keys(m: Match) -> tuple[Rotated, Rotated] | None:
@@ -67,13 +79,20 @@ def _rotated_reader(m: Match, value: Value) -> Rotated | None:
     return Rotated.of(user[0]) if user and user.op == "rope" else None
 
 
+def _turn(rope: Node) -> dict[str, Attr]:
+    """How a rope turns, whatever its heads and its angles."""
+    return {"scale": 1.0, **{k: v for k, v in rope.attrs if k == "scale" or (k == "interleaved" and v)}}
+
+
 def _norm_attrs(norm: Node | None) -> dict[str, float]:
     return {"eps": option(norm, "eps", 0.0), "offset": option(norm, "offset", 0.0)} if norm else {}
 
 
 def must(graph: Graph) -> int:
-    """Once for each append whose operands come, alike, from one split in three."""
-    return sum(n.op == "kv_append" and _queries_and_keys(Match(n, graph)) is not None for n in graph.nodes)
+    """Once for each append whose operands come, alike, from one split in three, or split whose parts are clipped."""
+    matches = [Match(n, graph) for n in graph.nodes]
+    appends = sum(m.node.op == "kv_append" and _queries_and_keys(m) is not None for m in matches)
+    return appends + sum(clip_whole(m) is not None for m in matches)
 
 
-RULES: tuple[Rule, ...] = (fuse_rope,)
+RULES: tuple[Rule, ...] = (clip_whole, fuse_rope)

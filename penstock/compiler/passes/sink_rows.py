@@ -6,7 +6,9 @@ from penstock.ir import Graph, Value, emit
 from penstock.ir.rewrite import Match, Rule, Swap
 
 # Ops that treat each row alone, and which of their inputs hold rows; the others are weights.
-ROWWISE = {"add": (0, 1), "glu": (0, 1), "linear": (0,), "rms_norm": (0,), "scale": (0,)}
+ROWWISE = {"add": (0, 1), "glu": (0, 1)} | dict.fromkeys(
+    ("activate", "clip", "layer_norm", "linear", "rms_norm", "scale", "softcap"), (0,)
+)
 
 
 def sink_rows(m: Match) -> Swap | None:

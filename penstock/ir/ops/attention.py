@@ -78,9 +78,9 @@ def attention(
         if count:
             lowest = max(0, context - count - window + 1) // kv.shape[3] if window else 0
             keys, values = _gather(kv, blocks, lowest, context)
-            for first, rows in _tiles(context - count, count):
+            for first, rows in query_tiles(context - count, count):
                 tile = q[start + first : start + first + len(rows)].float().unflatten(-1, (heads, -1))
-                y = _tile(tile, rows, lowest, keys, values, known, scale, window, softcap)
+                y = attend_tile(tile, rows, lowest, keys, values, known, scale, window, softcap)
                 out[start + first : start + first + len(rows)] = y.flatten(-2)
     return out
 
@@ -94,7 +94,7 @@ def _gather(kv: Any, blocks: Any, lowest: int, context: int) -> tuple[Any, Any]:
     return own[:, 0], own[:, 1]
 
 
-def _tiles(position: int, count: int) -> Iterator[tuple[int, range]]:
+def query_tiles(position: int, count: int) -> Iterator[tuple[int, range]]:
     """The step's queries of one sequence in tiles aligned to absolute positions: (offset in the step, positions)."""
     end = position + count
     at = position
@@ -104,7 +104,7 @@ def _tiles(position: int, count: int) -> Iterator[tuple[int, range]]:
         at = stop
 
 
-def _tile(
+def attend_tile(
     q: Any, rows: range, lowest: int, keys: Any, values: Any, extras: Mapping[str, Any],
     scale: float, window: int, softcap: float,
 ) -> Any:  # fmt: skip

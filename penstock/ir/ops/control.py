@@ -15,7 +15,7 @@ from penstock.ir.graph import Type, tensor
 from penstock.ir.lazy import torch
 from penstock.ir.op import op
 from penstock.ir.ops.examples import CONTEXT, fill, integers
-from penstock.ir.ops.state import CONTROLS, SlotLayout
+from penstock.ir.ops.state import SlotLayout
 
 MOST_LOGPROBS = 32
 # A slot's first numbers, in this order; from LISTS on: the ends, (token, value) of biases, (length, tokens) of words.
@@ -143,10 +143,7 @@ def _kind(slot: int, length: int, vocabulary: int, end: Sequence[int]) -> Contro
 
 
 @op(_adjust, example=adjust_example)
-def adjust(
-    logits: Any, slots: Any, logit_slots: Any, sample_position: Any, *, num_slots: int, history: int, table: int,
-    freqs: int = 0, controls: int = CONTROLS,
-) -> Any:  # fmt: skip
+def adjust(logits: Any, slots: Any, logit_slots: Any, sample_position: Any, **attrs: int) -> Any:
     """The logits after what the rows' requests ask of them: [L,V], in float32.
 
     slots: i32[A]; logit_slots: i32[L], -1 for padding; sample_position: i32[L], how many tokens are known. In this
@@ -155,7 +152,7 @@ def adjust(
     token that would repeat an n-gram, the last one of a bad word whose others are the last known, and `ends` while
     fewer than least_length are known. A logit that is not a number becomes minus infinity.
     """
-    layout = SlotLayout(num_slots, history, table, freqs, controls)
+    layout = SlotLayout(**attrs)
     out = logits.float().clone()
     for row, (slot, length) in enumerate(zip(logit_slots.tolist(), sample_position.tolist(), strict=True)):
         numbers = _numbers(layout, slots, slot) if slot >= 0 else []
@@ -218,9 +215,8 @@ def logprobs_example(
 
 @op(_logprobs, example=logprobs_example)
 def logprobs(
-    logits: Any, adjusted: Any, sampled: Any, slots: Any, logit_slots: Any, sample_position: Any, *, num_slots: int,
-    history: int, table: int, freqs: int = 0, controls: int = CONTROLS,
-) -> Any:  # fmt: skip
+    logits: Any, adjusted: Any, sampled: Any, slots: Any, logit_slots: Any, sample_position: Any, **attrs: int
+) -> Any:
     """Log-probabilities of the logits [L,V] at temperature 1: of the best tokens in order, and of the row's own.
 
     adjusted: [L,V]; sampled: i32[L]; the rest as for `adjust`. Returns the ids i32[L,32] and values f32[L,32] of the
@@ -228,7 +224,7 @@ def logprobs(
     Where by_adjusted is set the best are those of `adjusted`, and their values the logits there less the logarithm of
     the sum of exponentials here. What was not asked for: id -1, value 0. Not a number counts as minus infinity.
     """
-    layout = SlotLayout(num_slots, history, table, freqs, controls)
+    layout = SlotLayout(**attrs)
     ids = torch.full((logits.shape[0], MOST_LOGPROBS), -1, dtype=torch.int32, device=logits.device)
     values, own = torch.zeros_like(ids, dtype=torch.float32), torch.zeros(logits.shape[0], device=logits.device)
     for row, (slot, length) in enumerate(zip(logit_slots.tolist(), sample_position.tolist(), strict=True)):

@@ -31,6 +31,8 @@ class SlotLayout:
     table: int  # M: entries of a block-table row
     freqs: int = 0  # rope frequencies kept by request; 0 where the model's are fixed
     controls: int = CONTROLS  # as `ir.ops.control` numbers them
+    tables: int = 1  # block tables of a slot: one for each group of layers that keeps blocks
+    slot_rows: int = 0  # 1: rows are told their slot, for what is kept by slot
 
     def field(self, name: str) -> int:
         """Index of slot 0's value of a one-number field."""
@@ -44,9 +46,13 @@ class SlotLayout:
     def table_at(self) -> int:
         return self.freqs_at + self.num_slots * self.freqs
 
+    def table_of(self, slot: int, group: int = 0) -> int:
+        """Where a slot's block table of one group begins."""
+        return self.table_at + (group * self.num_slots + slot) * self.table
+
     @property
     def controls_at(self) -> int:
-        return self.table_at + self.num_slots * self.table
+        return self.table_at + self.tables * self.num_slots * self.table
 
     @property
     def history_at(self) -> int:
@@ -89,31 +95,42 @@ def kv_append(kv: Any, k: Any, v: Any, positions: Any, rows: Any, block_table: A
     at, block = positions[live].long(), kv.shape[3]
     blocks = block_table[rows[live].long(), at // block].long()
     for part, x in enumerate((k, v)):
-        kv[blocks, part, :, at % block] = _narrowed(x[live], kv.dtype).unflatten(-1, (kv.shape[2], -1))
+        kv[blocks, part, :, at % block] = narrowed(x[live], kv.dtype).unflatten(-1, (kv.shape[2], -1))
     return kv
 
 
-def _narrowed(x: Any, dtype: Any) -> Any:
+def narrowed(x: Any, dtype: Any) -> Any:
     """Rounded to nearest. Clamped first: some versions of torch make NaN of what is out of range."""
     most = torch.finfo(dtype).max
     return (x.clamp(-most, most) if dtype.itemsize == 1 else x).to(dtype)
 
 
-def _prepare(
-    slots: Type, upload: Type, *, num_slots: int, history: int, table: int, freqs: int = 0, controls: int = CONTROLS
-) -> tuple[Type, ...]:
+def _prepare(slots: Type, upload: Type, **attrs: int) -> tuple[Type, ...]:
+    layout = SlotLayout(**attrs)
     by_token = (tensor("i32", "T"),) * 3
     by_row = (tensor("i32", "S"),) * 3
     by_logit = [tensor("f32" if name in REALS else "i32", "L") for name in BY_LOGIT]
-    extra = (tensor("f32", "S", freqs),) if freqs else ()
-    return (slots, *by_token, *by_row, tensor("i32", "S", table), *by_logit, *extra)
+    freqs = (tensor("f32", "S", layout.freqs),) if layout.freqs else ()
+    table = tensor("i32", "S", layout.table)
+    others = (*(table,) * (layout.tables - 1), *(tensor("i32", "S"),) * layout.slot_rows)
+    return (slots, *by_token, *by_row, table, *by_logit, *freqs, *others)
 
 
 BY_LOGIT = ("logit_rows", *FIELDS[1:], "sample_position", "logit_slots")
-PREPARED = (
-    "slots", "tokens", "positions", "rows", "query_start", "query_len", "context_len", "block_table", *BY_LOGIT,
-    "freqs",
+ALWAYS = (
+    "slots", "tokens", "positions", "rows", "query_start", "query_len", "context_len", "block_table", *BY_LOGIT
 )  # fmt: skip
+
+
+def table_name(group: int) -> str:
+    """The name of a group's block table, of those groups that have one."""
+    return f"block_table{group}" if group else "block_table"
+
+
+def prepared(layout: SlotLayout) -> tuple[str, ...]:
+    """The names of what `prepare` returns."""
+    others = (*map(table_name, range(1, layout.tables)), *("slot_of_row",) * layout.slot_rows)
+    return (*ALWAYS, *(("freqs",) if layout.freqs else ()), *others)
 
 
 def prepare_example(
@@ -142,19 +159,16 @@ def _upload_example(
 
 
 @op(_prepare, writes={0: 0}, sized=True, example=prepare_example)
-def prepare(
-    slots: Any, upload: Any, *, num_slots: int, history: int, table: int, freqs: int = 0, controls: int = CONTROLS,
-    sizes: Any = None,
-) -> Any:  # fmt: skip
+def prepare(slots: Any, upload: Any, *, sizes: Any = None, **attrs: int) -> Any:
     """Apply the step's writes to the slots, then expand its rows into everything the forward pass reads.
 
     slots: i32[A]; upload: i32[U] = HEADER numbers, then ROW numbers for each of the step's rows, then (index, value)
-    pairs. Returns the values that PREPARED names. `sizes`, handed in by whoever runs the step, are the bucket's T, S
+    pairs. Returns the values that `prepared` names. `sizes`, handed in by whoever runs the step, are the bucket's T, S
     and L; left out, the exact sizes of the step are used. Padding tokens have row -1; padding rows no tokens, block 0;
-    padding rows of logits slot -1. A row's rows of logits are its last tokens, in order; sample_position is the number
-    of tokens up to each.
+    padding rows of logits, and of `slot_of_row`, slot -1. A row's rows of logits are its last tokens, in order;
+    sample_position is the number of tokens up to each.
     """
-    layout = SlotLayout(num_slots, history, table, freqs, controls)
+    layout = SlotLayout(**attrs)
     num_rows, num_tokens, num_logits, num_writes = upload[:HEADER].tolist()
     sizes = sizes or {"T": num_tokens, "S": num_rows, "L": num_logits}
     _write(slots, upload[HEADER + ROW * num_rows :][: 2 * num_writes])
@@ -163,22 +177,24 @@ def prepare(
     start = count.cumsum(0) - count
     rows = torch.repeat_interleave(torch.arange(num_rows, device=slots.device), count)
     positions = length[rows] + torch.arange(num_tokens, device=slots.device) - start[rows]
-    tokens = slots[layout.history_at + slot[rows] * history + positions]
-    blocks = slots[layout.table_at :][: num_slots * table].view(num_slots, table)[slot]
+    tokens = slots[layout.history_at + slot[rows] * layout.history + positions]
+    tables = slots[layout.table_at : layout.controls_at].view(layout.tables, layout.num_slots, layout.table)
+    blocks, *others = (_padded(table[slot], sizes["S"]) for table in tables)
     chosen = torch.repeat_interleave(torch.arange(num_rows, device=slots.device), asked)
     left = asked.cumsum(0)[chosen] - 1 - torch.arange(chosen.numel(), device=slots.device)  # rows of logits behind it
     fields = [slots[layout.field(name) + slot[chosen]] for name in FIELDS[1:]]
     out: tuple[Any, ...] = (
         _padded(tokens, sizes["T"]), _padded(positions, sizes["T"]), _padded(rows, sizes["T"], -1),
         _padded(start, sizes["S"]), _padded(count, sizes["S"]), _padded(length + count, sizes["S"]),
-        _padded(blocks, sizes["S"]), _padded((start + count - 1)[chosen] - left, sizes["L"]),
+        blocks, _padded((start + count - 1)[chosen] - left, sizes["L"]),
         *(_padded(x, sizes["L"]).view(_kind(name)) for name, x in zip(FIELDS[1:], fields, strict=True)),
         _padded((length + count)[chosen] - left, sizes["L"]), _padded(slot[chosen], sizes["L"], -1),
     )  # fmt: skip
-    if freqs:
-        own = slots[layout.freqs_at :][: num_slots * freqs].view(num_slots, freqs)[slot]
+    if layout.freqs:
+        own = slots[layout.freqs_at : layout.table_at].view(layout.num_slots, layout.freqs)[slot]
         out = (*out, _padded(own, sizes["S"]).view(torch.float32))
-    return (slots, *out)
+    by_slot = (_padded(slot, sizes["S"], -1),) if layout.slot_rows else ()
+    return (slots, *out, *others, *by_slot)
 
 
 def _write(slots: Any, pairs: Any) -> None:
@@ -205,19 +221,16 @@ def commit_example(
 
 
 @op(lambda slots, upload, sampled, **_: slots, writes={0: 0}, example=commit_example)
-def commit(
-    slots: Any, upload: Any, sampled: Any, *, num_slots: int, history: int, table: int, freqs: int = 0,
-    controls: int = CONTROLS,
-) -> Any:  # fmt: skip
+def commit(slots: Any, upload: Any, sampled: Any, **attrs: int) -> Any:
     """Lengthen each of the step's slots by its tokens, and store behind them the token sampled from its last logits.
 
     slots: i32[A], replaced in place; upload: as `prepare` read it; sampled: i32[L], one for each row of logits.
     """
-    layout = SlotLayout(num_slots, history, table, freqs, controls)
+    layout = SlotLayout(**attrs)
     num_rows = int(upload[0])
     slot, count, asked = upload[HEADER:][: ROW * num_rows].view(-1, ROW).long().unbind(1)
     length = slots[layout.field("length") + slot] + count
     slots[layout.field("length") + slot] = length.to(torch.int32)
     chosen = asked.nonzero()[:, 0]
-    slots[layout.history_at + slot[chosen] * history + length[chosen]] = sampled[asked.cumsum(0)[chosen] - 1]
+    slots[layout.history_at + slot[chosen] * layout.history + length[chosen]] = sampled[asked.cumsum(0)[chosen] - 1]
     return slots

@@ -85,6 +85,12 @@ def shift(x: Any, *, value: float) -> Any:
     return x.float() + value
 
 
+@op(lambda x: x, weight=True)
+def unit_rows(x: Any) -> Any:
+    """Each row divided by its Euclidean norm: Baichuan 2's head, whose logits are cosines times the state's norm."""
+    return torch.nn.functional.normalize(x.float(), dim=-1)
+
+
 @op(lambda *, shape, values: Type(shape, formats.F32), weight=True)
 def literal(*, shape: tuple[int, ...], values: tuple[float, ...]) -> Any:
     """Numbers that follow from the spec, such as rope frequencies."""

@@ -35,8 +35,29 @@ def blocks_of(table, tile, low, context, B: tl.constexpr, BN: tl.constexpr):
 
 
 @triton.jit
+def biased(score, slopes, distances, apart, R: tl.constexpr, SCALE: tl.constexpr, SOFTCAP: tl.constexpr):
+    """Scores with what slopes and distances add: scaled first, unless a cap has done so. `apart`: query less key."""
+    if (slopes is not None or distances is not None) and SOFTCAP == 0:
+        score *= SCALE
+    if slopes is not None:
+        score -= slopes * apart.to(tl.float32)
+    if distances is not None:
+        score += tl.load(distances + tl.minimum(tl.maximum(apart, 0), R - 1))
+    return score
+
+
+@triton.jit
+def begun(sinks, of, first, m, total):
+    """The running softmax of rows of heads `of` before any key: a sink is a key without a value, seen where `first`."""
+    if sinks is not None:
+        m = tl.where(first, tl.load(sinks + of) * 1.4426950408889634, m)
+        total = tl.where(first, 1.0, total)
+    return m, total
+
+
+@triton.jit
 def attend(
-    q, gain, m, total, acc, kv, blocks, tile, low, context, at, head,
+    q, gain, m, total, acc, kv, blocks, tile, low, context, at, head, slopes, distances, R: tl.constexpr,
     K: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, B: tl.constexpr, BN: tl.constexpr,
     SCALE: tl.constexpr, SOFTCAP: tl.constexpr, WINDOW: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
@@ -44,7 +65,7 @@ def attend(
 
     `blocks` is what `blocks_of` gave for the tile; `at` is each row's position; keys before `low` or from `context` on
     are not read. MASKED is False only where every row sees every key of the tile. SCALE is positive. q and `gain` are
-    what `widened` gave.
+    what `widened` gave. `slopes`: [rows,1]; `distances`: where each row's begin, likewise.
     """
     LOG2E: tl.constexpr = 1.4426950408889634
     n = tile * BN + tl.arange(0, BN)
@@ -75,8 +96,10 @@ def attend(
     if SOFTCAP > 0:
         # tanh(x) = 1 - 2 / (exp(2x) + 1)
         score = SOFTCAP - 2 * SOFTCAP / (tl.exp2(score * (2 * LOG2E * SCALE / SOFTCAP)) + 1)
+    score = biased(score, slopes, distances, at[:, None] - n[None, :], R, SCALE, SOFTCAP)
     # Scaled only where it is a multiply-add: behind the maximum, in the exponent.
-    UNIT: tl.constexpr = LOG2E if SOFTCAP > 0 else LOG2E * SCALE
+    SCALED: tl.constexpr = SOFTCAP > 0 or slopes is not None or distances is not None
+    UNIT: tl.constexpr = LOG2E if SCALED else LOG2E * SCALE
     if MASKED:
         visible = alive[None, :] & (n[None, :] <= at[:, None])
         if WINDOW > 0:
@@ -103,18 +126,19 @@ def blocks_apart(table, tile, low, context, B: tl.constexpr, W: tl.constexpr, BW
 
 @triton.jit
 def attend_apart(
-    q, gain, m, total, acc, kv, blocks, tile, low, context, at, head,
+    q, gain, m, total, acc, kv, blocks, tile, low, context, at, head, slopes, distances, R: tl.constexpr,
     K: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, B: tl.constexpr, W: tl.constexpr, BW: tl.constexpr,
     SCALE: tl.constexpr, SOFTCAP: tl.constexpr, WINDOW: tl.constexpr, NATIVE: tl.constexpr,
 ):  # fmt: skip
     """`attend` for few rows: W warps, each with a running softmax of its own over its BW keys of the tile.
 
     So no warp waits for another's scores. q: [W,BM,DP]; m, total: [W,BM]; acc: [W,BM,DP], or where the
-    cache is in fp8 its even columns and its odd ones.
+    cache is in fp8 its even columns and its odd ones. `slopes`, `distances`: [1,BM,1].
     """
     NARROW: tl.constexpr = kv.dtype.element_ty == tl.float8e4nv
     LOG2E: tl.constexpr = 1.4426950408889634
-    UNIT: tl.constexpr = LOG2E if SOFTCAP > 0 else LOG2E * SCALE
+    SCALED: tl.constexpr = SOFTCAP > 0 or slopes is not None or distances is not None
+    UNIT: tl.constexpr = LOG2E if SCALED else LOG2E * SCALE
     first = tile * (W * BW) + tl.arange(0, W) * BW
     n = first[:, None] + tl.arange(0, BW)[None, :]
     d = tl.arange(0, DP)
@@ -133,6 +157,7 @@ def attend_apart(
         score *= gain[None, :, None]
     if SOFTCAP > 0:
         score = SOFTCAP - 2 * SOFTCAP / (tl.exp2(score * (2 * LOG2E * SCALE / SOFTCAP)) + 1)
+    score = biased(score, slopes, distances, at[None, :, None] - n[:, None, :], R, SCALE, SOFTCAP)
     visible = alive[:, None, :]
     if WINDOW > 0:
         visible = visible & (n[:, None, :] > at[None, :, None] - WINDOW)
@@ -186,30 +211,39 @@ def _added(acc, weight, W: tl.constexpr, BM: tl.constexpr, DP: tl.constexpr):
 
 @triton.jit
 def over_pages(
-    q, kv, table, begin, end, low, context, at, head,
+    q, kv, table, begin, end, low, context, at, head, part, of, slopes, distances, sinks, R: tl.constexpr,
     K: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, B: tl.constexpr, BM: tl.constexpr, W: tl.constexpr,
     BN: tl.constexpr, SCALE: tl.constexpr, SOFTCAP: tl.constexpr, WINDOW: tl.constexpr, NATIVE: tl.constexpr,
 ):  # fmt: skip
-    """The running softmax of a few rows q [BM,DP] over tiles `begin` to `end` of a sequence's pages.
+    """The running softmax of a few rows q [BM,DP] over tiles `begin` to `end` of a sequence's pages, its part `part`.
 
+    `of`: each row's head, [BM], to which `slopes`, R `distances` and `sinks` belong, or None.
     W > 1: as many warps, each with its own share of a tile. W = 1: all warps together.
     """
     q, gain = widened(q, kv)
     if W == 1:
-        m = tl.full((BM,), float("-inf"), tl.float32)
-        total = tl.zeros((BM,), tl.float32)
+        m, total = tl.full((BM,), float("-inf"), tl.float32), tl.zeros((BM,), tl.float32)
+        m, total = begun(sinks, of, part == 0, m, total)
+        if slopes is not None:
+            slopes = tl.load(slopes + of)[:, None]
+        if distances is not None:
+            distances += (of * R)[:, None]
         acc = tl.zeros((BM, DP), tl.float32)
         blocks = blocks_of(table, begin, low, context, B, BN)
         for tile in range(begin, end):
             m, total, acc = attend(
-                q, gain, m, total, acc, kv, blocks, tile, low, context, at, head,
+                q, gain, m, total, acc, kv, blocks, tile, low, context, at, head, slopes, distances, R,
                 K, D, DP, B, BN, SCALE, SOFTCAP, WINDOW, True,
             )  # fmt: skip
             blocks = blocks_of(table, tile + 1, low, context, B, BN)
     else:
         q = tl.broadcast_to(q[None, :, :], (W, BM, DP))
-        m = tl.full((W, BM), float("-inf"), tl.float32)
-        total = tl.zeros((W, BM), tl.float32)
+        m, total = tl.full((W, BM), float("-inf"), tl.float32), tl.zeros((W, BM), tl.float32)
+        m, total = begun(sinks, of[None, :], (part == 0) & (tl.arange(0, W) == 0)[:, None], m, total)
+        if slopes is not None:
+            slopes = tl.load(slopes + of)[None, :, None]
+        if distances is not None:
+            distances += (of * R)[None, :, None]
         NARROW: tl.constexpr = kv.dtype.element_ty == tl.float8e4nv
         if NARROW:
             acc = tl.zeros((W, BM, DP // 2), tl.float32), tl.zeros((W, BM, DP // 2), tl.float32)
@@ -218,7 +252,7 @@ def over_pages(
         blocks = blocks_apart(table, begin, low, context, B, W, BN // W)
         for tile in range(begin, end):
             m, total, acc = attend_apart(
-                q, gain, m, total, acc, kv, blocks, tile, low, context, at, head,
+                q, gain, m, total, acc, kv, blocks, tile, low, context, at, head, slopes, distances, R,
                 K, D, DP, B, W, BN // W, SCALE, SOFTCAP, WINDOW, NATIVE,
             )  # fmt: skip
             blocks = blocks_apart(table, tile + 1, low, context, B, W, BN // W)

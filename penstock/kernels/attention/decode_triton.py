@@ -13,7 +13,7 @@ from penstock.kernels.attention.tasks_triton import find_task, finish
 @triton.jit
 def decode(
     q_ptr, kv_ptr, query_start_ptr, query_len_ptr, context_len_ptr, table_ptr, out_ptr, acc_ptr, ml_ptr, count_ptr,
-    T, S, M, programs, least,
+    slopes_ptr, distances_ptr, sinks_ptr, T, S, M, programs, least, R: tl.constexpr,
     H: tl.constexpr, K: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, B: tl.constexpr, SP: tl.constexpr,
     SHORT: tl.constexpr, BM: tl.constexpr, W: tl.constexpr, BN: tl.constexpr,
     SCALE: tl.constexpr, SOFTCAP: tl.constexpr, WINDOW: tl.constexpr, NATIVE: tl.constexpr, PDL: tl.constexpr,
@@ -49,7 +49,8 @@ def decode(
         low = tl.maximum(context - count - WINDOW + 1, 0)
     table = table_ptr + row.to(tl.int64) * M
     m, total, acc = over_pages(
-        q, kv_ptr, table, begin, end, low, context, at, head,
+        q, kv_ptr, table, begin, end, low, context, at, head, part,
+        head * G + r % G, slopes_ptr, distances_ptr, sinks_ptr, R,
         K, D, DP, B, BM, W, BN, SCALE, SOFTCAP, WINDOW, NATIVE,
     )  # fmt: skip
     if kv_ptr.dtype.element_ty == tl.float8e4nv:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from penstock.kernels.attention.attend_triton import at_index, attend, blocks_of
+from penstock.kernels.attention.attend_triton import at_index, attend, begun, blocks_of
 from penstock.kernels.attention.narrow_triton import widened
 from penstock.kernels.attention.tasks_triton import finish
 
@@ -16,7 +16,7 @@ JOIN_KEYS = tl.constexpr(64)  # attended to in the time that joining one part ta
 @triton.jit
 def prefill(
     q_ptr, kv_ptr, query_start_ptr, query_len_ptr, context_len_ptr, table_ptr, out_ptr, acc_ptr, ml_ptr, count_ptr,
-    S, M, programs, least,
+    slopes_ptr, distances_ptr, sinks_ptr, S, M, programs, least, R: tl.constexpr,
     H: tl.constexpr, K: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, DC: tl.constexpr, B: tl.constexpr,
     SP: tl.constexpr, SHORT: tl.constexpr, PM: tl.constexpr, PN: tl.constexpr, CUT: tl.constexpr,
     SCALE: tl.constexpr, SOFTCAP: tl.constexpr, WINDOW: tl.constexpr, PDL: tl.constexpr,
@@ -29,7 +29,8 @@ def prefill(
     if task >= 0:
         attend_queries(
             q_ptr, kv_ptr, query_start_ptr, query_len_ptr, context_len_ptr, table_ptr, out_ptr,
-            acc_ptr, ml_ptr, count_ptr, row, query, task, part, parts, tl.program_id(0) % K, M,
+            acc_ptr, ml_ptr, count_ptr, slopes_ptr, distances_ptr, sinks_ptr,
+            row, query, task, part, parts, tl.program_id(0) % K, M, R,
             H, K, D, DP, DC, B, PM, PN, CUT, SCALE, SOFTCAP, WINDOW, PDL,
         )  # fmt: skip
     elif PDL:
@@ -85,7 +86,7 @@ def find_part(
 @triton.jit
 def attend_queries(
     q_ptr, kv_ptr, query_start_ptr, query_len_ptr, context_len_ptr, table_ptr, out_ptr, acc_ptr, ml_ptr, count_ptr,
-    row, query, task, part, parts, head, M,
+    slopes_ptr, distances_ptr, sinks_ptr, row, query, task, part, parts, head, M, R: tl.constexpr,
     H: tl.constexpr, K: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, DC: tl.constexpr, B: tl.constexpr,
     PM: tl.constexpr, PN: tl.constexpr, CUT: tl.constexpr,
     SCALE: tl.constexpr, SOFTCAP: tl.constexpr, WINDOW: tl.constexpr, PDL: tl.constexpr,
@@ -122,8 +123,13 @@ def attend_queries(
         tl.extra.cuda.gdc_launch_dependents()
     q = tl.load(q_ptr + start[:, None] + d[None, :], mask=live[:, None] & (d < D)[None, :], other=0.0)
     q, gain = widened(q, kv_ptr)
-    m = tl.full((PM,), float("-inf"), tl.float32)
-    total = tl.zeros((PM,), tl.float32)
+    slopes, distances = slopes_ptr, distances_ptr
+    if slopes is not None:
+        slopes = tl.load(slopes + head * G + r % G)[:, None]
+    if distances is not None:
+        distances += ((head * G + r % G) * R)[:, None]
+    m, total = tl.full((PM,), float("-inf"), tl.float32), tl.zeros((PM,), tl.float32)
+    m, total = begun(sinks_ptr, head * G + r % G, part == 0, m, total)
     acc = tl.zeros((PM, DP), tl.float32)
     middle = begin
     if WINDOW == 0:
@@ -132,13 +138,13 @@ def attend_queries(
             middle = tl.maximum(tl.minimum(middle, end), begin)
         for tile in range(begin, middle):
             m, total, acc = attend(
-                q, gain, m, total, acc, kv_ptr, blocks, tile, low, context, at, head,
+                q, gain, m, total, acc, kv_ptr, blocks, tile, low, context, at, head, slopes, distances, R,
                 K, D, DP, B, PN, SCALE, SOFTCAP, WINDOW, False,
             )  # fmt: skip
             blocks = blocks_of(table, tile + 1, low, context, B, PN)
     for tile in range(middle, end):
         m, total, acc = attend(
-            q, gain, m, total, acc, kv_ptr, blocks, tile, low, context, at, head,
+            q, gain, m, total, acc, kv_ptr, blocks, tile, low, context, at, head, slopes, distances, R,
             K, D, DP, B, PN, SCALE, SOFTCAP, WINDOW, True,
         )  # fmt: skip
         blocks = blocks_of(table, tile + 1, low, context, B, PN)

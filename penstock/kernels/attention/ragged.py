@@ -12,6 +12,7 @@ from penstock.kernels.attention.shape import (
     Shape,
     Tasks,
     constants,
+    extras,
     prefill,
     refusal,
     short_constants,
@@ -52,13 +53,15 @@ class Ragged(Tactic):
 
 def _decode(site: Site, sizes: Sizes, device: Device, config: Config, tasks: Tasks) -> KernelUse:
     shape = Shape.of(site)
+    pointers, given = extras(site)
     signature = (
         ("q_ptr", shape.pointer), ("kv_ptr", shape.pool), *ROWS, ("table_ptr", "*i32"),
-        ("out_ptr", shape.pointer), ("acc_ptr", "*fp32"), ("ml_ptr", "*fp32"), ("count_ptr", "*i32"),
+        ("out_ptr", shape.pointer), ("acc_ptr", "*fp32"), ("ml_ptr", "*fp32"), ("count_ptr", "*i32"), *pointers,
         ("T", "i32"), ("S", "i32"), ("M", "i32"), ("programs", "i32"), ("least", "i32"),
     )  # fmt: skip
     named = {**constants(site, sizes, device, shape.short), **short_constants(shape, config)}
     kernel = triton_kernel(f"{FOLDER}.decode_triton:decode", signature, named, config["WARPS"], config["STAGES"])
     numbers = gpu.integers(sizes["T"], sizes["S"], sizes["M"], tasks.aim, tasks.least)
     memory = (*gpu.workspace(0, tasks.partial), *gpu.zeroed(0))
-    return KernelUse(kernel, (tasks.most + 1, shape.kv_heads, 1), (*inputs(*range(6)), *outputs(0), *memory, *numbers))
+    args = (*inputs(*range(6)), *outputs(0), *memory, *given, *numbers)
+    return KernelUse(kernel, (tasks.most + 1, shape.kv_heads, 1), args)

@@ -8,7 +8,7 @@ from typing import Any
 from penstock.engine.device import Device
 from penstock.engine.program import Arg, Site, Sizes
 from penstock.kernels import gpu
-from penstock.kernels.tactic import Config, KernelUse, TritonKernel, cdiv, next_power_of_2
+from penstock.kernels.tactic import Config, KernelUse, TritonKernel, cdiv, inputs, next_power_of_2
 
 FOLDER = "penstock.kernels.attention"
 MAX_GROUP = 128  # query heads of a KV head; they share a tile
@@ -215,6 +215,7 @@ def tunables(site: Site, sizes: Sizes, device: Device) -> tuple[Config, ...]:
 def constants(site: Site, sizes: Sizes, device: Device, short: int) -> dict[str, Any]:
     shape = Shape.of(site)
     pdl, able = gpu.pdl(device)
+    names = site.attr("extras", ())
     return {
         "H": shape.heads,
         "K": shape.kv_heads,
@@ -227,6 +228,8 @@ def constants(site: Site, sizes: Sizes, device: Device, short: int) -> dict[str,
         "SOFTCAP": float(site.attr("softcap", 0.0)),
         "WINDOW": int(site.attr("window", 0)),
         pdl: able,
+        **{f"{name}_ptr": None for name in EXTRAS if name not in names},
+        "R": int(site.inputs[names.index("distances") - len(names)].shape[1]) if "distances" in names else 1,
     }
 
 
@@ -240,6 +243,17 @@ def _scanned(sequences: int) -> int:
     return next(n for n in (1, 32, 128, 512, 4096) if n >= sequences)
 
 
+EXTRAS = ("slopes", "distances", "sinks")  # in the order of the kernels' parameters
+
+
+def extras(site: Site) -> tuple[tuple[tuple[str, str], ...], tuple[Arg, ...]]:
+    """Pointers to what belongs to the site's heads beside its keys, its last inputs: names and types, and where."""
+    names = site.attr("extras", ())
+    first = len(site.inputs) - len(names)
+    signature = tuple((f"{name}_ptr", gpu.pointer(site.inputs[first + i])) for i, name in enumerate(names))
+    return signature, inputs(*range(first, len(site.inputs)))
+
+
 ROWS = (("query_start_ptr", "*i32"), ("query_len_ptr", "*i32"), ("context_len_ptr", "*i32"))
 
 
@@ -250,9 +264,10 @@ def prefill(site: Site, sizes: Sizes, device: Device, config: Config, short: int
     """
     shape = Shape.of(site)
     parts = Parts.of(shape, sizes, device, config, short)
+    pointers, given = extras(site)
     signature = (
         ("q_ptr", shape.pointer), ("kv_ptr", shape.pool), *ROWS, ("table_ptr", "*i32"),
-        ("out_ptr", shape.pointer), ("acc_ptr", "*fp32"), ("ml_ptr", "*fp32"), ("count_ptr", "*i32"),
+        ("out_ptr", shape.pointer), ("acc_ptr", "*fp32"), ("ml_ptr", "*fp32"), ("count_ptr", "*i32"), *pointers,
         ("S", "i32"), ("M", "i32"), ("programs", "i32"), ("least", "i32"),
     )  # fmt: skip
     columns = min(shape.padded_size, 32 * config["PWARPS"] * JOINED // config["PM"])
@@ -260,7 +275,7 @@ def prefill(site: Site, sizes: Sizes, device: Device, config: Config, short: int
     named = {**constants(site, sizes, device, short), **tile}
     kernel = triton_kernel(f"{FOLDER}.prefill_triton:prefill", signature, named, config["PWARPS"], config["PSTAGES"])
     memory = (*gpu.workspace(0, parts.partial), *gpu.zeroed(0))
-    args = (*args, *memory, *gpu.integers(sizes["S"], sizes["M"], parts.aim, parts.least))
+    args = (*args, *memory, *given, *gpu.integers(sizes["S"], sizes["M"], parts.aim, parts.least))
     return KernelUse(kernel, (parts.most * shape.kv_heads, 1, 1), args, singles=False)
 
 

@@ -6,7 +6,7 @@
 //
 // Constants, all macros:
 //   N, K; FORMAT (bf16, f16); OUT_BYTES (2: FORMAT, 4: float32); BIAS_BYTES (likewise; 0: none)
-//   ACT (0: a plain product, 1: silu, 2: gelu, 3: gelu_tanh, 4: relu)
+//   ACT (0: a plain product; others as in values.cuh)
 //   WARP_GROUPS, ROWS, ROWS_16 (ROWS / 16), STAGES, SHARE, SPLIT, BLOCKS (on one multiprocessor)
 //   X_ROWS (of x that a tile loads; products read on into w, which makes rows of y that nothing stores)
 //   GROUP (tiles of tokens that share a stretch of w in the L2)

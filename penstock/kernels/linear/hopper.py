@@ -13,6 +13,7 @@ from types import MappingProxyType
 
 from penstock.engine.device import Device
 from penstock.engine.program import Arg, Site, Sizes, Tile
+from penstock.ir.ops import pointwise
 from penstock.kernels.linear import product
 from penstock.kernels.linear.product import NO_NORM, Norm, Operands, Product, operands, shared_limit
 from penstock.kernels.tactic import Config, CudaKernel, Draft, KernelUse, Tactic, cdiv, next_power_of_2
@@ -24,7 +25,7 @@ FORMATS = ("bf16", "f16")
 ALIGNED_COLUMNS = 8  # the copy engine wants rows that start at multiples of 16 bytes
 DEPTH, LINE = 64, 128  # columns of K in a stage, and their bytes
 GROUP_TOKENS = 64  # of a warp group
-ACTIVATIONS = ("", "silu", "gelu", "gelu_tanh", "relu")  # as hopper.cu numbers them
+ACTIVATIONS = ("", *pointwise.ACTIVATIONS)  # as values.cuh numbers them
 BARRIER_BYTES = 16  # of a stage
 RESERVED = 1 << 10  # bytes of shared memory that the system takes of each block
 MAX_STAGES = 16

@@ -10,7 +10,7 @@
 //
 // Constants, all macros:
 //   N, K; FORMAT (bf16, f16); OUT_BYTES (2: FORMAT, 4: float32); BIAS_BYTES (likewise; 0: none)
-//   ACT (0: a plain product, 1: silu, 2: gelu, 3: gelu_tanh, 4: relu)
+//   ACT (0: a plain product; others as in values.cuh)
 //   TILE_T, TILE_T_16: tokens of a tile, and as hopper.cuh names them: TILE_T / 16, with an H where eight are left
 //   HEIGHT (units that the two warp groups take in a pass, in turn), STAGES
 //   SHARE_W, SPLIT, ALONG (clusters that the units are dealt to)

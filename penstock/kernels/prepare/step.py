@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from penstock.engine.device import Device
 from penstock.engine.program import Site, Sizes
-from penstock.ir.ops.state import FIELDS, PREPARED, SlotLayout
+from penstock.ir.ops.state import ALWAYS, FIELDS, SlotLayout, prepared, table_name
 from penstock.kernels import gpu
 from penstock.kernels.tactic import (
     Config,
@@ -21,7 +21,10 @@ from penstock.kernels.tactic import (
 SOURCE = "penstock.kernels.prepare.step_triton"
 MOST_ROWS = 1024  # rows of a step that one program holds in registers
 WRITERS = 32  # programs that share the upload's writes
+MOST_TABLES = 4  # block tables that the kernel has arguments for
 PAIRS = 8192  # (row, token) pairs that a program compares to find its tokens' rows
+
+NAMES = (*ALWAYS[1:], "freqs", *map(table_name, range(1, MOST_TABLES)), "slot_of_row")
 
 assert FIELDS == ("length", "temperature", "top_k", "top_p", "min_p", "seed"), (
     "the kernels number the fields in this order"
@@ -50,6 +53,8 @@ class StepPrepare(Tactic):
     name = "step"
 
     def supports(self, site: Site, sizes: Sizes, device: Device) -> str | None:
+        if (tables := slot_layout(site).tables) > MOST_TABLES:
+            return f"{tables} block tables in a step; at most {MOST_TABLES}"
         return unfit(site, sizes, device)
 
     def tunables(self, site: Site, sizes: Sizes, device: Device) -> tuple[Config, ...]:
@@ -68,14 +73,17 @@ def _write(device: Device) -> KernelUse:
 def _expand(site: Site, sizes: Sizes, device: Device, warps: int) -> KernelUse:
     layout, block_s = slot_layout(site), max(16, next_power_of_2(sizes["S"]))
     block_t = min(128, PAIRS // block_s)
-    freqs = len(site.outputs) - 1 if layout.freqs else 1  # without frequencies any pointer does: it is not used
-    names = ("slots", "upload", *PREPARED[1:])
-    types = (*site.inputs, *site.outputs[1 : len(PREPARED) - 1], site.outputs[freqs])
+    given = {name: index for index, name in enumerate(prepared(layout))}
+    # Of what a site lacks any pointer does: it is not used.
+    results = [given.get(name, 1) for name in NAMES]
+    types = (*site.inputs, *(site.outputs[index] for index in results))
+    pointers = zip(("slots", "upload", *NAMES), map(gpu.pointer, types), strict=True)
     kernel = TritonKernel(
         f"{SOURCE}:expand",
-        (*zip(names, map(gpu.pointer, types), strict=True), ("T", "i32"), ("S", "i32"), ("L", "i32")),
+        (*pointers, ("T", "i32"), ("S", "i32"), ("L", "i32")),
         (
             *(("SLOTS", layout.num_slots), ("HISTORY", layout.history), ("M", layout.table), ("FREQS", layout.freqs)),
+            *(("TABLES", layout.tables), ("SLOT_ROWS", layout.slot_rows)),
             *(("FREQS_AT", layout.freqs_at), ("TABLE_AT", layout.table_at), ("HISTORY_AT", layout.history_at)),
             *(("BLOCK_T", block_t), ("BLOCK_S", block_s)),
             *(("BLOCK_M", min(1024, max(16, next_power_of_2(layout.table)))),),
@@ -84,7 +92,6 @@ def _expand(site: Site, sizes: Sizes, device: Device, warps: int) -> KernelUse:
         ),
         warps,
     )
-    results = outputs(*range(1, len(PREPARED) - 1), freqs)
-    args = (*inputs(0, 1), *results, *gpu.integers(sizes["T"], sizes["S"], sizes["L"]))
+    args = (*inputs(0, 1), *outputs(*results), *gpu.integers(sizes["T"], sizes["S"], sizes["L"]))
     programs = 1 + sizes["S"] + cdiv(sizes["L"], block_t) + cdiv(sizes["T"], block_t)
     return KernelUse(kernel, (programs, 1, 1), args)

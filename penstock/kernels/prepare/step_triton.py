@@ -45,15 +45,17 @@ def _asked(upload, row, live):  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _expand_rows(  # type: ignore[no-untyped-def]
-    slots, upload, query_start, query_len, context_len, S, BLOCK_S: tl.constexpr
+    slots, upload, query_start, query_len, context_len, slot_of_row, S, SLOT_ROWS: tl.constexpr, BLOCK_S: tl.constexpr
 ):
-    """Everything that is one number for a row; padding is zero."""
+    """Everything that is one number for a row; padding is zero, its slot -1."""
     row, live, count, ends = _counts(upload, BLOCK_S)
     slot = tl.load(upload + HEADER + ROW * row, mask=live, other=0)
     context = tl.load(slots + slot, mask=live, other=0) + count
     tl.store(query_start + row, tl.where(live, ends - count, 0), mask=row < S)
     tl.store(query_len + row, count, mask=row < S)
     tl.store(context_len + row, tl.where(live, context, 0), mask=row < S)
+    if SLOT_ROWS:
+        tl.store(slot_of_row + row, tl.where(live, slot, -1), mask=row < S)
 
 
 @triton.jit
@@ -103,12 +105,27 @@ def _expand_logits(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _expand_table(  # type: ignore[no-untyped-def]
+def _copy_table(slots, block_table, row, at, live, M: tl.constexpr, BLOCK_M: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The M entries at `at`, of a row that is there."""
+    for start in tl.static_range(0, M, BLOCK_M):
+        entry = start + tl.arange(0, BLOCK_M)
+        inside = entry < M
+        blocks = tl.load(slots + at + entry, mask=inside & live, other=0)
+        tl.store(block_table + row * M + entry, blocks, mask=inside)
+
+
+@triton.jit
+def _expand_tables(  # type: ignore[no-untyped-def]
     slots,
     upload,
     block_table,
+    block_table1,
+    block_table2,
+    block_table3,
     freqs,
     row,
+    SLOTS: tl.constexpr,
+    TABLES: tl.constexpr,
     M: tl.constexpr,
     FREQS: tl.constexpr,
     TABLE_AT: tl.constexpr,
@@ -116,14 +133,17 @@ def _expand_table(  # type: ignore[no-untyped-def]
     BLOCK_M: tl.constexpr,
     BLOCK_FREQS: tl.constexpr,
 ):
-    """One row of the block table, and its own rope frequencies where requests have them."""
+    """One row of the block tables, and its own rope frequencies where requests have them."""
     live = row < tl.load(upload)
     slot = tl.load(upload + HEADER + ROW * row, mask=live, other=0)
-    for start in tl.static_range(0, M, BLOCK_M):
-        entry = start + tl.arange(0, BLOCK_M)
-        inside = entry < M
-        blocks = tl.load(slots + TABLE_AT + slot * M + entry, mask=inside & live, other=0)
-        tl.store(block_table + row * M + entry, blocks, mask=inside)
+    at = TABLE_AT + slot * M
+    _copy_table(slots, block_table, row, at, live, M, BLOCK_M)
+    if TABLES > 1:
+        _copy_table(slots, block_table1, row, at + SLOTS * M, live, M, BLOCK_M)
+    if TABLES > 2:
+        _copy_table(slots, block_table2, row, at + 2 * SLOTS * M, live, M, BLOCK_M)
+    if TABLES > 3:
+        _copy_table(slots, block_table3, row, at + 3 * SLOTS * M, live, M, BLOCK_M)
     if FREQS > 0:
         entry = tl.arange(0, BLOCK_FREQS)
         inside = entry < FREQS
@@ -180,6 +200,10 @@ def expand(  # type: ignore[no-untyped-def]
     sample_position,
     logit_slots,
     freqs,
+    block_table1,
+    block_table2,
+    block_table3,
+    slot_of_row,
     T,
     S,
     L,
@@ -187,6 +211,8 @@ def expand(  # type: ignore[no-untyped-def]
     HISTORY: tl.constexpr,
     M: tl.constexpr,
     FREQS: tl.constexpr,
+    TABLES: tl.constexpr,
+    SLOT_ROWS: tl.constexpr,
     FREQS_AT: tl.constexpr,
     TABLE_AT: tl.constexpr,
     HISTORY_AT: tl.constexpr,
@@ -203,11 +229,12 @@ def expand(  # type: ignore[no-untyped-def]
     program = tl.program_id(0)
     by_logit = 1 + S + (L + BLOCK_T - 1) // BLOCK_T
     if program == 0:
-        _expand_rows(slots, upload, query_start, query_len, context_len, S, BLOCK_S)
+        _expand_rows(slots, upload, query_start, query_len, context_len, slot_of_row, S, SLOT_ROWS, BLOCK_S)
     elif program <= S:
-        _expand_table(
-            slots, upload, block_table, freqs, program - 1, M, FREQS, TABLE_AT, FREQS_AT, BLOCK_M, BLOCK_FREQS
-        )
+        _expand_tables(
+            slots, upload, block_table, block_table1, block_table2, block_table3, freqs, program - 1, SLOTS, TABLES, M,
+            FREQS, TABLE_AT, FREQS_AT, BLOCK_M, BLOCK_FREQS,
+        )  # fmt: skip
     elif program < by_logit:
         _expand_logits(
             slots, upload, logit_rows, temperature, top_k, top_p, min_p, seed, sample_position, logit_slots,

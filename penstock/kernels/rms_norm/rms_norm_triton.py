@@ -1,4 +1,4 @@
-"""Root-mean-square normalisation of rows or heads, with or without a residual sum before it."""
+"""Normalisation of rows or heads, by their root mean square or about their mean, perhaps of a sum with a residual."""
 
 from __future__ import annotations
 
@@ -7,30 +7,26 @@ import triton.language as tl
 
 
 @triton.jit
-def _normal(x, w, inside, E: tl.constexpr, EPS: tl.constexpr, OFFSET: tl.constexpr):  # type: ignore[no-untyped-def]
-    """x [ROWS,BLOCK] normalised by row; zero outside of the row."""
-    mean = tl.sum(x * x, 1) / E
-    weight = tl.load(w, mask=inside, other=0.0).to(tl.float32) + OFFSET
-    return x * tl.rsqrt(mean + EPS)[:, None] * weight
-
-
-@triton.jit
 def rms_norm(  # type: ignore[no-untyped-def]
     x,
     residual,
     w,
+    bias,
     y,
     total,
     rows,
     E: tl.constexpr,
+    HEADS: tl.constexpr,
+    CENTRED: tl.constexpr,
     EPS: tl.constexpr,
     OFFSET: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """y [rows,E] = x / sqrt(mean(x^2) + EPS) * (w + OFFSET); or of total [rows,E] = x + residual, which is rounded
-    before. Without a residual, it and `total` are None."""
+    """y [rows,E] = x / sqrt(mean(x^2) + EPS) * (w + OFFSET) + bias; or of total [rows,E] = x + residual, which is
+    rounded before. CENTRED: x less its mean. w is [E], or [HEADS,E] for rows in turn. Without a residual, it and
+    `total` are None; bias may be."""
     if PDL:
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
@@ -43,4 +39,14 @@ def rms_norm(  # type: ignore[no-untyped-def]
         rounded = numbers.to(total.dtype.element_ty)
         tl.store(total + row * E + column, rounded, mask=inside)
         numbers = rounded.to(tl.float32)
-    tl.store(y + row * E + column, _normal(numbers, w + column, column < E, E, EPS, OFFSET), mask=inside)
+    if CENTRED:
+        numbers = tl.where(inside, numbers - (tl.sum(numbers, 1) / E)[:, None], 0.0)
+    mean = tl.sum(numbers * numbers, 1) / E
+    own = w + column
+    if HEADS > 1:
+        own += row % HEADS * E
+    weight = tl.load(own, mask=column < E, other=0.0).to(tl.float32) + OFFSET
+    numbers = numbers * tl.rsqrt(mean + EPS)[:, None] * weight
+    if bias is not None:
+        numbers += tl.load(bias + column, mask=column < E, other=0.0).to(tl.float32)
+    tl.store(y + row * E + column, numbers, mask=inside)

@@ -1,4 +1,4 @@
-"""Root-mean-square normalisation, whole rows in registers: each number is read once and written once."""
+"""Normalisation by the root mean square or about the mean: whole rows in registers, read once and written once."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from penstock.kernels.tactic import (
 
 SOURCE = "penstock.kernels.rms_norm.rms_norm_triton"
 LONGEST = 16384  # numbers in a row: 32 in each thread's registers at 16 warps
+POINTERS = ("x", "residual", "w", "bias", "y", "total")
 TILE = 4096  # numbers that a program of several short rows holds
 
 
@@ -46,12 +47,12 @@ class RowwiseNorm(Tactic):
         return tuple({"rows": r, "warps": w} for r, w in dict.fromkeys((min(r, most), w) for r, w in tiles))
 
     def plan(self, site: Site, sizes: Sizes, device: Device, config: Config) -> Draft:
-        adds = len(site.inputs) > 2
-        names = ("x", "residual", "w", "y", "total") if adds else ("x", "w", "y")
+        names = _names(site)
+        absent = tuple((name, None) for name in POINTERS if name not in names)
         kernel = TritonKernel(
             f"{SOURCE}:rms_norm",
             (*zip(names, map(gpu.pointer, (*site.inputs, *site.outputs)), strict=True), ("rows", "i32")),
-            (*(() if adds else (("residual", None), ("total", None))), *_constants(site, config, device)),
+            (*absent, *_constants(site, config, device)),
             config["warps"],
         )
         rows = _rows(site, sizes)
@@ -59,8 +60,16 @@ class RowwiseNorm(Tactic):
         return Draft((KernelUse(kernel, (cdiv(rows, config["rows"]), 1, 1), args),))
 
 
+def _names(site: Site) -> tuple[str, ...]:
+    """The kernel's pointers that the site has, in its order."""
+    adds = site.op.startswith("add_")
+    biased = len(site.inputs) > 2 + adds
+    chosen = {"residual": adds, "bias": biased, "total": adds}
+    return tuple(name for name in POINTERS if chosen.get(name, True))
+
+
 def _weight(site: Site) -> Type:
-    return site.inputs[-1]
+    return site.inputs[_names(site).index("w")]
 
 
 def _width(site: Site) -> int:
@@ -73,6 +82,8 @@ def _rows(site: Site, sizes: Sizes) -> int:
 
 
 def _constants(site: Site, config: Config, device: Device) -> tuple[tuple[str, int | float | bool], ...]:
-    width = _width(site)
+    width, shape = _width(site), _weight(site).shape
+    heads = int(shape[0]) if len(shape) > 1 else 1
     norm = (("E", width), ("EPS", float(site.attr("eps"))), ("OFFSET", float(site.attr("offset", 0.0))))
-    return (*norm, ("ROWS", config["rows"]), ("BLOCK", next_power_of_2(width)), gpu.pdl(device))
+    kind = (("HEADS", heads), ("CENTRED", site.op.endswith("layer_norm")))
+    return (*norm, *kind, ("ROWS", config["rows"]), ("BLOCK", next_power_of_2(width)), gpu.pdl(device))

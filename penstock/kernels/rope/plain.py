@@ -24,7 +24,7 @@ class Plain(Tactic):
             ("x_ptr", gpu.pointer(site.inputs[0])), ("positions_ptr", "*i32"), ("freqs_ptr", "*fp32"),
             ("rows_ptr", "*i32"), ("out_ptr", gpu.pointer(site.outputs[0])),
         )  # fmt: skip
-        rotation = position.rotation(site.inputs[2], site.attr("scale", 1.0))
+        rotation = position.rotation(site, site.inputs[2])
         constants = {"H": heads, **position.head(_size(site)), **rotation}
         args = (*inputs(*range(4)), *outputs(0))
         return Draft((position.use("rope", signature, constants, args, sizes["T"], heads, device, config),))

@@ -39,7 +39,7 @@ class Fused(Tactic):
         )  # fmt: skip
         constants = {
             **_geometry(site),
-            **position.rotation(site.inputs[3], site.attr("scale", 1.0)),
+            **position.rotation(site, site.inputs[3]),
             "NORM": len(site.inputs) > 6,
             "EPS": float(site.attr("eps", 0.0)),
             "OFFSET": float(site.attr("offset", 0.0)),

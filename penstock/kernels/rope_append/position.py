@@ -44,9 +44,11 @@ def use(
     return KernelUse(kernel, (tokens, cdiv(heads, config["HB"] * config.get("TURNS", 1)), 1), args)
 
 
-def rotation(freqs: Type, scale: float) -> dict[str, Any]:
-    """The constants of a rotation by frequencies of that type."""
-    return {"HALF": freqs.shape[1], "BY_ROW": freqs.shape[0] != 1, "SCALE": float(scale)}
+def rotation(site: Site, freqs: Type, scale: str = "scale") -> dict[str, Any]:
+    """The constants of a site's rotation by frequencies of that type; `scale`: the attribute that has its factor."""
+    pairs = bool(site.attr("interleaved", False))
+    factor = float(site.attr(scale, 1.0))
+    return {"HALF": freqs.shape[1], "PAIRS": pairs, "BY_ROW": freqs.shape[0] != 1, "SCALE": factor}
 
 
 def head(size: int) -> dict[str, Any]:

@@ -29,33 +29,38 @@ def _cos_sin(angle):
 
 
 @triton.jit
-def partners(DP: tl.constexpr, HALF: tl.constexpr):
-    """For each number of a head the index of the one that it is rotated with."""
+def partners(DP: tl.constexpr, HALF: tl.constexpr, PAIRS: tl.constexpr):
+    """For each number of a head the index of the one that it is rotated with; PAIRS: its neighbour."""
     d = tl.arange(0, DP)
     partner = tl.where(d < HALF, d + HALF, tl.where(d < 2 * HALF, d - HALF, d))
-    if HALF % 8 == 0:
+    if PAIRS:
+        partner = tl.where(d < 2 * HALF, d ^ 1, d)
+    elif HALF % 8 == 0:
         # Partners of neighbours are neighbours; unless told, the compiler loads them one by one.
         partner = tl.max_contiguous(tl.multiple_of(partner, 8), 8)
     return partner
 
 
 @triton.jit
-def rotation(freqs_ptr, position, row, DP: tl.constexpr, HALF: tl.constexpr, BY_ROW: tl.constexpr, SCALE: tl.constexpr):
+def rotation(
+    freqs_ptr, position, row,
+    DP: tl.constexpr, HALF: tl.constexpr, PAIRS: tl.constexpr, BY_ROW: tl.constexpr, SCALE: tl.constexpr,
+):  # fmt: skip
     """For each number i of a head: its partner's index, and what to multiply it and its partner by.
 
     `position`: one, or several as [n,1]; then the factors are [n,DP].
     """
     d = tl.arange(0, DP)
-    left = d < HALF
+    left = d % 2 == 0 if PAIRS else d < HALF
     turns = d < 2 * HALF
     freqs = freqs_ptr
     if BY_ROW:
         freqs = freqs_ptr + tl.maximum(row, 0).to(tl.int64) * HALF
-    freq = tl.load(freqs + tl.where(left, d, d - HALF), mask=turns, other=0.0)
+    freq = tl.load(freqs + (d // 2 if PAIRS else tl.where(left, d, d - HALF)), mask=turns, other=0.0)
     cos, sin = _cos_sin(position.to(tl.float32) * freq)
     own = tl.where(turns, cos * SCALE, 1.0)
     other = tl.where(turns, tl.where(left, -sin, sin) * SCALE, 0.0)
-    return partners(DP, HALF), own, other
+    return partners(DP, HALF, PAIRS), own, other
 
 
 @triton.jit
@@ -73,8 +78,8 @@ def rounded(x, source_ptr, kv_ptr):
 def rope_append(
     qkv_ptr, kv_ptr, positions_ptr, freqs_ptr, rows_ptr, table_ptr, q_norm_ptr, k_norm_ptr, q_out_ptr, M,
     H: tl.constexpr, K: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, B: tl.constexpr, HALF: tl.constexpr,
-    HB: tl.constexpr, TURNS: tl.constexpr, BY_ROW: tl.constexpr, SCALE: tl.constexpr, NORM: tl.constexpr,
-    EPS: tl.constexpr, OFFSET: tl.constexpr, PDL: tl.constexpr,
+    PAIRS: tl.constexpr, HB: tl.constexpr, TURNS: tl.constexpr, BY_ROW: tl.constexpr, SCALE: tl.constexpr,
+    NORM: tl.constexpr, EPS: tl.constexpr, OFFSET: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Heads H of q, K of k and K of v, one after another, HB at a time. Grid: (T, any number).
 
@@ -84,7 +89,7 @@ def rope_append(
     d = tl.arange(0, DP)
     row = tl.load(rows_ptr + token, cache_modifier=".cg")
     position = tl.load(positions_ptr + token, cache_modifier=".cg")
-    partner = partners(DP, HALF)
+    partner = partners(DP, HALF, PAIRS)
     if PDL:
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
@@ -107,7 +112,7 @@ def rope_append(
             x = rounded(tl.where(rotates, x * inverse * w, x), qkv_ptr, kv_ptr)
             y = rounded(y * inverse * u, qkv_ptr, kv_ptr)
         if turn == 0:
-            _, own, other = rotation(freqs_ptr, position, row, DP, HALF, BY_ROW, SCALE)
+            _, own, other = rotation(freqs_ptr, position, row, DP, HALF, PAIRS, BY_ROW, SCALE)
         x = tl.where(rotates, x * own[None, :] + y * other[None, :], x)
         place = (token * H + head)[:, None] * D + d[None, :]
         tl.store(q_out_ptr + place, x.to(q_out_ptr.dtype.element_ty), mask=keep & (head < H)[:, None])
@@ -125,8 +130,8 @@ def _norm(w_ptr, index, D: tl.constexpr):
 @triton.jit
 def rope(
     x_ptr, positions_ptr, freqs_ptr, rows_ptr, out_ptr,
-    H: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, HALF: tl.constexpr, HB: tl.constexpr, BY_ROW: tl.constexpr,
-    SCALE: tl.constexpr, PDL: tl.constexpr,
+    H: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, HALF: tl.constexpr, PAIRS: tl.constexpr, HB: tl.constexpr,
+    BY_ROW: tl.constexpr, SCALE: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Grid: (T, ceil(H / HB))."""
     if PDL:
@@ -136,7 +141,7 @@ def rope(
     head = tl.program_id(1) * HB + tl.arange(0, HB)
     d = tl.arange(0, DP)
     partner, own, other = rotation(
-        freqs_ptr, tl.load(positions_ptr + token), tl.load(rows_ptr + token), DP, HALF, BY_ROW, SCALE
+        freqs_ptr, tl.load(positions_ptr + token), tl.load(rows_ptr + token), DP, HALF, PAIRS, BY_ROW, SCALE
     )
     keep = (head < H)[:, None] & (d < D)[None, :]
     start = (token * H + head)[:, None] * D

@@ -13,6 +13,7 @@ from penstock.kernels.attention.shape import (
     Shape,
     Tasks,
     constants,
+    extras,
     prefill,
     refusal,
     short_constants,
@@ -65,7 +66,8 @@ def _short_row(shape: Shape, sizes: Sizes) -> int:
 def _short(site: Site, sizes: Sizes, device: Device, config: Config, tasks: Tasks, queries: int) -> KernelUse:
     shape = Shape.of(site)
     has_long = sizes["T"] > _short_row(shape, sizes)
-    q_norm, k_norm = (9, 10) if len(site.inputs) > 9 else (0, 0)  # not read where there are none
+    pointers, given = extras(site)
+    q_norm, k_norm = (9, 10) if _normal(site) else (0, 0)  # not read where there are none
     arrays: tuple[tuple[str, str, Arg], ...] = (
         ("qkv_ptr", shape.pointer, Arg("in", 0)), ("kv_ptr", shape.pool, Arg("in", 1)),
         ("positions_ptr", "*i32", Arg("in", 2)), ("freqs_ptr", "*fp32", Arg("in", 3)),
@@ -77,6 +79,7 @@ def _short(site: Site, sizes: Sizes, device: Device, config: Config, tasks: Task
         ("q_out_ptr", shape.pointer, Arg("workspace", queries) if has_long else Arg("out", 0)),
         ("acc_ptr", "*fp32", Arg("workspace", 0)), ("ml_ptr", "*fp32", Arg("workspace", tasks.partial)),
         ("count_ptr", "*i32", Arg("zeroed", 0)),
+        *((name, kind, arg) for (name, kind), arg in zip(pointers, given, strict=True)),
     )  # fmt: skip
     numbers = {
         **{name: sizes[name] for name in "TSM"},
@@ -89,18 +92,22 @@ def _short(site: Site, sizes: Sizes, device: Device, config: Config, tasks: Task
     return KernelUse(kernel, (tasks.most + cdiv(sizes["T"], LOOKED_AT), shape.kv_heads, 1), args)
 
 
+def _normal(site: Site) -> bool:
+    """Whether queries and keys are normalised by head."""
+    return len(site.inputs) - len(site.attr("extras", ())) > 9
+
+
 def _named(site: Site, sizes: Sizes, device: Device, config: Config) -> dict[str, Any]:
     shape = Shape.of(site)
-    rotation = position.rotation(site.inputs[3], site.attr("factor", 1.0))
+    rotation = position.rotation(site, site.inputs[3], "factor")
     return {
         **constants(site, sizes, device, _short_row(shape, sizes)),
         **short_constants(shape, config),
         "QP": min(_short_row(shape, sizes), next_power_of_2(sizes["T"])),
         "TT": LOOKED_AT,
-        "HALF": rotation["HALF"],
-        "BY_ROW": rotation["BY_ROW"],
-        "FACTOR": rotation["SCALE"],
-        "NORM": len(site.inputs) > 9,
+        "FACTOR": rotation.pop("SCALE"),
+        **rotation,
+        "NORM": _normal(site),
         "EPS": float(site.attr("eps", 0.0)),
         "OFFSET": float(site.attr("offset", 0.0)),
     }

@@ -39,11 +39,12 @@ def _turned(
 @triton.jit
 def step(
     qkv_ptr, kv_ptr, positions_ptr, freqs_ptr, rows_ptr, table_ptr, query_start_ptr, query_len_ptr, context_len_ptr,
-    q_norm_ptr, k_norm_ptr, out_ptr, q_out_ptr, acc_ptr, ml_ptr, count_ptr, T, S, M, programs, least,
+    q_norm_ptr, k_norm_ptr, out_ptr, q_out_ptr, acc_ptr, ml_ptr, count_ptr,
+    slopes_ptr, distances_ptr, sinks_ptr, T, S, M, programs, least, R: tl.constexpr,
     H: tl.constexpr, K: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, B: tl.constexpr, SP: tl.constexpr,
     SHORT: tl.constexpr, QP: tl.constexpr, BM: tl.constexpr, W: tl.constexpr, BN: tl.constexpr, TT: tl.constexpr,
-    HALF: tl.constexpr, BY_ROW: tl.constexpr, FACTOR: tl.constexpr, NORM: tl.constexpr, EPS: tl.constexpr,
-    OFFSET: tl.constexpr, SCALE: tl.constexpr, SOFTCAP: tl.constexpr, WINDOW: tl.constexpr,
+    HALF: tl.constexpr, PAIRS: tl.constexpr, BY_ROW: tl.constexpr, FACTOR: tl.constexpr, NORM: tl.constexpr,
+    EPS: tl.constexpr, OFFSET: tl.constexpr, SCALE: tl.constexpr, SOFTCAP: tl.constexpr, WINDOW: tl.constexpr,
     NATIVE: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """One task of one short row, or TT tokens to look through, and one KV head. Grid: (tasks at most + T / TT, K).
@@ -66,7 +67,7 @@ def step(
         _look_through(
             qkv_ptr, kv_ptr, positions_ptr, freqs_ptr, rows_ptr, table_ptr, query_len_ptr, q_norm_ptr, k_norm_ptr,
             out_ptr, q_out_ptr, part * TT, head, T, M,
-            H, K, D, DP, B, SHORT, TT, HALF, BY_ROW, FACTOR, NORM, EPS, OFFSET, PDL,
+            H, K, D, DP, B, SHORT, TT, HALF, PAIRS, BY_ROW, FACTOR, NORM, EPS, OFFSET, PDL,
         )  # fmt: skip
         return
     token = tl.load(query_start_ptr + row, cache_modifier=".cg").to(tl.int64)
@@ -74,7 +75,7 @@ def step(
     past = context - count
     d = tl.arange(0, DP)
     query = tl.arange(0, QP)
-    partner, own, other = rotation(freqs_ptr, (past + query)[:, None], row, DP, HALF, BY_ROW, FACTOR)
+    partner, own, other = rotation(freqs_ptr, (past + query)[:, None], row, DP, HALF, PAIRS, BY_ROW, FACTOR)
     # Where the step's own tokens go; each is this task's if its key is among the task's tiles.
     position = past + query
     fresh = (query < count) & (position >= begin * BN) & (position < end * BN)
@@ -105,7 +106,8 @@ def step(
     if WINDOW > 0:
         low = tl.maximum(past - WINDOW + 1, 0)
     m, total, acc = over_pages(
-        q, kv_ptr, table, begin, end, low, context, at, head,
+        q, kv_ptr, table, begin, end, low, context, at, head, part,
+        head * G + tl.minimum(r % GP, G - 1), slopes_ptr, distances_ptr, sinks_ptr, R,
         K, D, DP, B, BM, W, BN, SCALE, SOFTCAP, WINDOW, NATIVE,
     )  # fmt: skip
     live = (r < count * GP) & (r % GP < G)
@@ -121,8 +123,8 @@ def _look_through(
     qkv_ptr, kv_ptr, positions_ptr, freqs_ptr, rows_ptr, table_ptr, query_len_ptr, q_norm_ptr, k_norm_ptr,
     out_ptr, q_out_ptr, first, head, T, M,
     H: tl.constexpr, K: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, B: tl.constexpr, SHORT: tl.constexpr,
-    TT: tl.constexpr, HALF: tl.constexpr, BY_ROW: tl.constexpr, FACTOR: tl.constexpr, NORM: tl.constexpr,
-    EPS: tl.constexpr, OFFSET: tl.constexpr, PDL: tl.constexpr,
+    TT: tl.constexpr, HALF: tl.constexpr, PAIRS: tl.constexpr, BY_ROW: tl.constexpr, FACTOR: tl.constexpr,
+    NORM: tl.constexpr, EPS: tl.constexpr, OFFSET: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Of TT tokens from `first` on, one KV head's share: zero padding; rotate and append those of long rows."""
     G: tl.constexpr = H // K
@@ -135,7 +137,7 @@ def _look_through(
     long = queries > SHORT
     position = tl.load(positions_ptr + t, mask=long, other=0, cache_modifier=".cg")
     block = tl.load(table_ptr + row.to(tl.int64) * M + position // B, mask=long, other=0, cache_modifier=".cg")
-    partner, own, other = rotation(freqs_ptr, position[:, None], row[:, None], DP, HALF, BY_ROW, FACTOR)
+    partner, own, other = rotation(freqs_ptr, position[:, None], row[:, None], DP, HALF, PAIRS, BY_ROW, FACTOR)
     if PDL:
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()

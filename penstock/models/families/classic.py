@@ -17,8 +17,8 @@ ACTIVATIONS = dict.fromkeys(GELU_TANH, "gelu_tanh") | {
 
 # Keys of configs of that time that say nothing about a forward pass.
 TRAINING = (
-    "activation_dropout", "classifier_dropout", "dropout", "embedding_dropout", "emb_pdrop", "init_std", "layerdrop",
-    "residual_dropout",
+    "activation_dropout", "attention_probs_dropout_prob", "classifier_dropout", "dropout", "embedding_dropout",
+    "emb_pdrop", "init_std", "layerdrop", "residual_dropout",
 )  # fmt: skip
 SUMMARY = (  # of a head for classification; and notes of the files' first writers
     "summary_activation", "summary_first_dropout", "summary_proj_to_labels", "summary_type", "summary_use_proj",

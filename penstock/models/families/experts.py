@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from penstock.ir import Value, emit
 from penstock.models.binding import Wanted
@@ -15,14 +16,17 @@ MAX_EXPERTS = 4096  # far beyond any model; each becomes nodes before tensors ar
 TRAINING = ("router_aux_loss_coef", "output_router_logits", "router_jitter_noise")
 
 
-def read_router(reader: Reader, renormalize: float) -> Router:
-    """softmax over all, then the best."""
-    key = reader.spelled("num_local_experts", "num_experts")
+def read_router(reader: Reader, renormalize: float, **facts: Any) -> Router:
+    """softmax over all, then the best, but for `facts`: further fields."""
+    key = reader.spelled("num_local_experts", "num_experts", "n_routed_experts")
     experts, chosen = reader.size(key, most=MAX_EXPERTS), reader.size("num_experts_per_tok")
     reader.ignore(TRAINING)
     if chosen > experts:
         raise reader.refused("num_experts_per_tok", chosen, f"at most {key} = {experts}")
-    return Router(experts, chosen, renormalize=renormalize)
+    groups, kept = facts.get("groups", 0), facts.get("kept_groups", 0)
+    if groups and (experts % groups or kept > groups or chosen > kept * (experts // groups)):
+        raise reader.refused("n_group", groups, f"a divisor of {experts}, at least topk_group = {kept}")
+    return Router(experts, chosen, renormalize=renormalize, **facts)
 
 
 def from_experts(wanted: Wanted, prefix: str, gate: str, up: str, down: str) -> Value | None:

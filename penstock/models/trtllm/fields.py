@@ -9,7 +9,7 @@ from penstock.errors import UnsupportedError
 from penstock.formats import FLOATS
 from penstock.models.registry import family_of
 from penstock.models.trtllm.ranks import Ranks
-from penstock.spec import Mlp, ModelSpec
+from penstock.spec import Attention, Mlp, ModelSpec
 
 KEPT = "penstock"  # NVIDIA's reader keeps keys that it does not know, and acts on none
 NAMES = {f.name: f.torch_dtype for f in FLOATS}  # format -> their word: f16 -> float16
@@ -25,7 +25,12 @@ def write_config(spec: ModelSpec, config: Mapping[str, Any], ranks: Ranks, dtype
     """
     family = family_of(config)
     mixer, mlp = spec.layers[0].mixer, spec.layers[0].feedforward
-    if family.name not in WRITTEN or not isinstance(mlp, Mlp) or mlp.act not in _ACTS:
+    if (
+        family.name not in WRITTEN
+        or not isinstance(mlp, Mlp)
+        or not isinstance(mixer, Attention)
+        or mlp.act not in _ACTS
+    ):
         raise UnsupportedError(
             f"a {family.name} model with a feed-forward {mlp} cannot be written as a TensorRT-LLM checkpoint; known "
             f"are {', '.join(WRITTEN)} with {', '.join(_ACTS)}; build from its own directory instead"

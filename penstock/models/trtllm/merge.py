@@ -71,6 +71,7 @@ def tied_copies(spec: ModelSpec) -> tuple[str, ...]:
 
 
 def _plain_layer(layer: LayerSpec) -> LayerSpec:
+    assert isinstance(layer.mixer, Attention)
     mixer = replace(layer.mixer, qk_norm=_plain(layer.mixer.qk_norm))
     return replace(
         layer, mixer=mixer, mixer_norm=_plain(layer.mixer_norm), feedforward_norm=_plain(layer.feedforward_norm)
@@ -94,12 +95,18 @@ def _layer(job: _Job, stage: int, prefix: str, layer: int, parts: tuple[str, ...
         shape = job.shapes[f"layers.{layer}.{module}.{kind}"]
         if module in QKV:
             name = f"{prefix}.attention.qkv.{kind}"
-            yield f"{module}.{kind}", _of_qkv(job, stage, name, module, shape, job.spec.layers[layer].mixer)
+            yield f"{module}.{kind}", _of_qkv(job, stage, name, module, shape, _mixer(job, layer))
             continue
         theirs, dim = tensor_name(module, kind)
         name = f"{prefix}.{theirs}"
         whole = dim is None
         yield f"{module}.{kind}", job.whole(stage, name, shape) if whole else job.dealt(stage, name, shape, dim or 0)
+
+
+def _mixer(job: _Job, layer: int) -> Attention:
+    mixer = job.spec.layers[layer].mixer
+    assert isinstance(mixer, Attention), mixer
+    return mixer
 
 
 def _of_qkv(job: _Job, stage: int, name: str, module: str, shape: Shape, mixer: Attention) -> Value:

@@ -50,6 +50,7 @@ def _rank(job: _Job, stage: int, r: int) -> Iterator[tuple[str, Value]]:
 
 def _layer(job: _Job, layer: int, parts: tuple[str, ...], r: int) -> Iterator[tuple[str, Value]]:
     spec = job.spec.layers[layer]
+    assert isinstance(spec.mixer, Attention)
     norms = {"mixer_norm": spec.mixer_norm, "feedforward_norm": spec.feedforward_norm}
     norms |= dict.fromkeys(("attention.q_norm", "attention.k_norm"), spec.mixer.qk_norm or spec.mixer_norm)
     for module, kind in modules(parts):

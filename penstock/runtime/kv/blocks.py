@@ -19,6 +19,7 @@ class BlockRef(NamedTuple):
 
     block: int
     generation: int
+    group: int = 0  # whose pool it is of
 
 
 class BlockPool:
@@ -26,7 +27,7 @@ class BlockPool:
     contents that are known by a key. Idle blocks are handed out last, the one given back first before the others.
     """
 
-    def __init__(self, num_blocks: int, block_size: int) -> None:
+    def __init__(self, num_blocks: int, block_size: int, group: int = 0) -> None:
         if num_blocks < 2 or block_size < 1:
             raise ResourceError(
                 f"a KV pool of {num_blocks} blocks of {block_size} tokens holds nothing: it needs at least 2 blocks "
@@ -34,6 +35,7 @@ class BlockPool:
             )
         self.num_blocks = num_blocks
         self.block_size = block_size
+        self.group = group
         self.evicting: Callable[[int, bytes], object] = lambda block, key: None  # hears of idle blocks handed out anew
         self.num_evicted = 0  # idle blocks that were handed out anew, since the start
         self._holders = [0] * num_blocks
@@ -85,7 +87,7 @@ class BlockPool:
             self.num_evicted += 1
         assert not self._holders[block], f"block {block} was free and had {self._holders[block]} holders"
         self._holders[block] = 1
-        return BlockRef(block, self._generations[block])
+        return BlockRef(block, self._generations[block], self.group)
 
     def _evict(self, block: int) -> None:
         key = self._keys[block]
@@ -96,7 +98,7 @@ class BlockPool:
     def find(self, key: bytes) -> BlockRef | None:
         """The block that holds the contents of this key, held or idle."""
         block = self._blocks.get(key)
-        return None if block is None else BlockRef(block, self._generations[block])
+        return None if block is None else BlockRef(block, self._generations[block], self.group)
 
     def hold(self, ref: BlockRef) -> None:
         """One holder more, of a block that is held or idle."""

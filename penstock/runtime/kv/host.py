@@ -1,4 +1,4 @@
-"""Memory of the host for KV blocks that the pool had to give away: which block of it holds what. No tensors.
+"""Memory of the host for KV blocks that a group's pool had to give away: which block of it holds what. No tensors.
 
 Its blocks are found by the same keys, the least recently used makes room. What a step's plan evicts is copied here, and
 what it finds here is copied to blocks of the pool, both before the step runs and after all steps before it: so contents
@@ -19,6 +19,7 @@ class Saved(NamedTuple):
 
     block: int
     host_block: int
+    group: int = 0
 
 
 class Restored(NamedTuple):
@@ -26,6 +27,7 @@ class Restored(NamedTuple):
 
     host_block: int
     block: int
+    group: int = 0
 
 
 class Moves(NamedTuple):
@@ -43,8 +45,8 @@ NO_MOVES = Moves((), (), ())
 class HostCache:
     """Blocks 0 .. num_blocks - 1 of the host's memory; with none, nothing is kept."""
 
-    def __init__(self, num_blocks: int = 0) -> None:
-        self.num_blocks = num_blocks
+    def __init__(self, num_blocks: int = 0, group: int = 0) -> None:
+        self.num_blocks, self.group = num_blocks, group
         self.num_restored = 0  # blocks, since the start
         self._free = list(range(num_blocks - 1, -1, -1))
         self._keys: list[bytes | None] = [None] * num_blocks
@@ -95,8 +97,8 @@ class HostCache:
         """The copies of the plan that is made now."""
         if not (self._saved or self._restored or self._held):
             return NO_MOVES
-        saved = tuple([Saved(block, host_block) for host_block, block in self._saved.items()])
-        restored = tuple([Restored(host_block, ref.block) for host_block, ref in self._restored])
+        saved = tuple([Saved(block, host_block, self.group) for host_block, block in self._saved.items()])
+        restored = tuple([Restored(host_block, ref.block, self.group) for host_block, ref in self._restored])
         moves = Moves(saved, restored, tuple([ref for _, ref in self._restored]))
         self._saved, self._restored, self._held = {}, [], set()
         return moves

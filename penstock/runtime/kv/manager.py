@@ -1,27 +1,25 @@
-"""Block tables: which blocks hold each slot's tokens, how they grow, and what two requests may share.
+"""Blocks of every group of layers: who gets them, and what two requests may share.
 
-Full blocks of a prompt are found again by their keys (`kv.keys`), whether somebody still holds them or not. A block is
-published when the step that fills it is planned: the device runs steps in order, so whoever is admitted later reads
-what was written. Until then its key is promised, and who wants the same waits for it rather than compute it twice.
+Full blocks of a prompt are found again by their keys (`kv.keys`), whether somebody still holds them or not, where every
+group has what the tokens behind them see. A block is published when the step that fills it is planned: the device runs
+steps in order, so whoever is admitted later reads what was written. Until then its key is promised, and who wants the
+same waits for it rather than compute it twice.
 
-Where every layer looks through a window, blocks wholly below it are given back while their request runs: steps in
-flight read nothing below their own windows, and whoever writes there comes later. A model that mixes such layers with
-others keeps all, until groups of layers have pools of their own.
-
-Blocks that the pool gave away may be found in the host's memory (`kv.host`).
+Blocks that a pool gave away may be found in the host's memory (`kv.host`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from enum import Enum
+from itertools import repeat
 from typing import NamedTuple
 
-from penstock.runtime.kv.blocks import DUMMY_BLOCK, BlockPool, BlockRef
-from penstock.runtime.kv.host import HostCache
+from penstock.runtime.kv.blocks import BlockRef
+from penstock.runtime.kv.host import NO_MOVES, Moves
+from penstock.runtime.kv.tables import UNSEEN, Copy, Grown, Refs, Rule, Tables
 
-UNSEEN = BlockRef(DUMMY_BLOCK, 0)  # an entry of a table that nobody reads
-Found = list[BlockRef | None]  # blocks by key, from the first on: UNSEEN where nobody reads it, None where in the host
+ENDLESS = 1 << 30  # tokens of a block where there are none
 
 
 class Fit(Enum):
@@ -32,153 +30,158 @@ class Fit(Enum):
     PROMISED = "somebody is computing its next block"
 
 
-class Grown(NamedTuple):
-    """A block that a slot's table got, as its entry `at`."""
+class Found(NamedTuple):
+    """As many keys from the first on have their blocks, of each group those that the tokens behind them see."""
 
-    slot: int
-    at: int
-    block: int
-
-
-class Copy(NamedTuple):
-    """A block whose contents another gets, before the step that this comes with runs."""
-
-    source: int
-    target: int
+    num: int
+    refs: tuple[Refs, ...]
 
 
 class KvManager:
-    """Tables over one pool, keyed by slot."""
+    """The groups' tables, as one. Blocks of all groups hold equally many tokens."""
 
-    def __init__(self, pool: BlockPool, reuse: bool = True, window: int = 0, host_blocks: int = 0) -> None:
-        """`reuse`: find the blocks of equal prefixes again; `host_blocks`: of the host's memory, for those evicted.
-        `window`: a token sees itself and window - 1 before it, in every layer; 0: all. A prompt gets all its blocks at
-        once, so the pool must hold a whole request nevertheless.
-        """
-        self.pool = pool
-        self.host = HostCache(host_blocks)
-        pool.evicting = self.host.save
-        self.reuse = reuse
-        self.window = window
-        self._tables: dict[int, list[BlockRef]] = {}
-        self._passed: dict[int, int] = {}  # by slot, how many of its table's first entries it does not hold
+    def __init__(self, groups: Sequence[Tables], reuse: bool = True, by_slot: bool = False) -> None:
+        """`reuse`: find the blocks of equal prefixes again. `by_slot`: there is state besides, one a slot, of which
+        nobody knows what it was some tokens ago: it is neither found again nor forked."""
+        assert not (reuse and by_slot), "a prefix is of no use without the state behind it"
+        assert [tables.pool.group for tables in groups] == list(range(len(groups)))
+        self.groups, self.reuse, self.by_slot = tuple(groups), reuse, by_slot
+        self.block_size = groups[0].pool.block_size if groups else ENDLESS
+        assert all(tables.pool.block_size == self.block_size for tables in groups)
+        self.slides = any(tables.rule is Rule.SLIDES for tables in groups)
+        self._following = tuple(tables for tables in groups if tables.rule is not Rule.FIXED)
+        self._slots: set[int] = set()
         self._promises: dict[bytes, int] = {}  # key -> the slot that will publish it
         self._promised: dict[int, Sequence[bytes]] = {}  # by slot, what it was to publish when it was admitted
 
-    def blocks_for(self, num_tokens: int) -> int:
-        """Blocks that hold `num_tokens` tokens: the quotient rounded up."""
-        return -(-num_tokens // self.pool.block_size)
+    def fits_pools(self, num_tokens: int) -> bool:
+        """Whether the empty pools could run such a text; otherwise waiting is in vain."""
+        return all(tables.most(num_tokens) <= tables.pool.num_usable for tables in self.groups)
 
-    def fits_pool(self, num_tokens: int) -> bool:
-        """Whether the empty pool could hold them; otherwise waiting is in vain."""
-        return self.blocks_for(num_tokens) <= self.pool.num_usable
+    @property
+    def num_free(self) -> int:
+        """Blocks that every group can hand out now."""
+        return min([tables.pool.num_free for tables in self._following], default=ENDLESS)
 
-    def first_seen(self, position: int) -> int:
-        """The first block that a token at `position` sees; so do those behind it, or none that is older."""
-        return max(0, position - self.window + 1) // self.pool.block_size if self.window else 0
+    def short_of(self, count: int, leaving: Iterable[int]) -> bool:
+        """Whether so many blocks of each group are not there, even when these slots have given up their own."""
+        return any([t.pool.num_free + sum(map(t.num_own, leaving)) < count for t in self._following])
 
     def found(self, keys: Sequence[bytes]) -> Found:
-        """The blocks of as many keys from the first on as are there, or unseen by what follows them; None where only
-        the host has it."""
-        refs: Found = []
-        missing = count = 0  # keys up to the last that is nowhere; keys that nothing is missing of
-        for key in keys if self.reuse else ():
-            ref = self.pool.find(key)
-            if ref is None and key not in self.host:
-                refs.append(UNSEEN)
-                missing = len(refs)
-            else:
-                refs.append(ref)
-                if missing <= self.first_seen(len(refs) * self.pool.block_size):
-                    count = len(refs)
-            if missing and not self.window:
+        """What there is of these keys, in the pools or the host's memory."""
+        every: tuple[Refs, ...] = tuple([[] for _ in self.groups])
+        missing = [0] * len(every)  # by group, keys up to the last that is nowhere
+        count = 0  # keys behind which nothing is missing
+        for index, key in enumerate(keys if self.reuse else (), 1):
+            for tables in self._following:
+                ref, group = tables.pool.find(key), tables.pool.group
+                every[group].append(UNSEEN if ref is None and key not in tables.host else ref)
+                if every[group][-1] is UNSEEN:
+                    missing[group] = index
+            position = index * self.block_size
+            lacks = [missing[t.pool.group] > min(t.first_seen(position), index - 1) for t in self._following]
+            if not any(lacks):
+                count = index
+            elif any([lack and not t.window for t, lack in zip(self._following, lacks, strict=True)]):
                 break
-        seen = self.first_seen(count * self.pool.block_size)
-        return [UNSEEN] * seen + refs[seen:count]
+        return Found(count, tuple([self._seen(*each, count) for each in zip(self.groups, every, strict=True)]))
 
-    def fit(self, keys: Sequence[bytes], num_tokens: int, spare: int = 0, found: Found | None = None) -> Fit:
-        """Whether a table for `num_tokens` tokens can be made, of which full blocks have these keys (those that may be
-        shared), and `spare` blocks be left. `found`: as of now, where it was asked already."""
-        refs = self.found(keys) if found is None else found
-        if len(refs) < len(keys) and self.reuse and keys[len(refs)] in self._promises:
+    def _seen(self, tables: Tables, refs: Refs, count: int) -> Refs:
+        seen = tables.first_seen(count * self.block_size)
+        return [] if tables.rule is Rule.FIXED else [*[UNSEEN] * seen, *refs[seen:count]]
+
+    def fit(
+        self, keys: Sequence[bytes], num_tokens: int, spare: Sequence[int] = (), found: Found | None = None,
+        first: int | None = None, fixed: int = 0,
+    ) -> Fit:  # fmt: skip
+        """Whether tables for `num_tokens` tokens can be made, of which full blocks have these keys (those that may be
+        shared), and of each group `spare` blocks be left. `found`: as of now, where it was asked already. `first`: how
+        many tokens of the rest its first step takes; None: all. `fixed`: tokens of what does not follow the text."""
+        found = self.found(keys) if found is None else found
+        if found.num < len(keys) and self.reuse and keys[found.num] in self._promises:
             return Fit.PROMISED
-        idle = sum(not self.pool.holders(ref) for ref in refs if ref is not None and ref is not UNSEEN)
-        new = self.blocks_for(num_tokens) - len(refs) + refs.count(None)
-        return Fit.YES if new + idle + spare <= self.pool.num_free else Fit.NO
+        asked = zip(self.groups, found.refs, spare or repeat(0), strict=False)
+        fits = [t.fits(refs, _wanted(t, refs, num_tokens, first, left, fixed), left) for t, refs, left in asked]
+        return Fit.YES if all(fits) else Fit.NO
 
-    def admit(self, slot: int, keys: Sequence[bytes], num_tokens: int, found: Found | None = None) -> int:
-        """Make the table of a slot; the caller has asked `fit`. Returns how many of its blocks hold their tokens."""
-        assert slot not in self._tables, f"slot {slot} already holds blocks"
-        refs = self.found(keys) if found is None else found
-        self._passed[slot] = self.first_seen(len(refs) * self.pool.block_size)
-        self.host.hold([key for key, ref in zip(keys, refs, strict=False) if ref is None])
-        for ref in refs[self._passed[slot] :]:
-            if ref is not None:
-                self.pool.hold(ref)
+    def admit(
+        self, slot: int, keys: Sequence[bytes], num_tokens: int, spare: Sequence[int] = (), found: Found | None = None,
+        first: int | None = None, fixed: int = 0,
+    ) -> int:  # fmt: skip
+        """Make the tables of a slot; the caller has asked `fit`. Returns how many blocks' tokens are not
+        to be computed."""
+        assert slot not in self._slots, f"slot {slot} already holds blocks"
+        self._slots.add(slot)
+        found = self.found(keys) if found is None else found
         if self.reuse:
-            self._promised[slot] = keys[len(refs) :]
+            self._promised[slot] = keys[found.num :]
             for key in self._promised[slot]:
                 self._promises.setdefault(key, slot)
-        new = iter(self.pool.allocate(self.blocks_for(num_tokens) - len(refs) + refs.count(None)))
-        table = [ref or self._restore(key, next(new)) for key, ref in zip(keys, refs, strict=False)]
-        self._tables[slot] = [*table, *new]
-        return len(refs)
+        for tables, refs, left in zip(self.groups, found.refs, spare or repeat(0), strict=False):
+            tables.admit(slot, keys, refs, _wanted(tables, refs, num_tokens, first, left, fixed))
+        return found.num
 
-    def _restore(self, key: bytes, ref: BlockRef) -> BlockRef:
-        """A new block gets what the host has of this key, before the step that is planned; others may share it."""
-        self.host.restore(key, ref)
-        self.pool.publish(ref, key)
-        return ref
+    def lacks(self, slot: int, num_tokens: int) -> bool:
+        """Whether a table is short of so many tokens."""
+        return any([tables.lacks(slot, num_tokens) > 0 for tables in self._following])
 
-    def grow(self, slot: int) -> Grown:
-        """One block more; the caller has asked the pool."""
-        table = self._tables[slot]
-        (ref,) = self.pool.allocate(1)
-        table.append(ref)
-        return Grown(slot, len(table) - 1, ref.block)
+    def reach(self, slot: int, num_tokens: int, spare: int = 0) -> int:
+        """Tokens, no more than these, that its tables hold if they grow, and `spare` blocks of each group are left."""
+        for tables in self._following if self.slides else ():
+            room = tables.num_blocks(slot) + max(0, tables.pool.num_free - spare)
+            num_tokens = min(num_tokens, room * self.block_size)
+        return num_tokens
+
+    def grow(self, slot: int, num_tokens: int) -> list[Grown]:
+        """The blocks that its tables lack of so many tokens; the caller has asked the pools."""
+        return [each for tables in self._following for each in tables.grow(slot, num_tokens)]
 
     def slide(self, slot: int, position: int) -> None:
         """Give back the blocks that no token from `position` on sees: the next to be computed. Entries stay."""
-        first, passed = self.first_seen(position), self._passed[slot]
-        if first > passed:
-            self.pool.release(reversed(self._tables[slot][passed:first]))
-            self._passed[slot] = first
+        for tables in self.groups:
+            if tables.window:
+                tables.slide(slot, position)
 
-    def fork(self, parent: int, child: int, num_tokens: int) -> Copy | None:
-        """The child's table, empty so far, becomes one of the parent's first tokens: their full blocks are shared, and
-        of the last, where it is not full, the child gets one to copy it to. The caller has asked the pool."""
-        assert not self._tables[child], f"slot {child} already holds blocks"
-        full, rest = divmod(num_tokens, self.pool.block_size)
-        shared = self._tables[parent][:full]
-        self._passed[child] = self._passed[parent]
-        for ref in shared[self._passed[parent] :]:
-            self.pool.hold(ref)
-        own = self.pool.allocate(1 if rest else 0)
-        self._tables[child] = [*shared, *own]
-        return Copy(self._tables[parent][full].block, own[0].block) if rest else None
+    def fork(self, parent: int, child: int, num_tokens: int) -> tuple[Copy, ...]:
+        """The child's tables, empty so far, become those of the parent's first tokens. What is to be copied."""
+        assert not self.by_slot, "what is kept by slot cannot be forked"
+        return tuple([copy for tables in self.groups if (copy := tables.fork(parent, child, num_tokens))])
 
     def clear(self, slot: int) -> None:
-        """The slot's table becomes empty."""
-        self.free(slot)
-        self._tables[slot], self._passed[slot] = [], 0
+        """The slot's tables become empty."""
+        self.break_promises(slot)
+        for tables in self.groups:
+            tables.clear(slot)
 
-    def publish(self, slot: int, first: int, keys: Sequence[bytes]) -> tuple[BlockRef, ...]:
+    def publish(self, slot: int, first: int, keys: Sequence[bytes]) -> list[BlockRef]:
         """The slot's blocks from `first` on hold the tokens of these keys, once the steps planned so far have run."""
         if not self.reuse:
-            return ()
-        passed = max(0, self._passed[slot] - first)
-        keys = keys[passed:]
-        refs = tuple(self._tables[slot][first + passed : first + passed + len(keys)])
-        for ref, key in zip(refs, keys, strict=True):
-            self.pool.publish(ref, key)
+            return []
+        for key in keys:
             if self._promises.get(key) == slot:
                 del self._promises[key]
-        return refs
+        return [ref for tables in self.groups for ref in tables.publish(slot, first, keys)]
 
     def withdraw(self, refs: Iterable[BlockRef]) -> None:
         """What was published of these blocks is not there: the step that was to write it failed."""
         for ref in refs:
-            self.pool.withdraw(ref)
+            self.groups[ref.group].pool.withdraw(ref)
+
+    def withdraw_hosts(self, hosts: Iterable[tuple[int, int]]) -> None:
+        """(group, block of the host): nor are these."""
+        for group, host_block in hosts:
+            self.groups[group].host.withdraw((host_block,))
+
+    def take_moves(self) -> Moves:
+        """Between pools and host, of the plan that is made now."""
+        moves = [each for tables in self.groups if (each := tables.host.take()) is not NO_MOVES]
+        if len(moves) < 2:
+            return moves[0] if moves else NO_MOVES
+        return Moves(
+            tuple([each for of in moves for each in of.saved]),
+            tuple([each for of in moves for each in of.restored]),
+            tuple([each for of in moves for each in of.refs]),
+        )
 
     def break_promises(self, slot: int) -> None:
         """The slot's request will compute nothing more."""
@@ -187,58 +190,68 @@ class KvManager:
                 del self._promises[key]
 
     def free(self, slot: int) -> None:
-        """Give the slot's blocks back, the last first: of what is found again, heads outlive tails."""
+        """Give the slot's blocks back."""
         self.break_promises(slot)
-        self.pool.release(reversed(self.held(slot)))
-        del self._tables[slot], self._passed[slot]
+        self._slots.remove(slot)
+        for tables in self.groups:
+            tables.free(slot)
 
-    def table(self, slot: int) -> tuple[int, ...]:
-        """The block of each `block_size` positions, in order; block indices."""
-        return tuple(ref.block for ref in self._tables[slot])
+    def tables(self, slot: int) -> tuple[tuple[int, ...], ...]:
+        """Its block table of each group."""
+        return tuple([tables.table(slot) for tables in self.groups])
 
-    def held(self, slot: int) -> list[BlockRef]:
-        """Without those that it has given back."""
-        return self._tables[slot][self._passed[slot] :]
-
-    def refs(self, slot: int) -> tuple[BlockRef, ...]:
-        """Of every entry, those that were given back too: of all that the slot's tokens were computed from."""
-        return tuple(self._tables[slot])
-
-    def num_blocks(self, slot: int) -> int:
-        return len(self._tables[slot])
-
-    def num_own(self, slot: int) -> int:
-        """Blocks that nobody else holds."""
-        return sum(self.pool.holders(ref) == 1 for ref in self.held(slot))
+    def refs(self, slot: int) -> set[BlockRef]:
+        """All that the slot's tokens were computed from."""
+        return {ref for tables in self.groups for ref in tables.refs(slot)}
 
     @property
     def slots(self) -> frozenset[int]:
-        """The slots that hold blocks."""
-        return frozenset(self._tables)
+        """The slots that have tables."""
+        return frozenset(self._slots)
+
+    @property
+    def num_usable(self) -> int:
+        """Blocks that hold a text, one that no window cuts where there are such layers."""
+        whole = [t.pool.num_usable for t in self._following if not t.window]
+        return min(whole or [t.pool.num_usable for t in self._following], default=0)
+
+    @property
+    def num_evicted(self) -> int:
+        """Blocks of all groups, since the start."""
+        return sum(tables.pool.num_evicted for tables in self.groups)
+
+    @property
+    def num_restored(self) -> int:
+        """Blocks of the host's memory that were used, since the start: of the group of which most were."""
+        return max((tables.host.num_restored for tables in self.groups), default=0)
+
+    @property
+    def host_blocks(self) -> int:
+        """Of the host's memory, for each group as many."""
+        return self.groups[0].host.num_blocks if self.groups else 0
+
+    @property
+    def host_usage(self) -> float:
+        """Share of them that hold something, 0 to 1."""
+        return max((tables.host.usage for tables in self.groups), default=0.0)
 
     @property
     def usage(self) -> float:
-        """Share of the usable blocks that is held, 0 to 1."""
-        return self.pool.num_used / self.pool.num_usable
+        """Share of the usable blocks that is held, 0 to 1: of the group that has least left."""
+        return max((tables.usage for tables in self.groups), default=0.0)
 
     def waste(self, lengths: dict[int, int]) -> float:
         """Share of the held blocks' room without a token in it, given how many tokens each slot has there; 0 to 1."""
-        size = self.pool.block_size
-        empty = sum(len(table) * size - lengths[slot] for slot, table in self._tables.items())
-        return empty / (self.pool.num_used * size) if self._tables else 0.0
+        room = sum(tables.pool.num_used for tables in self._following) * self.block_size
+        return sum(tables.empty(lengths) for tables in self._following) / room if room else 0.0
 
     def check(self) -> None:
-        """Prove that tables and pool agree: each block has as many holders as tables list it, and none twice."""
-        self.pool.check()
-        self.host.check()
-        listed: dict[BlockRef, int] = {}
-        for table in map(self.held, self._tables):
-            assert len(set(table)) == len(table), f"a table lists a block twice: {table}"
-            for ref in table:
-                listed[ref] = listed.get(ref, 0) + 1
-        for ref, count in listed.items():
-            assert self.pool.holders(ref) == count, (
-                f"{ref} has {self.pool.holders(ref)} holders, {count} tables list it"
-            )
-        assert len(listed) == self.pool.num_used, f"tables list {len(listed)} blocks, {self.pool.num_used} are held"
-        assert set(self._promises.values()) <= self._tables.keys(), "a promise of nobody"
+        """Prove that tables and pools agree, and that the groups know the same slots."""
+        for tables in self.groups:
+            tables.check()
+            assert tables.slots == self._slots, f"tables of {tables.slots}, slots {self._slots}"
+        assert set(self._promises.values()) <= self._slots, "a promise of nobody"
+
+
+def _wanted(tables: Tables, refs: Refs, num_tokens: int, first: int | None, spare: int, fixed: int) -> int:
+    return tables.wanted(refs, fixed if tables.rule is Rule.FIXED else num_tokens, first, spare)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from penstock.runtime.kv.blocks import BlockRef
 from penstock.runtime.kv.host import Restored, Saved
-from penstock.runtime.kv.manager import Copy, Grown
+from penstock.runtime.kv.tables import Copy, Grown
 from penstock.runtime.schedule.request import FinishReason, Request
 
 
@@ -83,28 +83,28 @@ class Decoders:
 
 
 class Admission(NamedTuple):
-    """A request that enters `slot` with this step; the blocks (their indices) of all tokens known of it. The first
-    `num_reused` tokens are in them already."""
+    """A request that enters `slot` with this step; of each group the blocks (their indices) of the tokens known of it,
+    as far as it has them. The first `num_reused` tokens are in them already."""
 
     slot: int
     request: Request
-    block_table: tuple[int, ...]
+    block_tables: tuple[tuple[int, ...], ...]
     num_reused: int = 0
 
 
 class Fork(NamedTuple):
-    """A slot goes on with another beam's text: `length` tokens of it in the blocks of `table`, once `copy` is made.
+    """A slot goes on with another beam's text: `length` tokens of it in the blocks of `tables`, once `copies` are made.
 
     `request` knows all of the text, a token more; slot `parent` has had all but that token until now. `fresh`: the slot
     holds nothing of the group yet, of what an admission brings neither.
     """
 
     slot: int
-    table: tuple[int, ...]
+    tables: tuple[tuple[int, ...], ...]
     length: int
     request: Request
     fresh: bool
-    copy: Copy | None
+    copies: tuple[Copy, ...]
     parent: int
 
 
@@ -185,7 +185,7 @@ class StepPlan:
     @property
     def copies(self) -> tuple[Copy, ...]:
         """Blocks to copy before the step; none is source and target."""
-        return tuple(fork.copy for fork in self.retabled if fork.copy)
+        return tuple(copy for fork in self.retabled for copy in fork.copies)
 
     @property
     def num_rows(self) -> int:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from penstock.runtime.kv.manager import KvManager
+from penstock.runtime.kv.tables import Grown
 from penstock.runtime.schedule.batch import Admission, Chunk
 from penstock.runtime.schedule.request import Request
 
@@ -13,13 +15,17 @@ from penstock.runtime.schedule.request import Request
 class Draft:
     """`room`: tokens that the step may still take, `share` of them of prompts. `logits`: logit rows that are nobody's
     yet; each prompt under way has one, and so has whoever is admitted. `known`: tokens whose KV is found that may come
-    with the step's upload.
+    with the step's upload. `spare`: blocks of each group that prompts leave to those who decode.
     """
+
+    kv: KvManager
 
     room: int
     share: int
     logits: int
     known: int
+    spare: int
+    grown: list[Grown] = field(default_factory=list)
     chunks: list[Chunk] = field(default_factory=list)
     admitted: list[Admission] = field(default_factory=list)
 
@@ -41,13 +47,21 @@ class Draft:
             if request.in_prompt() and not request.keeps_step and not self.full:
                 self.give(request)
 
-    def give(self, request: Request) -> None:
-        """As much of the request's prompt as fits."""
-        slot, left = request.slot, request.goal - request.num_computed
+    def length(self, request: Request, left: int) -> int:
+        """Tokens that it would get of so many that are left of its prompt, with logits for one row of its own."""
         length = min(left, self.room, self.share)
-        if request.scoring:
-            length = min(length, 1 + self.logits)
+        return min(length, 1 + self.logits) if request.scoring else length
+
+    def give(self, request: Request) -> None:
+        """As much of the request's prompt as fits, which may be nothing where blocks come chunk by chunk."""
+        slot, left = request.slot, request.goal - request.num_computed
+        length = self.length(request, left)
         assert slot is not None and length > 0
+        if self.kv.slides:
+            length = self.kv.reach(slot, request.num_computed + length, self.spare) - request.num_computed
+            if length <= 0:
+                return
+            self.grown += self.kv.grow(slot, request.num_computed + length)
         samples = length == left
         num_logits = length if request.scoring else int(samples)
         self.chunks.append(Chunk(request, slot, request.launch(length), length, num_logits, samples))

@@ -12,6 +12,7 @@ from dataclasses import replace
 
 from penstock.errors import OptionError
 from penstock.runtime.kv.manager import KvManager
+from penstock.runtime.kv.tables import Tables
 from penstock.runtime.schedule.batch import Fork
 from penstock.runtime.schedule.beams import BeamRules, BeamSearch, Candidate, Pick
 from penstock.runtime.schedule.request import FinishReason, Request
@@ -49,21 +50,22 @@ class BeamGroup:
         self._results: dict[int, Sequence[Candidate]] = {}  # by slot
         self._picks: tuple[Pick, ...] = ()
 
-    def num_blocks(self, kv: KvManager) -> int:
-        """What it may hold at most: full blocks of the prompt are shared."""
-        shared = self.leader.prompt_length // kv.pool.block_size
-        return shared + self.rules.width * (kv.blocks_for(self.leader.max_length) - shared)
+    def num_blocks(self, tables: Tables) -> int:
+        """What it may hold at most: full blocks of the prompt are shared, where they stay."""
+        size, length = tables.pool.block_size, self.leader.prompt_length
+        shared = 0 if tables.window else tables.most(length - length % size)
+        return shared + self.rules.width * (tables.most(self.leader.max_length) - shared)
 
-    def num_spare(self, kv: KvManager) -> int:
+    def num_spare(self, tables: Tables) -> int:
         """Blocks to leave it beside those of its prompt: for the first fork; all it may need once it was preempted, or
         it would come back at once, only to be preempted again."""
         if not self.leader.num_preemptions:
             return self.rules.width - 1
-        return self.num_blocks(kv) - kv.blocks_for(self.leader.prompt_length)
+        return self.num_blocks(tables) - tables.most(self.leader.prompt_length)
 
     def num_copies(self, kv: KvManager) -> int:
-        """Blocks that the next fork takes: later ones take no more than they free."""
-        partial = self.leader.num_computed % kv.pool.block_size
+        """Blocks of each group that the next fork takes: later ones take no more than they free."""
+        partial = self.leader.num_computed % kv.block_size
         return self.rules.width - 1 if partial and len(self._ranked) == 1 else 0
 
     def take(self, request: Request, candidates: Sequence[Candidate]) -> bool:
@@ -107,5 +109,5 @@ class BeamGroup:
 def _fork(kv: KvManager, parent: Request, child: Request, fresh: bool) -> Fork:
     length = parent.num_computed
     assert parent.slot is not None and child.slot is not None
-    copy = kv.fork(parent.slot, child.slot, length)
-    return Fork(child.slot, kv.table(child.slot), length, child, fresh, copy, parent.slot)
+    copies = kv.fork(parent.slot, child.slot, length)
+    return Fork(child.slot, kv.tables(child.slot), length, child, fresh, copies, parent.slot)

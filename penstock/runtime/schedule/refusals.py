@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-from penstock.errors import OptionError, PromptError, QueueFullError
+from penstock.errors import OptionError, PromptError, QueueFullError, UnsupportedError
 from penstock.runtime.kv.manager import KvManager
+from penstock.runtime.kv.tables import Tables
 from penstock.runtime.schedule.limits import Limits
 from penstock.runtime.schedule.queue import WaitingQueue
 from penstock.runtime.schedule.request import Request
 
 
 def refuse_impossible(request: Request, kv: KvManager, limits: Limits) -> None:
-    """PromptError if it could never run, OptionError if its beams are more than there are slots."""
-    width, pool = len(request.members), kv.pool
+    """PromptError if it could never run, OptionError if its beams are more than there are slots, UnsupportedError if
+    they cannot be."""
+    width, group = len(request.members), request.group
     if width > limits.max_batch_size:
         raise OptionError(
             f"request {request.id!r} has beam_width={width}, the limit is max_batch_size={limits.max_batch_size}: each "
             f"beam takes a slot; lower the first or raise the second"
+        )
+    if group is not None and kv.by_slot:
+        raise UnsupportedError(
+            f"request {request.id!r} asks for a beam search, and the model keeps state that cannot be forked (a state-"
+            f"space layer's); sample several texts with num_return_sequences instead"
         )
     length, limit = len(request.prompt), request.max_seq_len
     if not length:
@@ -25,15 +32,20 @@ def refuse_impossible(request: Request, kv: KvManager, limits: Limits) -> None:
             f"the prompt of request {request.id!r} has {length} tokens, the limit is {limit - 1} (max_seq_len="
             f"{limit} less 1 to generate); shorten it or raise max_seq_len"
         )
-    if (kv.blocks_for(request.max_length) if request.group is None else request.group.num_blocks(kv)) > pool.num_usable:
-        beams = f", for each of {width} beams" if width > 1 else ""
-        size = pool.block_size
-        raise PromptError(
-            f"request {request.id!r} may become {request.max_length} tokens long ({length} of prompt and "
-            f"{request.output_limit} to generate{beams}), and the whole KV pool holds {pool.num_usable * size} "
-            f"({pool.num_usable} blocks of {size}); lower max_tokens, shorten the prompt, or raise "
-            f"gpu_memory_utilization or max_gpu_bytes"
-        )
+    for tables in kv.groups:
+        if (tables.most(request.max_length) if group is None else group.num_blocks(tables)) > tables.pool.num_usable:
+            raise PromptError(_too_long(request, tables))
+
+
+def _too_long(request: Request, tables: Tables) -> str:
+    width, usable, size = len(request.members), tables.pool.num_usable, tables.pool.block_size
+    beams = f", for each of {width} beams" if width > 1 else ""
+    pool = f"the whole KV pool of layers with a window of {tables.window}" if tables.window else "the whole KV pool"
+    return (
+        f"request {request.id!r} may become {request.max_length} tokens long ({len(request.prompt)} of prompt and "
+        f"{request.output_limit} to generate{beams}), and {pool} holds {usable * size} ({usable} blocks of {size}); "
+        f"lower max_tokens, shorten the prompt, or raise gpu_memory_utilization or max_gpu_bytes"
+    )
 
 
 def refuse_full(request: Request, waiting: WaitingQueue, limits: Limits) -> None:

@@ -15,7 +15,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import count
 
 from penstock.errors import OptionError
-from penstock.runtime.kv.manager import Fit, Found, Grown, KvManager
+from penstock.runtime.kv.manager import Fit, Found, KvManager
+from penstock.runtime.kv.tables import Grown
 from penstock.runtime.schedule.batch import Admission, Decoders, Event, StepPlan
 from penstock.runtime.schedule.beams import Candidate
 from penstock.runtime.schedule.draft import Draft
@@ -95,7 +96,7 @@ class Scheduler:
     def name_blocks(self, request: Request) -> None:
         """Work out the keys of the full blocks of all that is known of a request. A new one's on any thread."""
         if self.kv.reuse:
-            request.name_blocks(self.kv.pool.block_size)
+            request.name_blocks(self.kv.block_size)
 
     def schedule(self) -> StepPlan | None:
         """Plan the next step, or None when nothing can run before a step in flight retires (or at all)."""
@@ -105,16 +106,19 @@ class Scheduler:
         self._slide(self._slots.prompts.values())
         decoders, grown = self._grow()
         draft = self._draft(len(decoders.requests))
+        while not (decoders.requests or draft.chunks or self._in_flight) and self._preempt():
+            draft = self._draft(0)  # the prompts under way had all blocks of a pool, and each lacked one
         if not (decoders.requests or draft.chunks):
             assert self._in_flight or not self.has_work, "work is left and nothing can run"
             return None
-        return self._plan(decoders, draft, grown)
+        return self._plan(decoders, draft, (*grown, *draft.grown))
 
     def _draft(self, decoding: int) -> Draft:
         """Who keeps step, then prompts under way, in order of admission, then those that wait, as far as they fit."""
         room = self.limits.max_num_tokens - decoding
         logits = self.limits.max_batch_size - decoding - len(self._slots.prompts)
-        draft = Draft(room, room, logits, max(self.limits.max_num_tokens, self.limits.max_seq_len))
+        known = max(self.limits.max_num_tokens, self.limits.max_seq_len)
+        draft = Draft(self.kv, room, room, logits, known, decoding)
         if not (self._slots.prompts or self._waiting):
             return draft
         for request in [r for r in self._slots.prompts.values() if r.keeps_step and not self._lacks_block(r)]:
@@ -132,9 +136,10 @@ class Scheduler:
 
     def _fork(self, group: BeamGroup) -> None:
         """Let a group go on whose round is over, as soon as there are blocks for its copies."""
-        while group.num_copies(self.kv) > self.kv.pool.num_free + self._coming() and self._preempt():
+        self._slide([beam for beam in group.beams if beam.slot not in self._slots.leaving])
+        while self.kv.short_of(group.num_copies(self.kv), self._slots.leaving) and self._preempt():
             continue
-        if group.id in self._forking and group.num_copies(self.kv) <= self.kv.pool.num_free:
+        if group.id in self._forking and group.num_copies(self.kv) <= self.kv.num_free:
             del self._forking[group.id]
             self._slots.forked |= {fork.slot: fork for fork in group.fork(self.kv)}
             self._slots.prompts |= {beam.slot: beam for beam in group.beams if beam.slot is not None}
@@ -143,7 +148,7 @@ class Scheduler:
         """Who decodes from now on."""
         decoding = [r for r in self._slots.staying() if r.decodes and r not in without]
         self._slide(decoding)
-        self._decoders = Decoders(decoding, self.kv.pool.block_size)
+        self._decoders = Decoders(decoding, self.kv.block_size)
         return self._decoders
 
     def _grow(self) -> tuple[Decoders, tuple[Grown, ...]]:
@@ -152,14 +157,15 @@ class Scheduler:
         growing = self._growing(decoders)
         if not growing:
             return decoders, ()
-        while len(growing) > self.kv.pool.num_free + self._coming() and self._preempt():
+        while self.kv.short_of(len(growing), self._slots.leaving) and self._preempt():
             decoders = self._decoders or self._gather()
             growing = self._growing(decoders)
-        late = growing[self.kv.pool.num_free :]
-        if late:  # their blocks are not free before a step in flight retires
-            decoders, growing = self._gather(without=late), growing[: self.kv.pool.num_free]
+        free = self.kv.num_free
+        if late := growing[free:]:  # their blocks are not free before a step in flight retires
+            decoders, growing = self._gather(without=late), growing[:free]
             self._decoders = None
-        return decoders, tuple([self.kv.grow(request.slot) for request in growing if request.slot is not None])
+        to = [(r.slot, r.num_computed + 1) for r in growing if r.slot is not None]
+        return decoders, tuple([each for slot, length in to for each in self.kv.grow(slot, length)])
 
     def _growing(self, decoders: Decoders) -> Sequence[Request]:
         """Those whose next token is the first of a block."""
@@ -168,18 +174,14 @@ class Scheduler:
 
     def _slide(self, requests: Iterable[Request]) -> None:
         """Give back the blocks that the next token of each does not see."""
-        for request in requests if self.kv.window else ():
+        for request in requests if self.kv.slides else ():
             if request.slot is not None:
                 self.kv.slide(request.slot, request.num_computed)
 
     def _lacks_block(self, request: Request) -> bool:
         """Whether one that keeps step has no block for its next token."""
         slot = request.slot
-        return slot is not None and self.kv.num_blocks(slot) < self.kv.blocks_for(request.goal)
-
-    def _coming(self) -> int:
-        """Blocks that are free as soon as the steps in flight have retired, or more."""
-        return sum(self.kv.num_own(slot) for slot in self._slots.leaving)
+        return slot is not None and request.keeps_step and self.kv.lacks(slot, request.goal)
 
     def _preempt(self) -> bool:
         """Send the last of the running requests back to the queue; not the only one."""
@@ -203,38 +205,43 @@ class Scheduler:
                 return
             keys = self._shareable(request)
             found = self.kv.found(keys)
-            if request.looks_back and len(found) * self.kv.pool.block_size > draft.known:
+            reused = found.num * self.kv.block_size
+            if request.looks_back and reused > draft.known:
                 return
-            spare = request.group.num_spare(self.kv) if request.group else 0
-            fit = self.kv.fit(keys, request.goal, len(self._slots.occupied) + spare, found)
+            spare, group = len(self._slots.occupied), request.group
+            left = [spare + (group.num_spare(tables) if group else 0) for tables in self.kv.groups]
+            asked = request.goal, left, found, draft.length(request, request.goal - reused)
+            fit = self.kv.fit(keys, *asked)
             if fit is Fit.NO:
                 return
             if fit is Fit.YES:
-                draft.admit(self._enter(request, keys, found))
+                draft.admit(self._enter(request, keys, asked))
 
     def _shareable(self, request: Request) -> list[bytes]:
         """Keys of the blocks that it may find: the last token is always computed, for it samples; to score, all are."""
-        return [] if request.scoring else request.keys[: (request.goal - 1) // self.kv.pool.block_size]
+        return [] if request.scoring else request.keys[: (request.goal - 1) // self.kv.block_size]
 
-    def _enter(self, request: Request, keys: Sequence[bytes], found: Found) -> Admission:
+    def _enter(
+        self, request: Request, keys: Sequence[bytes], asked: tuple[int, Sequence[int], Found, int]
+    ) -> Admission:
         self._waiting.admit(request)
         slot = self._slots.seat(request)
         self._slots.prompts[slot] = request
         for beam in request.members[1:]:  # has nothing to do until it forks
             self.kv.admit(self._slots.seat(beam), (), 0)
             beam.goal = beam.num_computed = 0
-        reused = self.kv.admit(slot, keys, request.goal, found) * self.kv.pool.block_size
+        reused = self.kv.admit(slot, keys, *asked) * self.kv.block_size
         request.num_computed = reused
         if not request.num_preemptions:
             request.num_reused = reused
             self.counters.asked_tokens += request.goal
             self.counters.reused_tokens += reused
-        return Admission(slot, request, self.kv.table(slot), reused)
+        return Admission(slot, request, self.kv.tables(slot), reused)
 
     def _plan(self, decoders: Decoders, draft: Draft, grown: tuple[Grown, ...]) -> StepPlan:
         rounds = decoders.advance() if decoders.requests else 0
-        size = self.kv.pool.block_size
-        saved, restored, refs = self.kv.host.take()
+        size = self.kv.block_size
+        saved, restored, refs = self.kv.take_moves()
         published = *refs, *(ref for c in draft.chunks for ref in self.kv.publish(c.slot, *c.filled(size)))
         parts = tuple(draft.chunks), tuple(draft.admitted), grown, published, tuple(self._slots.forked.values())
         plan = StepPlan(self._next_step, decoders, rounds, *parts, saved, restored)
@@ -371,7 +378,7 @@ class Scheduler:
         """What it has generated may be another's prompt, or its own again. Beams' are not: nobody asks for the like."""
         if request.group is None:
             self.name_blocks(request)
-            full = min(request.num_computed, request.num_known) // self.kv.pool.block_size
+            full = min(request.num_computed, request.num_known) // self.kv.block_size
             self.kv.publish(slot, 0, request.keys[:full])
 
     def waste(self) -> float:
@@ -383,7 +390,7 @@ class Scheduler:
         self.kv.check()
         self._slots.check(self.kv.slots)
         for request in self._slots.staying():
-            slot, blocks = request.slot, self.kv.blocks_for(request.num_computed)
-            assert slot is not None and self.kv.num_blocks(slot) >= blocks, f"slot {slot} lacks blocks"
+            slot = request.slot
+            assert slot is not None and not self.kv.lacks(slot, request.num_computed), f"slot {slot} lacks blocks"
         for plan in self._in_flight.values():
             assert plan.slots <= self._slots.occupied.keys(), f"step {plan.step_id} touches a free slot"

@@ -298,7 +298,7 @@ def test_another_schema_is_refused(tiny_engine: Path, tmp_path: Path) -> None:
     data = json.loads((copy / store.MANIFEST).read_text())
     with store.writing(tmp_path / "old") as part:
         (part / store.MANIFEST).write_text(json.dumps(data | {"schema": 0}))
-    with pytest.raises(EngineSchemaError, match=rf"schema 0, this version reads {manifest.SCHEMA}; build it again"):
+    with pytest.raises(EngineSchemaError, match=f"schema 0, this version reads {manifest.SCHEMA}; build it again"):
         store.load(tmp_path / "old")
 
 

@@ -116,7 +116,7 @@ WRONG: list[tuple[Callable[[], Graph], dict[str, Any], type[Exception], str]] = 
     (lambda: small(logits="scores"), {}, GraphError, r"gives None as 'logits'.*f32\[L,V\]"),
     (lambda: small(out="bf16"), {}, GraphError, r"gives bf16\[L,9\]"),
     (lambda: small(kv=OTHER_BLOCK), {}, GraphError, r"state 'kv' is f32\[N,2,1,16,4\].*\[N,2,K,64,D\]"),
-    (lambda: small(kv=NO_GROUP), {}, GraphError, "as the attribute `group`"),
+    (lambda: small(kv=NO_GROUP), {}, GraphError, "as the attribute `group`.*paged0"),
     (lambda: small(more=leaves("positions", "T")), {}, GraphError, r"results \['more'\]"),
     (lambda: small(leaves("tokens", "T", kind="weight")), {}, GraphError, "a 'tensor'"),
     (small, {"table": TABLE}, GraphError, "no state"),

@@ -20,7 +20,7 @@ from penstock.runtime.executor import Executor
 from penstock.runtime.intake import Submission
 from penstock.runtime.requests import RequestOutput, SamplingParams
 from penstock.runtime.step import CpuBackend
-from tests.cpu.models.twins import save_twin, truth
+from tests.cpu.models.twins import CASES, _sizes, save_twin, truth
 
 NEW = 64
 PROMPTS = (3, 61, 64, 65, 130)  # tokens; on both sides of a block's border and of a chunk's
@@ -52,7 +52,8 @@ class TwinEngine:
 
 def twin_engine(case: str, folder: Path, changes: Mapping[str, Any] | None = None) -> TwinEngine:
     """256 positions unless `changes` says otherwise, so that the longest prompt fits with its text."""
-    model = save_twin(case, folder / "hf", {"max_position_embeddings": 256, **(changes or {})})
+    longer = {key: 256 for key in _sizes(CASES[case][0], {}) if key == "max_position_embeddings"}
+    model = save_twin(case, folder / "hf", {**longer, **(changes or {})})
     options = BuildOptions(device="cpu", dtype="float32", cache_dir=folder / "cache", **LIMITS)
     directory = build(folder / "hf", options, folder / "engine")
     return TwinEngine(model, store.load(directory), directory)
@@ -86,7 +87,7 @@ def speak(engine: Engine, backend: CpuBackend, prompts: Sequence[list[int]], new
         heard.clear()
         executor.step()
     executor.scheduler.check()
-    assert executor.kv.pool.num_used == 0
+    assert executor.kv.usage == 0
     return spoken
 
 

@@ -34,14 +34,15 @@ def engine(engine_dir: Path) -> Engine:
 
 def test_the_whole_is_the_sum_of_what_is_laid_out(engine: Engine) -> None:
     plan, profile = plan_run(engine, PLENTY), engine.profile
-    assert plan.blocks == 1 + profile.max_batch_size * profile.table_width  # more could never be used
-    assert plan.kv == plan.blocks * engine.block_bytes and plan.tokens == (plan.blocks - 1) * profile.block_size
+    (blocks,) = plan.blocks
+    assert blocks == 1 + profile.max_batch_size * profile.table_width  # more could never be used
+    assert plan.kv == blocks * engine.block_bytes and plan.tokens == (blocks - 1) * profile.block_size
     assert plan.weights == weight_offsets(engine)[1] >= engine.weight_bytes
     assert plan.arena >= engine.arena and plan.slots >= 4 * (profile.slots.size + profile.upload_size)
     facts = plan.facts()
     parts = sum(facts[name] for name in ("weights", "arena", "slots", "kv"))
     assert facts["total"] == aligned(parts, PAGE) + facts["workspace"] + facts["graphs"]
-    assert str(plan.blocks) in str(plan) and str(plan.tokens) in str(plan)
+    assert f"{blocks} blocks" in str(plan) and str(plan.tokens) in str(plan)
 
 
 def test_weights_do_not_overlap(engine: Engine) -> None:
@@ -59,7 +60,7 @@ def test_lower_limits_take_less_and_hold_every_step_within_them(engine: Engine) 
     profile = engine.profile
     low = replace(profile, max_batch_size=3, max_num_tokens=20, max_seq_len=70)
     plan, whole, keys = plan_run(engine, PLENTY, low), plan_run(engine, PLENTY), bucket_keys(profile, low)
-    assert plan.blocks == 1 + 3 * 2 and plan.arena < whole.arena and plan.graphs <= whole.graphs
+    assert plan.blocks == (1 + 3 * 2,) and plan.arena < whole.arena and plan.graphs <= whole.graphs
     for tokens in range(1, 21):
         for logits in range(1, min(3, tokens) + 1):
             assert profile.bucket(tokens, logits) in keys
@@ -73,7 +74,7 @@ def test_the_least_budget_is_just_enough(engine: Engine, limits: tuple[int, int,
     low = replace(engine.profile, **dict(zip(names, limits, strict=True))) if limits else None
     need = least_budget(engine, low)
     plan = plan_run(engine, need, low)
-    assert plan.blocks == 1 + -(-(low or engine.profile).max_seq_len // engine.profile.block_size)
+    assert plan.blocks == (1 + -(-(low or engine.profile).max_seq_len // engine.profile.block_size),)
     assert plan.total <= aligned(need, PAGE)
     with pytest.raises(ResourceError, match="may be used"):
         plan_run(engine, need - 1, low)
@@ -88,7 +89,7 @@ def test_a_refusal_names_a_limit_that_helps(engine: Engine) -> None:
     assert f"max_seq_len={engine.profile.max_seq_len}" in words and "gpu_memory_utilization or max_gpu_bytes" in words
     advised = int(words.split("lower max_seq_len to ")[1].split(",")[0])
     assert advised % block == 0
-    assert plan_run(engine, short, replace(engine.profile, max_seq_len=advised)).blocks > 1
+    assert plan_run(engine, short, replace(engine.profile, max_seq_len=advised)).blocks[0] > 1
     with pytest.raises(ResourceError, match="take a smaller model"):
         plan_run(engine, engine.weight_bytes // 2)
     wide = replace(engine, arena=64 << 20)

@@ -17,9 +17,32 @@ TOGETHER: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2": ("qwen2", {}),
     "qwen3": ("qwen3", {}),
     "gemma": ("gemma", {}),
+    "gemma2": ("gemma2", {"sliding_window": 70, "num_hidden_layers": 2}),
+    "gemma3": ("gemma3-linear", {"sliding_window": 70}),
+    "phi3": ("phi3-partial-tied", {"sliding_window": 70}),
+    "olmo2": ("olmo2", {}),
+    "granite": ("granite", {}),
+    "cohere": ("cohere-qk-norm-untied", {}),
+    "cohere2": ("cohere2-types-biases", {"sliding_window": 70}),
+    "glm": ("glm", {}),
+    "glm4": ("glm4", {}),
+    "qwen": ("qwen", {}),
+    "baichuan": ("baichuan-13b", {}),
+    "chatglm": ("chatglm", {}),
     "linear": ("llama-linear", {}),
     "llama3": ("llama-llama3", {}),
     "yarn": ("llama-yarn", {}),
+    "gpt2": ("gpt2", {}),
+    "gpt_neox": ("neox", {}),
+    "gptj": ("gptj", {}),
+    "opt": ("opt-350m", {}),
+    "phi": ("phi", {}),
+    "starcoder2": ("starcoder2-window", {"sliding_window": 70}),
+    "falcon": ("falcon-groups", {}),
+    "falcon-rw": ("falcon-rw", {}),
+    "bloom": ("bloom", {}),
+    "mpt": ("mpt-storywriter", {"max_seq_len": 256}),
+    "bigcode": ("bigcode", {}),
 }
 
 
@@ -30,7 +53,8 @@ def operations(engine: Engine) -> set[str]:
 @pytest.mark.parametrize(("case", "changes"), TOGETHER.values(), ids=TOGETHER)
 def test_ragged_prompts_say_what_generate_says(case: str, changes: dict[str, Any], tmp_path: Path) -> None:
     twin = twin_engine(case, tmp_path, changes)
-    assert {"rope_attention", "linear_glu"} & operations(twin.engine), "the passes are meant to have fused"
+    fused = {"rope_attention", "linear_glu", "dense_block", "split"}
+    assert fused & operations(twin.engine), "the passes are meant to have fused"
     for ours in twin.greedy(prompts_of(PROMPTS)):
         assert len(ours.tokens) == NEW
         assert_same(ours, generated(twin.model, ours.prompt))

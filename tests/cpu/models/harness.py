@@ -18,7 +18,7 @@ from penstock.spec import ModelSpec, inverse_frequencies
 
 @dataclass
 class Request:
-    """One sequence: its known tokens, how many of them are in the cache, and its blocks."""
+    """One sequence: its known tokens, how many of them are in the cache, and its blocks, the same in every group."""
 
     tokens: list[int]
     freqs: tuple[float, ...] | None = None  # where the model's rope is fixed by request
@@ -93,6 +93,7 @@ def _inputs(batch: Sequence[tuple[Request, int]], pad_tokens: int, pad_rows: int
         "block_table": [r.blocks + [0] * (width - len(r.blocks)) for r, _ in batch] + [[0] * width] * pad_rows,
         "logit_rows": (ends - 1).tolist(),
     }
+    lists["block_table1"] = lists["block_table"]  # of a second group, which has a pool of its own
     feed = {name: torch.tensor(values, dtype=torch.int32) for name, values in lists.items()}
     freqs = [r.freqs for r, _ in batch if r.freqs is not None]
     if freqs:

@@ -60,8 +60,10 @@ def test_layers_of_one_size_share_a_group() -> None:
     windows = {"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 2, "num_hidden_layers": 5}
     graph = build_forward(*small("Qwen2-7B", **windows), "bf16", 32)
     groups = {node.name: (node.attr("group"), str(node.types[0])) for node in graph.leaves("state")}
+    tables = [node.inputs[-1].node.name for node in graph.nodes if node.op == "attention"]
+    assert tables == ["block_table"] * 2 + ["block_table1"] * 3
     kv = "bf16[N,2,2,32,16]"
-    assert [groups[f"layers.{i}.kv"] for i in range(5)] == [(f"paged{int(i >= 2)}", kv) for i in range(5)]
+    assert [groups[f"layers.{i}.kv"] for i in range(5)] == [("windowed1" if i >= 2 else "paged0", kv) for i in range(5)]
 
 
 def test_tied_head_is_one_tensor() -> None:

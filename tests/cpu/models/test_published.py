@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from penstock.ir.dialect import built, verify
-from penstock.models import build_forward, declared, ignored_tensors, read_spec, weights
+from penstock.models import build_forward, declared, family_of, ignored_tensors, read_spec, weights
 from penstock.models.checkpoint import Checkpoint, TensorInfo
 from penstock.spec import DynamicNtk, Linear, Llama3, ModelSpec, Yarn
 from tests.facts.tensors import CONFIGS, PARAMETERS, published_config, tensor_names
@@ -33,7 +33,7 @@ def checkpoint_of(stem: str) -> Checkpoint:
 def test_config_and_tensor_list_agree(stem: str) -> None:
     config, spec = published(stem)
     binding = weights(spec, config, "bf16")
-    checkpoint_of(stem).check(binding, ignored_tensors(spec, config))
+    checkpoint_of(stem).renamed(family_of(config).renamed).check(binding, ignored_tensors(spec, config))
     count = sum(prod(map(int, type.shape)) for type in declared(binding).values())
     assert count == PARAMETERS[stem.removesuffix(".transformers5")]
     verify(build_forward(spec, binding, "bf16", 64), built())

@@ -12,6 +12,11 @@ import torch
 import transformers
 
 from tests.cpu.models import cases
+from tests.cpu.models.reference.baichuan import Baichuan
+from tests.cpu.models.reference.chatglm import ChatGlm
+from tests.cpu.models.reference.qwen import Qwen
+
+REFERENCES = {"baichuan": Baichuan, "chatglm": ChatGlm, "qwen": Qwen}
 
 SIZES = {
     "vocab_size": 99,
@@ -91,8 +96,12 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 }  # fmt: skip
 
 
-for _module in pkgutil.iter_modules(cases.__path__):
-    CASES |= importlib.import_module(f"{cases.__name__}.{_module.name}").CASES
+AMENDED: dict[str, Any] = {}  # what a case does to Transformers' model before it is saved
+
+for _found in pkgutil.iter_modules(cases.__path__):
+    _module = importlib.import_module(f"{cases.__name__}.{_found.name}")
+    CASES |= _module.CASES
+    AMENDED |= getattr(_module, "AMENDED", {})
 
 
 def _sizes(family: str, more: Mapping[str, Any]) -> dict[str, Any]:
@@ -109,10 +118,9 @@ def save_twin(case: str, directory: Path, changes: Mapping[str, Any] | None = No
     """
     family, more = CASES[case]
     torch.manual_seed(sum(map(ord, case)))
-    config = transformers.AutoConfig.for_model(family, **{**_sizes(family, more), **more, **(changes or {})})
-    config.architectures = None  # save_pretrained fills it in
-    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=torch.float32)
+    model = _made(family, more, changes or {})
     with torch.no_grad():
+        AMENDED.get(case, lambda model: None)(model)
         for parameter in model.parameters():
             # Every norm and bias differs from its neutral start, and matrices make logits that tell tokens apart.
             if parameter.dim() == 1:
@@ -121,6 +129,15 @@ def save_twin(case: str, directory: Path, changes: Mapping[str, Any] | None = No
                 parameter.copy_(torch.randn_like(parameter) * 1.3 * parameter.shape[-1] ** -0.5)
     model.eval().save_pretrained(directory, **save)
     return model
+
+
+def _made(family: str, keys: dict[str, Any], changes: Mapping[str, Any]) -> Any:
+    """Transformers' model; where it has none a module of our own, whose config is the case's alone."""
+    if family in REFERENCES:
+        return REFERENCES[family]({key: changes.get(key, value) for key, value in keys.items()})
+    config = transformers.AutoConfig.for_model(family, **{**_sizes(family, keys), **keys, **changes})
+    config.architectures = None  # save_pretrained fills it in
+    return transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=torch.float32)
 
 
 @torch.no_grad()

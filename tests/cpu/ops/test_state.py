@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from penstock.ir.ops.state import PREPARED, SlotLayout, commit, prepare
+from penstock.ir.ops.state import SlotLayout, commit, prepare, prepared
 
 LAYOUT = SlotLayout(num_slots=4, history=40, table=3)
 
@@ -41,7 +43,7 @@ def test_steps_read_the_tokens_that_were_written_and_sampled(steps: list[tuple[l
             want.append((new, len(history[slot])))
             history[slot] += new
         upload = _upload(rows, writes)
-        got = dict(zip(PREPARED, prepare(slots, upload, **LAYOUT.attrs()), strict=False))
+        got = dict(zip(prepared(LAYOUT), prepare(slots, upload, **LAYOUT.attrs()), strict=True))
         assert got["tokens"].tolist() == [t for new, _ in want for t in new]
         assert got["positions"].tolist() == [start + i for new, start in want for i in range(len(new))]
         assert got["rows"].tolist() == [r for r, (new, _) in enumerate(want) for _ in new]
@@ -54,10 +56,14 @@ def test_steps_read_the_tokens_that_were_written_and_sampled(steps: list[tuple[l
 
 
 def test_padding_is_what_kernels_may_rely_on() -> None:
-    slots = torch.zeros(LAYOUT.size, dtype=torch.int32)
-    upload = _upload([(2, 3, 1)], [(LAYOUT.table_at + 2 * 3, 9)])
-    got = dict(zip(PREPARED, prepare(slots, upload, **LAYOUT.attrs(), sizes={"T": 8, "S": 4, "L": 2}), strict=False))
+    layout = replace(LAYOUT, tables=2, slot_rows=1, freqs=2)
+    slots = torch.zeros(layout.size, dtype=torch.int32)
+    upload = _upload([(2, 3, 1)], [(layout.table_of(2), 9), (layout.table_of(2, 1) + 1, 8)])
+    results = prepare(slots, upload, **layout.attrs(), sizes={"T": 8, "S": 4, "L": 2})
+    got = dict(zip(prepared(layout), results, strict=True))
     assert got["rows"].tolist() == [0, 0, 0, -1, -1, -1, -1, -1]
     assert got["query_len"].tolist() == [3, 0, 0, 0]
     assert got["block_table"].tolist() == [[9, 0, 0], [0, 0, 0], [0, 0, 0], [0, 0, 0]]
+    assert got["block_table1"].tolist() == [[0, 8, 0], [0, 0, 0], [0, 0, 0], [0, 0, 0]]
+    assert got["slot_of_row"].tolist() == [2, -1, -1, -1] and got["freqs"].shape == (4, 2)
     assert got["tokens"].shape == (8,) and got["temperature"].shape == (2,)

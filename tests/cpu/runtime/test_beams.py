@@ -102,7 +102,7 @@ def test_searches_beside_others_are_as_alone(tiny_engine: Path, blocks: int, in_
 
     def run(which: list[int], blocks: int, in_flight: int) -> tuple[dict[int, Any], Executor]:
         backend = CpuBackend(engine, tiny_engine)
-        backend.num_blocks, backend.steps_in_flight = blocks, in_flight
+        backend.num_blocks, backend.steps_in_flight = (blocks,), in_flight
         executor, done = Executor(engine, backend, None), queue.SimpleQueue[RequestOutput]()
         for i in which:
             executor.submit(Submission(str(i), tuple(range(2 + i, 60 + i)), params[i], done.put))  # type: ignore[arg-type]

@@ -38,7 +38,7 @@ def _run(
 ) -> tuple[list[Any], Executor]:
     """The tokens, or the error, of each prompt; a batch begins when the one before has ended."""
     engine, backend = loaded
-    backend.num_blocks, backend.host_blocks, backend.steps_in_flight = blocks, host_blocks, in_flight
+    backend.num_blocks, backend.host_blocks, backend.steps_in_flight = (blocks,), host_blocks, in_flight
     executor, results = Executor(engine, backend, None), []
     for batch in batches:
         done = [queue.SimpleQueue[RequestOutput | PenstockError]() for _ in batch]
@@ -97,7 +97,7 @@ ROUND = [[(*HEADS[i], 5)] for i in (0, 1, 2, 0, 1, 2)]
 
 def test_prefixes_come_and_go_in_a_tiny_pool(loaded: tuple[Engine, CpuBackend]) -> None:
     kept, executor = _run(loaded, ROUND, 5, HOST_BLOCKS)
-    assert kept == _run(loaded, ROUND, 40, 0)[0] and executor.kv.host.num_restored >= 5
+    assert kept == _run(loaded, ROUND, 40, 0)[0] and executor.kv.num_restored >= 5
     assert executor.scheduler.counters.reused_tokens == 3 * 128
 
 
@@ -111,8 +111,8 @@ def test_a_copy_that_fails_ends_its_step_and_is_not_believed(
     def fails(self: CpuBackend, pairs: Any) -> None:
         calls.append(pairs)
         if len(calls) == 1:
-            for state, host in self._evicted:  # it got as far as to spoil them
-                (host if name == "save_blocks" else state)[[target for _, target in pairs]] = 9.0
+            for _, state, host in self._kv:  # it got as far as to spoil them
+                (host if name == "save_blocks" else state)[[target for _, target, _ in pairs]] = 9.0
             raise RuntimeError("the bus is down")
         real(self, pairs)
 

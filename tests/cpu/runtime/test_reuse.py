@@ -53,7 +53,7 @@ def _run(
     engine, backend = loaded
     layout, slots = engine.profile.slots, backend.states["slots"]
     slots[layout.controls_at :] = torch.arange(slots.numel() - layout.controls_at) % 250  # of somebody before
-    backend.num_blocks = blocks
+    backend.num_blocks = (blocks,)
     executor, done = Executor(engine, backend, None, reuse=reuse), queue.SimpleQueue[RequestOutput]()
     for i, prompt in enumerate(prompts):
         common = {"temperature": 0.8 * (i % 2), "seed": i, "max_tokens": tokens, "ignore_eos": True}

@@ -28,7 +28,7 @@ def test_steps_ask_a_backend_for_nothing_but_steps(tiny_engine: Path) -> None:
         assert asked <= {"launch", "read", "idle", "steps_in_flight", "slow_steps"} and {"launch", "read"} <= asked
         assert {name: state.data_ptr() for name, state in backend.states.items()} == places
         assert {name: w.data_ptr() for name, w in backend.weights.items()} == weights
-        assert backend.num_blocks == blocks == llm._loop.executor.kv.pool.num_usable + 1
+        assert backend.num_blocks == blocks == (llm._loop.executor.kv.num_usable + 1,)
         llm._loop.executor.backend = backend
 
 

@@ -88,7 +88,7 @@ def test_a_standing_batch_is_the_same_step_each_time(tiny_engine: Path) -> None:
     assert lengths == [72] * 3 and len(first) == 3
     assert [standing.run() for _ in range(3)] == [first] * 3
     assert backend.states["slots"][:3].tolist() == lengths
-    assert backend.num_blocks == 1 + 3 * 2  # no more of the pool than the batch takes
+    assert backend.num_blocks == (1 + 3 * 2,)  # no more of the pool than the batch takes
     backend.close()
 
 

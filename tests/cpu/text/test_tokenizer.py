@@ -101,8 +101,8 @@ def test_files_are_those_to_copy(tmp_path: Path) -> None:
 
 
 def test_a_missing_tokenizer_names_what_is_there_and_the_remedy(tmp_path: Path) -> None:
-    (tmp_path / "tokenizer.model").write_bytes(b"x")
-    with pytest.raises(TokenizerError, match=r"only tokenizer\.model.*save_pretrained"):
+    (tmp_path / "vocab.txt").write_bytes(b"x")
+    with pytest.raises(TokenizerError, match=r"only vocab\.txt.*save_pretrained"):
         Tokenizer.from_dir(tmp_path)
 
 

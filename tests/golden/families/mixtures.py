@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from penstock.spec import Attention, LayerNorm, LayerSpec, Mlp, ModelSpec, Moe, Norm, Rope, Router
+from penstock.spec import Attention, Latent, LayerNorm, LayerSpec, Mlp, ModelSpec, Moe, Norm, Rope, Router
 
 _ROPE, _NORM, _PLAIN = Rope(1e6, 8), Norm(1e-5), LayerNorm(1e-5, bias=False)
+_LATENT = Latent(4, 24, 16, 8, 24**-0.5, Rope(1e4, 8, interleaved=True), query_rank=24)
+_GROUPS = Router(8, 3, "sigmoid", renormalize=1.0, factor=2.5, correction=True, groups=4, kept_groups=2, group_top=2)
 _EXPERT = Mlp(24, "silu")
 
 
@@ -28,6 +30,13 @@ FAMILIES: dict[str, ModelSpec] = {
     ),
     "dbrx": _model(
         LayerSpec(_attention(clip=8.0), Moe(Router(4, 2, renormalize=1.0), _EXPERT), _PLAIN, _PLAIN),
+    ),
+    "deepseek_v3": ModelSpec(
+        (
+            LayerSpec(_LATENT, Mlp(64, "silu"), _NORM, _NORM),
+            LayerSpec(_LATENT, Moe(_GROUPS, _EXPERT, Mlp(24, "silu")), _NORM, _NORM),
+        ),
+        *(48, 32, _NORM, 64),
     ),
     "grok1": _model(
         LayerSpec(_attention(softcap=30.0), Moe(Router(4, 2), Mlp(24, "gelu")), _NORM, _NORM, _NORM, _NORM),

@@ -1,10 +1,22 @@
-"""Gemma 2 and 3, Phi-3, OLMo 2, Granite, Command-R, GLM-4."""
+"""Gemma 2 and 3, Phi-3, OLMo 2, Granite, Command-R, GLM-4; Qwen 1, Baichuan, ChatGLM."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from penstock.spec import Attention, LayerNorm, LayerSpec, Linear, LongRope, Mlp, ModelSpec, Norm, Rope
+from penstock.spec import (
+    Alibi,
+    Attention,
+    LayerNorm,
+    LayerSpec,
+    Linear,
+    LongRope,
+    Mlp,
+    ModelSpec,
+    Norm,
+    Rope,
+    alibi_slopes,
+)
 
 _ATTENTION = Attention(4, 2, 8, 8**-0.5, Rope(10000.0, 8))
 _SILU = Mlp(64, "silu")
@@ -30,6 +42,7 @@ def _sandwich(mixer: Attention) -> LayerSpec:
 _NORM, _CENTRED = Norm(1e-5), LayerNorm(1e-5, bias=False)
 _LONG = Rope(10000.0, 6, LongRope(4.0, 32, (1.0, 1.5, 2.0), (1.0, 4.0, 8.0)))
 _PAIRS, _HALF = Rope(10000.0, 8, interleaved=True), Rope(10000.0, 4, interleaved=True)
+_BIASED = replace(_ATTENTION, kv_heads=4, rope=None, bias=Alibi(alibi_slopes(4)))
 
 
 def _beside(mixer: Attention) -> LayerSpec:
@@ -59,4 +72,8 @@ FAMILIES: dict[str, ModelSpec] = {
     "cohere": _parallel(*[replace(_ATTENTION, rope=_PAIRS, qk_norm=_CENTRED, qk_norm_over="heads")] * 2),
     "cohere2": _parallel(replace(_ATTENTION, rope=_PAIRS, window=6), replace(_ATTENTION, rope=None)),
     "glm4": _model(*[LayerSpec(replace(_ATTENTION, rope=_HALF, qkv_bias=True), _SILU, _NORM, _NORM, _NORM, _NORM)] * 2),
+    "glm": _model(*[LayerSpec(replace(_ATTENTION, rope=_HALF, qkv_bias=True), _SILU, _NORM, _NORM)] * 2),
+    "qwen": _model(*[LayerSpec(replace(_ATTENTION, kv_heads=4, qkv_bias=True), _SILU, _NORM, _NORM)] * 2),
+    "baichuan": _model(*[LayerSpec(replace(_ATTENTION, kv_heads=4), _SILU, _NORM, _NORM)] * 2),
+    "baichuan13b": _model(*[LayerSpec(_BIASED, _SILU, _NORM, _NORM)] * 2),
 }

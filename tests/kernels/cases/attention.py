@@ -8,6 +8,7 @@ from typing import Any
 from penstock.engine.program import Site
 from penstock.ir.graph import Type, leaf, tensor
 from penstock.ir.op import emit, get
+from penstock.ir.ops.attention import EXTRAS
 
 Sizes = dict[str, int]
 Rows = tuple[tuple[int, int], ...]  # queries of each sequence, and tokens before them
@@ -32,12 +33,18 @@ def _site(op: str, *types: Type, **attrs: Any) -> Site:
     return Site.of(emit(op, *(leaf("input", str(i), t) for i, t in enumerate(types)), **attrs))
 
 
+def _extras(heads: int, extras: tuple[str, ...] = (), **_: Any) -> list[Type]:
+    """Of distances fewer than most contexts are long."""
+    return [tensor("f32", heads, 37) if name == "distances" else tensor("f32", heads) for name in extras]
+
+
 def attention(format: str, heads: int, kv_heads: int, size: int, block: int = 64, pool: str = "", **attrs: Any) -> Site:
     """`pool`: the cache's format, where it is another."""
     rows = (tensor("i32", "S"),) * 3
     kv = tensor(pool or format, "N", 2, kv_heads, block, size)
     q = tensor(format, "T", heads * size)
-    return _site("attention", q, kv, *rows, tensor("i32", "S", "M"), heads=heads, scale=size**-0.5, **attrs)
+    operands = (q, kv, *rows, tensor("i32", "S", "M"), *_extras(heads, **attrs))
+    return _site("attention", *operands, heads=heads, scale=size**-0.5, **attrs)
 
 
 def rope_append(
@@ -60,7 +67,8 @@ def rope_attention(
 ) -> Site:  # fmt: skip
     first = rope_append(format, heads, kv_heads, size, block, half, rows, norms, pool).inputs
     attrs = {"scale": size**-0.5, **({"eps": 1e-6} if norms else {}), **attrs}
-    return _site("rope_attention", *first[:6], *(tensor("i32", "S"),) * 3, *first[6:], heads=heads, **attrs)
+    operands = (*first[:6], *(tensor("i32", "S"),) * 3, *first[6:], *_extras(heads, **attrs))
+    return _site("rope_attention", *operands, heads=heads, **attrs)
 
 
 def rope(format: str, heads: int, size: int, half: int, rows: int | str = 1, **attrs: Any) -> Site:
@@ -81,6 +89,7 @@ def sizes(tokens: int, sequences: int, blocks: int) -> Sizes:
     return {"T": tokens, "S": sequences, "L": sequences, "M": blocks, "N": sequences * blocks + 1}
 
 
+SLOPES, SINKS = ("slopes",), ("sinks",)
 CASES: list[tuple[Site, Sizes]] = [
     (attention("bf16", 8, 2, 128), sizes(13, 4, 2)),
     (attention("bf16", 8, 1, 128), sizes(1, 1, 8)),  # more tasks than `combine` joins at once
@@ -144,6 +153,32 @@ CASES: list[tuple[Site, Sizes]] = [
     (rope_attention("f32", 5, 1, 96, norms=True, pool=FP8), sizes(1, 1, 3)),
     (kv_append("bf16", 8, 128, 64, pool=FP8), sizes(5, 3, 3)),
     (kv_append("f32", 3, 80, 16, pool=FP8), sizes(66, 2, 9)),
+    (attention("bf16", 8, 2, 128, extras=SLOPES), sizes(13, 4, 2)),
+    (attention("f16", 3, 3, 80, 32, extras=SLOPES), sizes(21, 3, 5)),
+    (attention("f32", 4, 2, 64, extras=SLOPES), sizes(16, 8, 3)),
+    (attention("bf16", 4, 4, 64, extras=SLOPES), sizes(48, 6, 16)),
+    (attention("bf16", 8, 1, 64, extras=("distances",)), sizes(13, 4, 2)),
+    (attention("f16", 4, 2, 64, extras=("distances",)), sizes(48, 6, 16)),
+    (attention("f32", 3, 1, 80, 16, extras=("distances",)), sizes(15, 3, 9)),
+    (attention("bf16", 16, 2, 64, window=20, extras=SINKS), sizes(13, 4, 2)),
+    (attention("f16", 7, 1, 64, 16, extras=SINKS), sizes(44, 5, 64)),
+    (attention("f32", 4, 2, 64, extras=SINKS), sizes(16, 8, 3)),
+    (attention("bf16", 4, 2, 128, 64, softcap=20.0, extras=EXTRAS), sizes(54, 5, 3)),
+    (attention("bf16", 4, 1, 128, pool=FP8, extras=EXTRAS), sizes(48, 6, 16)),
+    (attention("f32", 4, 2, 64, pool=FP8, extras=EXTRAS), sizes(16, 8, 3)),
+    (attention("bf16", 8, 1, 128, extras=EXTRAS), sizes(1, 1, 8)),
+    (rope("bf16", 8, 128, 64, interleaved=True), sizes(5, 2, 2)),
+    (rope("f32", 3, 80, 20, "S", scale=1.1, interleaved=True), sizes(6, 3, 2)),
+    (rope_append("bf16", 4, 2, 64, 16, norms=True, interleaved=True), sizes(9, 3, 9)),
+    (rope_append("f16", 6, 6, 80, 32, half=16, rows="S", interleaved=True, pool=FP8), sizes(7, 7, 5)),
+    (rope_append("f32", 2, 2, 16, 16, half=4, interleaved=True), sizes(67, 3, 9)),
+    (rope_attention("bf16", 8, 2, 128, half=32, interleaved=True), sizes(13, 4, 2)),
+    (rope_attention("f32", 3, 1, 80, 32, half=5, rows="S", norms=True, interleaved=True), sizes(21, 3, 5)),
+    (rope_attention("bf16", 16, 2, 64, window=20, extras=SINKS), sizes(13, 4, 2)),
+    (rope_attention("bf16", 8, 2, 64, extras=SINKS), sizes(1, 1, 8)),
+    (rope_attention("f16", 3, 1, 80, 32, half=16, norms=True, extras=EXTRAS), sizes(21, 3, 5)),
+    (rope_attention("bf16", 4, 1, 128, pool=FP8, extras=SINKS), sizes(48, 6, 16)),
+    (rope_attention("f32", 4, 2, 64, extras=SINKS), sizes(3, 2, 3)),
 ]
 
 
@@ -201,7 +236,7 @@ def on_attention(
 ) -> list[Any]:
     import torch
 
-    q, kv, *_, table = tensors
+    q, kv, _, _, _, table, *extras = tensors
     block, window = kv.shape[3], int(site.attr("window", 0))
     start, counts, context = _spans(_fitted(rows, sizes, block), q.device)
     for row, length in enumerate(context.tolist()):
@@ -210,7 +245,7 @@ def on_attention(
             kv[table[row, used - 1], :, :, length % block :] = _stale(kv)
         seen = max(0, length - int(counts[row]) - window + 1) // block if window else 0
         table[row, used:] = table[row, :seen] = torch.iinfo(torch.int32).min
-    return [q, kv, start, counts, context, table]
+    return [q, kv, start, counts, context, table, *extras]
 
 
 def _spans(fitted: Sequence[tuple[int, int]], device: Any) -> tuple[Any, Any, Any]:

@@ -11,6 +11,7 @@ import torch
 from penstock.engine.program import Site
 from penstock.ir.graph import Type, tensor
 from penstock.ir.op import get
+from penstock.ir.ops.pointwise import ACTIVATIONS
 from penstock.ir.ops.sample import uniform
 from penstock.ir.ops.state import FIELDS, SlotLayout, commit_example, prepare_example
 from tests.kernels import subprocess_cases
@@ -71,15 +72,43 @@ def samples() -> Iterator[Case]:
 
 
 def steps() -> Iterator[Case]:
-    layouts = (SlotLayout(5, 40, 3), SlotLayout(21, 130, 17, 6), SlotLayout(300, 24, 1030, 3))
-    shapes = (sizes(7, 3, 2), sizes(150, 20, 11), sizes(40, 130, 33))
+    layouts = (
+        SlotLayout(5, 40, 3),
+        SlotLayout(21, 130, 17, 6),
+        SlotLayout(300, 24, 1030, 3),
+        SlotLayout(9, 70, 40, 2, tables=4, slot_rows=1),
+    )
+    shapes = (sizes(7, 3, 2), sizes(150, 20, 11), sizes(40, 130, 33), sizes(30, 8, 5))
     for layout, shape in zip(layouts, shapes, strict=True):
         arena, upload = tensor("i32", layout.size), tensor("i32", "U")
         yield site("prepare", arena, upload, **layout.attrs()), shape
         yield site("commit", arena, upload, tensor("i32", "L"), **layout.attrs()), shape
 
 
-CASES: list[Case] = [*norms(), *streams(), *samples(), *steps()]
+def centred() -> Iterator[Case]:
+    """Normalisation about the mean."""
+    for form, width, tokens in (("bf16", 4096, 3), ("f16", 100, 70), ("f32", 1536, 1), ("bf16", 257, 4)):
+        x, w = tensor(form, "T", width), tensor(form, width)
+        yield site("layer_norm", x, w, w, eps=1e-5), sizes(tokens)
+        yield site("add_layer_norm", x, x, w, *([w] if tokens % 2 else []), eps=1e-3), sizes(tokens)
+    yield site("layer_norm", tensor("bf16", "L", 64), tensor("f32", 64), eps=1e-6), sizes(9, L=5)
+    for form, heads, head, tokens in (("bf16", 8, 128, 3), ("f16", 3, 80, 67), ("f32", 5, 64, 2)):
+        x = tensor(form, "T", heads * head)
+        yield site("head_layer_norm", x, tensor(form, heads, head), eps=1e-5), sizes(tokens)
+
+
+def pointwise() -> Iterator[Case]:
+    """Element by element: each activation in one format."""
+    for i, (form, width, tokens) in enumerate((("bf16", 4096, 3), ("f16", 33, 7), ("f32", 1000, 1))):
+        x = tensor(form, "T", width)
+        yield site("clip", x, limit=0.75), sizes(tokens)
+        yield site("softcap", x, cap=2.0), sizes(tokens)
+        for act in ACTIVATIONS[i::3]:
+            yield site("activate", x, act=act), sizes(tokens)
+            yield site("glu", x, x, act=act), sizes(tokens)
+
+
+CASES: list[Case] = [*norms(), *streams(), *samples(), *steps(), *centred(), *pointwise()]
 
 
 def large() -> Iterator[Case]:
@@ -89,6 +118,7 @@ def large() -> Iterator[Case]:
         yield site("sample", tensor("f32", "L", vocabulary), *vectors), sizes(rows, L=rows)
     x, w = tensor("bf16", "T", 8192), tensor("bf16", 8192)
     yield site("add_rms_norm", x, x, w, eps=1e-5), sizes(2049)
+    yield site("add_layer_norm", x, x, w, w, eps=1e-5), sizes(2049)
     yield site("head_rms_norm", tensor("bf16", "T", 4096), tensor("bf16", 128), heads=32, eps=1e-6), sizes(2049)
     yield site("split", tensor("bf16", "T", 6144), sizes=(4096, 1024, 1024)), sizes(2049)
     yield site("embedding", tensor("i32", "T"), tensor("bf16", 128256, 4096)), sizes(2049)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from penstock.runtime.kv.blocks import BlockPool, BlockRef
+from penstock.runtime.kv.blocks import BlockRef
 from penstock.runtime.kv.host import HostCache, Restored, Saved
-from penstock.runtime.kv.manager import Fit, KvManager
+from penstock.runtime.kv.manager import Fit
 from penstock.runtime.schedule.limits import Limits
 from penstock.runtime.schedule.request import Request
 from penstock.runtime.schedule.scheduler import Scheduler
+from tests.null.kv.books import books
 
 A, B, C, D = (bytes([i]) * 32 for i in range(4))
 
@@ -48,7 +49,7 @@ def test_a_failed_copy_is_not_believed() -> None:
     host = HostCache(2)
     host.save(5, A)
     host.save(6, B)
-    (_, first), _ = host.take().saved
+    (_, first, _), _ = host.take().saved
     host.withdraw([first])
     host.withdraw([first])
     assert A not in host and B in host
@@ -59,37 +60,37 @@ def test_a_failed_copy_is_not_believed() -> None:
 
 
 def test_an_evicted_prefix_comes_back_in_part() -> None:
-    kv = KvManager(BlockPool(5, 4), host_blocks=4)
+    kv = books(5, 4, hosts=4)
     kv.admit(0, [A, B, C], 13)
     kv.publish(0, 0, [A, B, C])
     kv.free(0)
     kv.admit(1, [], 8)  # the free block, and C's, the tail
-    assert kv.found([A, B, C]) == [kv.pool.find(A), kv.pool.find(B), None] and C in kv.host
+    assert kv.found([A, B, C]).refs[0] == [kv.only.pool.find(A), kv.only.pool.find(B), None] and C in kv.only.host
     assert kv.fit([A, B, C], 12) is Fit.NO and kv.fit([A, B, C, D], 8) is Fit.YES
     kv.free(1)
     assert kv.admit(2, [A, B, C], 13) == 3
-    saved, restored, refs = kv.host.take()
-    assert None not in kv.found([A, B, C]) and len(saved) == len(restored) == 1
-    assert restored == (Restored(saved[0].host_block, kv.table(2)[2]),) and refs == (kv.pool.find(C),)
-    assert kv.host.num_restored == 1 and kv.admit(3, [A, B, C], 12) == 3, "what was restored is shared"
+    saved, restored, refs = kv.only.host.take()
+    assert None not in kv.found([A, B, C]).refs[0] and len(saved) == len(restored) == 1
+    assert restored == (Restored(saved[0].host_block, kv.only.table(2)[2]),) and refs == (kv.only.pool.find(C),)
+    assert kv.only.host.num_restored == 1 and kv.admit(3, [A, B, C], 12) == 3, "what was restored is shared"
     kv.check()
 
 
 def test_what_is_found_does_not_make_room_for_the_rest() -> None:
     """The one block of the host holds what is wanted; the request's own blocks evict others meanwhile."""
-    kv = KvManager(BlockPool(4, 4), host_blocks=1)
-    kv.host.save(1, A)
-    kv.host.take()
+    kv = books(4, 4, hosts=1)
+    kv.only.host.save(1, A)
+    kv.only.host.take()
     kv.admit(0, [B, C, D], 12)
     kv.publish(0, 0, [B, C, D])
     kv.free(0)
     assert kv.fit([A], 12) is Fit.YES and kv.admit(1, [A], 12) == 1
-    assert kv.host.take() == ((), (Restored(0, kv.table(1)[0]),), kv.refs(1)[:1])
+    assert kv.only.host.take() == ((), (Restored(0, kv.only.table(1)[0]),), kv.only.refs(1)[:1])
     kv.check()
 
 
 def _scheduler(usable: int = 3) -> Scheduler:
-    return Scheduler(Limits(2, 32, 32, 2), KvManager(BlockPool(1 + usable, 4), host_blocks=8))
+    return Scheduler(Limits(2, 32, 32, 2), books(1 + usable, 4, hosts=8))
 
 
 def _run(scheduler: Scheduler, name: str, token: int, length: int = 9) -> Request:
@@ -106,12 +107,12 @@ def _run(scheduler: Scheduler, name: str, token: int, length: int = 9) -> Reques
 def test_a_plan_says_what_goes_out_and_what_comes_back() -> None:
     scheduler = _scheduler()
     assert [_run(scheduler, str(i), i).num_reused for i in (1, 2, 1)] == [0, 0, 8]
-    assert scheduler.counters.reused_tokens == 8 and scheduler.kv.host.num_restored == 2
+    assert scheduler.counters.reused_tokens == 8 and scheduler.kv.groups[0].host.num_restored == 2
     request = Request("last", (2,) * 9, 1, 32)
     scheduler.add(request)
     plan = scheduler.schedule()
     assert plan is not None and len(plan.restored) == 2 and plan.chunks[0].num_tokens == 1
-    assert {block for _, block in plan.restored} <= {ref.block for ref in plan.published}
+    assert {block for _, block, _ in plan.restored} <= {ref.block for ref in plan.published}
     assert plan.saved == (), "the host has the first prefix still"
 
 
@@ -122,18 +123,20 @@ def test_a_step_that_failed_has_saved_and_restored_nothing() -> None:
     plan = scheduler.schedule()
     assert plan is not None and plan.saved
     scheduler.fail(plan.step_id, RuntimeError("died"))
-    assert scheduler.kv.host.usage == 0
+    assert scheduler.kv.groups[0].host.usage == 0
     scheduler = _scheduler()
     _run(scheduler, "first", 1)
     _run(scheduler, "second", 2)
     scheduler.add(Request("third", (1,) * 9, 1, 32))
     plan = scheduler.schedule()
     assert plan is not None and plan.restored
-    targets = {block for _, block in plan.restored}
+    targets = {block for _, block, _ in plan.restored}
     keys = plan.chunks[0].request.keys
-    assert {ref.block for ref in scheduler.kv.found(keys) if ref} == targets
+    assert {ref.block for ref in scheduler.kv.found(keys).refs[0] if ref} == targets
     scheduler.fail(plan.step_id, RuntimeError("died"))
-    assert scheduler.kv.found(keys) == [None, None] and scheduler.kv.pool.num_idle == 0, "the host still has them"
+    assert scheduler.kv.found(keys).refs[0] == [None, None] and scheduler.kv.groups[0].pool.num_idle == 0, (
+        "the host still has them"
+    )
     scheduler.check()
 
 
@@ -152,5 +155,5 @@ def test_whoever_restores_what_a_failed_step_should_have_saved_ends_with_it() ->
             scheduler.retire(saving.step_id, [7])
         events = scheduler.fail((saving if failing else reading).step_id, RuntimeError("died"))
         assert [event.request_id for event in events] == ["long", "reader"]
-        assert (first.keys[1] in scheduler.kv.host) == (not failing)
+        assert (first.keys[1] in scheduler.kv.groups[0].host) == (not failing)
         scheduler.check()

@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from penstock.errors import ResourceError
 from penstock.runtime.kv.blocks import DUMMY_BLOCK, BlockPool
 from penstock.runtime.kv.keys import extend_keys
-from penstock.runtime.kv.manager import UNSEEN, Copy, Fit, Grown, KvManager
+from penstock.runtime.kv.manager import Fit
+from penstock.runtime.kv.tables import UNSEEN, Copy, Grown
+from tests.null.kv.books import books
 
 A, B, C, D = (bytes([i]) * 32 for i in range(4))
 
@@ -122,95 +124,105 @@ def test_keys_name_a_block_with_all_before_it_and_the_salt() -> None:
 
 
 def test_a_prefix_is_shared_waited_for_and_given_back() -> None:
-    kv = KvManager(BlockPool(8, 4))
+    kv = books(8, 4)
     assert kv.fit([A, B], 11) is Fit.YES and kv.admit(0, [A, B], 11) == 0
     assert kv.fit([A, C], 9) is Fit.PROMISED, "slot 0 is to compute A"
     kv.publish(0, 0, [A])
     assert kv.fit([A, B], 11) is Fit.PROMISED and kv.fit([A, C], 9) is Fit.YES
-    assert kv.admit(1, [A, C], 9) == 1 and kv.table(1)[0] == kv.table(0)[0]
-    assert (kv.pool.num_used, kv.num_own(0), kv.num_own(1)) == (5, 2, 2)
+    assert kv.admit(1, [A, C], 9) == 1 and kv.only.table(1)[0] == kv.only.table(0)[0]
+    assert (kv.only.pool.num_used, kv.only.num_own(0), kv.only.num_own(1)) == (5, 2, 2)
     assert kv.waste({0: 4, 1: 6}) == pytest.approx(14 / 20)
     kv.check()
     kv.break_promises(0)
-    assert kv.fit([A, B], 11) is Fit.YES and kv.fit([A, B], 11, spare=1) is Fit.NO
+    assert kv.fit([A, B], 11) is Fit.YES and kv.fit([A, B], 11, spare=(1,)) is Fit.NO
     kv.free(0)
-    assert kv.fit([A, B], 11, spare=2) is Fit.YES
-    assert kv.grow(1) == Grown(1, 3, kv.table(1)[3])
+    assert kv.fit([A, B], 11, spare=(2,)) is Fit.YES
+    assert kv.grow(1, 13) == [Grown(1, 3, kv.only.table(1)[3])]
     kv.free(1)
-    assert kv.found([A, B]) and kv.usage == 0 and kv.waste({}) == 0
+    assert kv.found([A, B]).num and kv.usage == 0 and kv.waste({}) == 0
     kv.check()
 
 
 def test_a_fork_shares_full_blocks_and_gets_one_for_the_rest() -> None:
-    kv = KvManager(BlockPool(8, 4))
+    kv = books(8, 4)
     kv.admit(0, [A], 7)
     for slot in (1, 2):
         kv.admit(slot, (), 0)
-    assert kv.fork(0, 1, 7) == (kv.table(0)[1], kv.table(1)[1]) and kv.table(1)[0] == kv.table(0)[0]
-    assert kv.fork(0, 2, 4) is None and kv.table(2) == kv.table(0)[:1]
-    assert (kv.pool.num_used, kv.num_own(0), kv.num_own(1), kv.num_own(2)) == (3, 1, 1, 0)
+    assert (
+        kv.fork(0, 1, 7) == (Copy(kv.only.table(0)[1], kv.only.table(1)[1]),)
+        and kv.only.table(1)[0] == kv.only.table(0)[0]
+    )
+    assert kv.fork(0, 2, 4) == () and kv.only.table(2) == kv.only.table(0)[:1]
+    assert (kv.only.pool.num_used, kv.only.num_own(0), kv.only.num_own(1), kv.only.num_own(2)) == (3, 1, 1, 0)
     kv.check()
     with pytest.raises(AssertionError, match="slot 1 already holds blocks"):
         kv.fork(0, 1, 7)
     kv.clear(0)
-    assert kv.table(0) == () and kv.pool.num_used == 2 and kv.fork(1, 0, 6) == (kv.table(1)[1], kv.table(0)[1])
+    assert (
+        kv.only.table(0) == ()
+        and kv.only.pool.num_used == 2
+        and kv.fork(1, 0, 6) == (Copy(kv.only.table(1)[1], kv.only.table(0)[1]),)
+    )
     for slot in kv.slots:
         kv.free(slot)
     kv.check()
-    assert kv.pool.num_used == 0
+    assert kv.only.pool.num_used == 0
 
 
 def test_without_reuse_nothing_is_found_or_waited_for() -> None:
-    kv = KvManager(BlockPool(8, 4), reuse=False)
+    kv = books(8, 4, reuse=False)
     kv.admit(0, [A, B], 11)
-    assert kv.publish(0, 0, [A, B]) == () and kv.fit([A], 5) is Fit.YES and kv.admit(1, [A], 5) == 0
+    assert kv.publish(0, 0, [A, B]) == [] and kv.fit([A], 5) is Fit.YES and kv.admit(1, [A], 5) == 0
     kv.check()
 
 
 def test_a_window_gives_back_what_falls_out_of_it() -> None:
-    kv = KvManager(BlockPool(9, 4), window=6)
+    kv = books(9, 4, window=6)
     kv.admit(0, [A, B], 20)
     kv.publish(0, 0, [A])
-    table = kv.table(0)
+    table = kv.only.table(0)
     for position, held in ((8, 5), (9, 4), (12, 4), (13, 3), (20, 2), (3, 2)):
         kv.slide(0, position)
-        assert kv.refs(0)[5 - held :] == tuple(kv.held(0)) and kv.pool.num_used == kv.num_own(0) == held
+        assert (
+            kv.only.refs(0)[5 - held :] == tuple(kv.only.held(0))
+            and kv.only.pool.num_used == kv.only.num_own(0) == held
+        )
         kv.check()
-    assert (kv.num_blocks(0), kv.table(0), kv.waste({0: 18})) == (5, table, pytest.approx(2 / 8))
-    assert kv.publish(0, 0, [A, B, C, D]) == kv.refs(0)[3:4], "what is given back is another's"
-    assert kv.found([A]) and [kv.pool.find(key) for key in (B, C, D)] == [None, None, kv.refs(0)[3]]
+    assert (kv.only.num_blocks(0), kv.only.table(0), kv.waste({0: 18})) == (5, table, pytest.approx(2 / 8))
+    assert kv.publish(0, 0, [A, B, C, D]) == [*kv.only.refs(0)[3:4]], "what is given back is another's"
+    assert kv.found([A]).num and [kv.only.pool.find(key) for key in (B, C, D)] == [None, None, kv.only.refs(0)[3]]
     kv.admit(1, (), 0)
-    assert kv.fork(0, 1, 18) == Copy(table[4], kv.table(1)[4]) and kv.table(1)[:4] == table[:4]
-    assert (kv.num_own(0), kv.num_own(1), kv.pool.num_used) == (1, 1, 3)
+    assert kv.fork(0, 1, 18) == (Copy(table[4], kv.only.table(1)[4]),) and kv.only.table(1)[:4] == table[:4]
+    assert (kv.only.num_own(0), kv.only.num_own(1), kv.only.pool.num_used) == (1, 1, 3)
     kv.check()
     kv.clear(1)
     kv.check()
-    assert kv.grow(0).at == 5 and kv.grow(1).at == 0 and kv.num_own(1) == 1
+    assert [g.at for g in kv.grow(0, 21)] == [5] and [g.at for g in kv.grow(1, 1)] == [0] and kv.only.num_own(1) == 1
     kv.free(0)
     kv.free(1)
-    assert kv.pool.num_used == 0
+    assert kv.only.pool.num_used == 0
     kv.check()
 
 
 @pytest.mark.parametrize(("window", "unseen"), [(0, None), (9, None), (6, None), (5, 2), (4, 2), (2, 2), (1, 3)])
 def test_of_a_prefix_only_the_window_must_be_there(window: int, unseen: int | None) -> None:
-    kv = KvManager(BlockPool(5, 4), window=window)
+    kv = books(5, 4, window=window)
     kv.admit(0, [A, B, C], 12)
     kv.publish(0, 0, [A, B, C])
-    kept = kv.refs(0)[2]
-    kv.pool.hold(kept)
+    kept = kv.only.refs(0)[2]
+    kv.only.pool.hold(kept)
     kv.free(0)
-    kv.pool.release(kv.pool.allocate(3))  # those of A and B are among them
-    assert kv.found([A, B]) == []
+    kv.only.pool.release(kv.only.pool.allocate(3))  # those of A and B are among them
+    assert kv.found([A, B]).refs[0] == []
     if unseen is None:
-        assert kv.found([A, B, C, D]) == []
+        assert kv.found([A, B, C, D]).refs[0] == []
         return
-    assert kv.found([A, B, C, D]) == [UNSEEN] * unseen + [kept] * (3 - unseen)
-    kv.pool.release((kept,))
-    fits = [kv.fit([A, B, C, D], 20, spare=spare) for spare in (unseen - 1, unseen)]
+    assert kv.found([A, B, C, D]).refs[0] == [UNSEEN] * unseen + [kept] * (3 - unseen)
+    kv.only.pool.release((kept,))
+    fits = [kv.fit([A, B, C, D], 20, spare=(spare,)) for spare in (unseen - 1, unseen)]
     assert fits == [Fit.YES, Fit.NO], "2 new ones, and those of 3 that are seen"
-    assert kv.admit(1, [A, B, C, D], 20) == 3 and kv.table(1)[:unseen] == (DUMMY_BLOCK,) * unseen
-    assert kv.pool.num_used == 5 - unseen and kv.fit([A, B, C, D], 20) is Fit.PROMISED
+    assert kv.admit(1, [A, B, C, D], 20) == 3 and kv.only.table(1)[:unseen] == (DUMMY_BLOCK,) * unseen
+    assert kv.only.pool.num_used == 5 - unseen and kv.fit([A, B, C, D], 20) is Fit.PROMISED
     kv.check()
 
 
@@ -219,9 +231,9 @@ def test_of_a_prefix_only_the_window_must_be_there(window: int, unseen: int | No
     st.integers(0, 9),
 )
 def test_books_balance_whatever_comes_and_goes(steps: list[tuple[int, int, int, int]], window: int) -> None:
-    kv, chains = KvManager(BlockPool(10, 4), window=window), [[A, B, C], [A, B, D], [C, D], []]
+    kv, chains = books(10, 4, window=window), [[A, B, C], [A, B, D], [C, D], []]
     for slot, chain, blocks, position in steps:
-        if slot in kv.slots and position < 4 * kv.num_blocks(slot):
+        if slot in kv.slots and position < 4 * kv.only.num_blocks(slot):
             kv.slide(slot, position)
         elif slot in kv.slots:
             kv.free(slot)
@@ -232,4 +244,4 @@ def test_books_balance_whatever_comes_and_goes(steps: list[tuple[int, int, int, 
     for slot in kv.slots:
         kv.free(slot)
     kv.check()
-    assert kv.pool.num_used == 0
+    assert kv.only.pool.num_used == 0

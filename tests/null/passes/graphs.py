@@ -95,7 +95,9 @@ def _add(draw: st.DrawFn, pool: list[Value], weights: list[Value]) -> list[Value
     total = emit("add", x, draw(st.sampled_from([v for v in pool if v.type == x.type])))[0]
     w = weight(f"w{len(weights)}", _width(x))
     weights.append(w)
-    return [total, emit("rms_norm", total, w, eps=1e-5, offset=0.5)[0]]
+    if draw(st.booleans()):
+        return [total, emit("rms_norm", total, w, eps=1e-5, offset=0.5)[0]]
+    return [total, emit("layer_norm", total, w, *([w] if draw(st.booleans()) else []), eps=1e-3)[0]]
 
 
 def _cut(draw: st.DrawFn, pool: list[Value], weights: list[Value]) -> list[Value]:
@@ -107,7 +109,10 @@ def _cut(draw: st.DrawFn, pool: list[Value], weights: list[Value]) -> list[Value
 
 
 def _scaled(draw: st.DrawFn, pool: list[Value], weights: list[Value]) -> list[Value]:
-    return [emit("scale", _any(draw, pool), factor=draw(st.sampled_from((1.0, 0.5))))[0]]
+    """One of the ops element by element."""
+    ops = (("scale", {"factor": 1.0}), ("scale", {"factor": 0.5}), ("clip", {"limit": 0.7}), ("softcap", {"cap": 2.0}))
+    op, attrs = draw(st.sampled_from((*ops, ("activate", {"act": "relu2"}), ("activate", {"act": "gelu"}))))
+    return [emit(op, _any(draw, pool), **attrs)[0]]
 
 
 STEPS = (_linear, _gated, _add, _cut, _scaled)

@@ -59,3 +59,17 @@ def test_plain_gates_push_the_cut_into_the_next_product() -> None:
     y = emit("linear", emit("glu", gate, up, act="silu")[0], weight("d", 8, 5))[0]
     after = rewrite(graph(y), align.RULES).graph
     assert counts(after) == {"linear": 3, "glu": 1, "pad": 5}
+
+
+def test_what_stands_element_by_element_between_products_costs_no_cut() -> None:
+    inner = emit("linear", value("x", 8), weight("u", 5, 8), weight("b", 5))[0]
+    middle = emit("clip", emit("activate", inner, act="gelu")[0], limit=3.0)[0]
+    after = rewrite(graph(emit("linear", middle, weight("d", 8, 5))[0]), align.RULES).graph
+    assert counts(after) == {"linear": 2, "activate": 1, "clip": 1, "pad": 3}
+
+
+def test_an_odd_head_is_cut_behind_its_cap() -> None:
+    logits = emit("scale", emit("linear", value("x", 8), weight("w", 13, 8))[0], factor=0.5)[0]
+    after = rewrite(graph(emit("softcap", logits, cap=30.0)[0]), align.RULES).graph
+    assert counts(after) == {"linear": 1, "scale": 1, "softcap": 1, "narrow": 1, "pad": 1}
+    assert after.outputs[0].node.op == "narrow"

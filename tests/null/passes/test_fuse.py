@@ -10,9 +10,10 @@ import pytest
 from penstock.compiler import pipeline
 from penstock.compiler.lower import lower
 from penstock.compiler.passes import fuse_block, fuse_glu, fuse_norm, fuse_qkv, fuse_rope, sink_rows
+from penstock.compiler.passes.fuse_qkv import projections
 from penstock.ir import Graph, Node, Value, emit, leaf, tensor
 from penstock.ir.op import parts_graph
-from penstock.ir.rewrite import rewrite
+from penstock.ir.rewrite import rewrite, substitute
 from tests.golden.specs import FAMILIES, ODD, decoder, forward, mixer
 from tests.null.passes.graphs import counts, graph, value, weight
 
@@ -111,8 +112,6 @@ def test_head_norms_and_their_numbers_go_into_rope_attention() -> None:
 
 def edited(g: Graph, op: str, nth: int, **attrs: object) -> Graph:
     """The graph with attributes of the nth node of an op changed."""
-    from penstock.ir.rewrite import substitute
-
     node: Node = [n for n in g.nodes if n.op == op][nth]
     return substitute(g, {node[0]: emit(op, *node.inputs, **{**dict(node.attrs), **attrs})[0]})
 
@@ -122,6 +121,29 @@ def test_differing_angles_or_norms_of_q_and_k_are_not_fused() -> None:
     for g in (edited(split, "rope", 0, scale=2.0), edited(split, "head_rms_norm", 1, eps=0.5)):
         assert fuse_rope.must(g) == 1
         assert counts(rewrite(g, fuse_rope.RULES).graph)["rope_append"] == 1
+
+
+def test_how_pairs_lie_is_kept_where_queries_and_keys_agree() -> None:
+    one = edited(rewrite(forward(FAMILIES["llama"]), fuse_qkv.RULES).graph, "rope", 0, interleaved=True)
+    assert fuse_rope.must(one) == 1  # of two layers; in the other queries and keys differ
+    both = edited(one, "rope", 1, interleaved=True)
+    fused = rewrite(both, fuse_rope.RULES).graph
+    pairs = [dict(n.attrs).get("interleaved") for n in fused.nodes if n.op == "rope_append"]
+    assert fuse_rope.must(both) == 2 and pairs == [True, None]
+
+
+def test_queries_keys_and_values_that_are_clipped_are_clipped_at_once() -> None:
+    built = forward(FAMILIES["llama"])
+    linears = projections(next(n for n in built.nodes if n.op == "attention"))
+    assert linears
+    clips = {n[0]: emit("clip", emit("linear", *n.inputs)[0], limit=8.0)[0] for n in linears}
+    clipped = substitute(built, clips)
+    split = rewrite(clipped, fuse_qkv.RULES).graph
+    assert fuse_qkv.must(clipped) == 2 and counts(split)["clip"] == 3
+    fused = rewrite(split, fuse_rope.RULES).graph
+    assert fuse_rope.must(split) == 2 and counts(fused)["clip"] == 1 and counts(fused)["rope_append"] == 2
+    uneven = edited(split, "clip", 0, limit=9.0)
+    assert fuse_rope.must(uneven) == 1 and counts(rewrite(uneven, fuse_rope.RULES).graph)["clip"] == 3
 
 
 def test_linears_with_and_without_bias_are_not_stacked() -> None:
@@ -164,6 +186,15 @@ def test_second_norm_of_a_sum_and_operand_order() -> None:
     assert counts(after) == {"add_rms_norm": 1, "rms_norm": 1}
     fused = after.outputs[0].node
     assert fused.inputs[:2] == (x, y) and after.outputs[2] == fused[1]
+
+
+def test_layer_norms_take_the_sum_before_them_with_or_without_a_bias() -> None:
+    for bias in ((), (weight("b", 8),)):
+        total = emit("add", value("x", 8), value("y", 8))[0]
+        g = graph(emit("layer_norm", total, weight("n", 8), *bias, eps=1e-5)[0], total)
+        after = rewrite(g, fuse_norm.RULES).graph
+        assert fuse_norm.must(g) == 1 and counts(after) == {"add_layer_norm": 1}
+        assert after.outputs[0].node.inputs[3:] == bias and after.outputs[1] == after.outputs[0].node[1]
 
 
 def test_a_checkpoint_whose_qkv_is_one_tensor_keeps_it() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -9,8 +11,6 @@ from hypothesis import strategies as st
 
 from penstock.errors import PromptError
 from penstock.ir.ops.state import FIELDS, HEADER, ROW, SlotLayout
-from penstock.runtime.kv.blocks import BlockPool
-from penstock.runtime.kv.manager import KvManager
 from penstock.runtime.prompt import prompt_numbers
 from penstock.runtime.schedule.batch import StepPlan
 from penstock.runtime.schedule.beams import BeamRules
@@ -19,10 +19,11 @@ from penstock.runtime.schedule.limits import Limits
 from penstock.runtime.schedule.request import Request
 from penstock.runtime.schedule.scheduler import Scheduler
 from penstock.runtime.upload import Encoder, Numbers, Source, slot_numbers
+from tests.null.kv.books import mixed
 
 SLOTS, TOKENS, LENGTH, BLOCK, FREQS = 4, 16, 64, 16, 3
-LAYOUT = SlotLayout(SLOTS, LENGTH + 1, LENGTH // BLOCK, FREQS)
-SIZE = HEADER + ROW * SLOTS + 2 * (TOKENS + LENGTH + SLOTS * (len(FIELDS) + LAYOUT.table + FREQS + 2))
+LAYOUT = SlotLayout(SLOTS, LENGTH + 1, LENGTH // BLOCK, FREQS, tables=2)
+SIZE = HEADER + ROW * SLOTS + 2 * (TOKENS + LENGTH + SLOTS * (len(FIELDS) + 2 * LAYOUT.table + FREQS + 2))
 
 
 def source(request: Request) -> Source:
@@ -51,23 +52,29 @@ def slot_writes(slot: int, request: Request, length: int) -> dict[int, int]:
     return writes | {LAYOUT.controls_at + slot * LAYOUT.controls + i: number for i, number in enumerate((7, mark))}
 
 
+def table_writes(slot: int, tables: Sequence[Sequence[int]]) -> dict[int, int]:
+    assert len(tables) == LAYOUT.tables == 2
+    starts = [LAYOUT.table_at + (group * SLOTS + slot) * LAYOUT.table for group in range(2)]
+    return {start + i: b for start, table in zip(starts, tables, strict=True) for i, b in enumerate(table)}
+
+
 def expected(plan: StepPlan) -> tuple[list[tuple[int, int, int]], dict[int, int]]:
     """Rows, and what is written where."""
     writes: dict[int, int] = {}
-    for slot, at, block in plan.grown:
-        writes[LAYOUT.table_at + slot * LAYOUT.table + at] = block
-    for slot, request, blocks, reused in plan.admitted:
+    for slot, at, block, group in plan.grown:
+        writes[LAYOUT.table_of(slot, group) + at] = block
+    for slot, request, tables, reused in plan.admitted:
         writes |= slot_writes(slot, request, reused)
         known = [*request.prompt, *request.output][:reused] if request.looks_back else []
         writes |= {LAYOUT.history_at + slot * LAYOUT.history + i: token for i, token in enumerate(known)}
-        writes |= {LAYOUT.table_at + slot * LAYOUT.table + i: block for i, block in enumerate(blocks)}
+        writes |= table_writes(slot, tables)
     for fork in plan.retabled:
         new = (
             slot_writes(fork.slot, fork.request, fork.length)
             if fork.fresh
             else {LAYOUT.field("length") + fork.slot: fork.length}
         )
-        writes |= new | {LAYOUT.table_at + fork.slot * LAYOUT.table + i: b for i, b in enumerate(fork.table)}
+        writes |= new | table_writes(fork.slot, fork.tables)
     for chunk in plan.chunks:
         known = [*chunk.request.prompt, *chunk.request.output]
         end = chunk.start + chunk.num_tokens + chunk.request.scoring
@@ -97,7 +104,7 @@ ABORTS = st.dictionaries(st.integers(0, 20), st.integers(0, 8), max_size=4)  # s
 def test_every_upload_says_what_its_plan_says(
     arrivals: list[tuple[int, int, int, str]], aborts: dict[int, int], in_flight: int
 ) -> None:
-    scheduler = Scheduler(Limits(SLOTS, TOKENS, LENGTH, in_flight), KvManager(BlockPool(20, BLOCK)))
+    scheduler = Scheduler(Limits(SLOTS, TOKENS, LENGTH, in_flight), mixed((20, 10), BLOCK, (0, 18)))
     encoder, flight, step = Encoder(LAYOUT, SIZE), [], 0
     waiting = sorted((joins, i, *rest) for i, (joins, *rest) in enumerate(arrivals))
     while waiting or scheduler.has_work:
@@ -124,7 +131,7 @@ def test_every_upload_says_what_its_plan_says(
 
 
 def test_the_same_decoders_after_a_prompt_that_was_cancelled() -> None:
-    scheduler = Scheduler(Limits(SLOTS, TOKENS, LENGTH, 1), KvManager(BlockPool(20, BLOCK)))
+    scheduler = Scheduler(Limits(SLOTS, TOKENS, LENGTH, 1), mixed((20, 10), BLOCK, (0, 18)))
     encoder, decoders = Encoder(LAYOUT, SIZE), []
 
     def step() -> None:
@@ -145,7 +152,7 @@ def test_the_same_decoders_after_a_prompt_that_was_cancelled() -> None:
 
 
 def test_a_step_of_the_same_decoders_is_the_upload_before_it_and_nothing_is_allocated() -> None:
-    scheduler = Scheduler(Limits(SLOTS, TOKENS, LENGTH, 1), KvManager(BlockPool(20, BLOCK)))
+    scheduler = Scheduler(Limits(SLOTS, TOKENS, LENGTH, 1), mixed((20, 10), BLOCK, (0, 18)))
     encoder = Encoder(LAYOUT, SIZE)
     for index in range(3):
         scheduler.add(Request(str(index), (5, 6), 9, LENGTH))

@@ -72,5 +72,5 @@ def test_what_comes_back_from_the_host_is_what_went_out() -> None:
             driven.run()
         except AssertionError as error:
             raise AssertionError(f"seed {seed}: {error}") from error
-        restored += driven.machine.kv.host.num_restored
+        restored += driven.machine.kv.groups[0].host.num_restored
     assert restored > SEEDS

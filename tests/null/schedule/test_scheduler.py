@@ -5,19 +5,18 @@ from __future__ import annotations
 import pytest
 
 from penstock.errors import OptionError, PromptError, QueueFullError
-from penstock.runtime.kv.blocks import BlockPool
-from penstock.runtime.kv.manager import KvManager
 from penstock.runtime.schedule.batch import Admission, Chunk, Decoders, Event, Row, StepPlan
 from penstock.runtime.schedule.limits import Limits
 from penstock.runtime.schedule.queue import PATIENCE
 from penstock.runtime.schedule.request import Request, Status
 from penstock.runtime.schedule.scheduler import Scheduler
+from tests.null.kv.books import books
 
 EOS = 99
 
 
 def scheduler(slots: int = 4, tokens: int = 8, length: int = 64, blocks: int = 65, in_flight: int = 2) -> Scheduler:
-    return Scheduler(Limits(slots, tokens, length, in_flight), KvManager(BlockPool(blocks, 4)))
+    return Scheduler(Limits(slots, tokens, length, in_flight), books(blocks, 4))
 
 
 def request(name: str, prompt: int, max_tokens: int = 4, **more: object) -> Request:
@@ -43,7 +42,7 @@ def test_one_request_from_start_to_end_with_the_host_one_step_behind() -> None:
     first = planned(s)
     assert first.rows == (Row(0, "a", 0, 5, True),) and (first.num_tokens, first.num_logits) == (5, 1)
     (admission,) = first.admitted
-    assert admission.request is r and len(admission.block_table) == 2 and admission.block_table == s.kv.table(0)
+    assert admission.request is r and len(admission.block_tables[0]) == 2 and admission.block_tables == s.kv.tables(0)
     second = planned(s)
     assert second.rows == (Row(0, "a", 5, 1, True),) and second.admitted == ()
     assert (r.num_sampled, r.num_unknown, r.output) == (2, 2, [])
@@ -103,15 +102,15 @@ def test_blocks_come_as_they_are_needed_and_nobody_overtakes() -> None:
     s.limits = Limits(4, 24, 64)
     plan = planned(s)
     assert [admission.request.id for admission in plan.admitted] == ["a", "b"] and s.num_waiting == 1
-    assert (s.kv.num_blocks(0), s.kv.num_blocks(1)) == (2, 4) and plan.grown == ()
+    assert (s.kv.groups[0].num_blocks(0), s.kv.groups[0].num_blocks(1)) == (2, 4) and plan.grown == ()
     plans, grown = [plan], []
     for _ in range(3):
         plans.append(planned(s))
         grown += plans[-1].grown
         retire(s, plans.pop(0))
-    assert [(slot, at) for slot, at, _ in grown] == [(0, 2)], "a's position 8 is the first of a block"
+    assert [(slot, at) for slot, at, *_ in grown] == [(0, 2)], "a's position 8 is the first of a block"
     held = sum(r.num_computed for r in s._slots.occupied.values())
-    assert s.waste() == pytest.approx(1 - held / (4 * s.kv.pool.num_used))
+    assert s.waste() == pytest.approx(1 - held / (4 * s.kv.groups[0].pool.num_used))
 
 
 def preempted(lockstep: bool = False, **more: int) -> tuple[Scheduler, list[StepPlan], Request, Request]:
@@ -214,7 +213,7 @@ def test_who_waits_for_a_prefix_lets_others_pass() -> None:
 
 
 def test_a_prompt_leaves_room_for_those_who_decode() -> None:
-    s = Scheduler(Limits(4, 64, 64, 1), KvManager(BlockPool(65, 4)), prompt_budget=lambda decoding: 5 * decoding)
+    s = Scheduler(Limits(4, 64, 64, 1), books(65, 4), prompt_budget=lambda decoding: 5 * decoding)
     s.add(request("a", 2, max_tokens=9))
     retire(s, planned(s))
     s.add(request("b", 30))
@@ -253,7 +252,7 @@ def test_lockstep_waits_for_its_last_sample_and_never_decodes() -> None:
 
 
 def test_the_share_of_prompts_does_not_hold_up_who_is_in_lockstep() -> None:
-    s = Scheduler(Limits(8, 64, 64, 1), KvManager(BlockPool(65, 4)), prompt_budget=lambda decoding: decoding // 2)
+    s = Scheduler(Limits(8, 64, 64, 1), books(65, 4), prompt_budget=lambda decoding: decoding // 2)
     for name in "abcd":
         s.add(request(name, 2, salt=name.encode(), lockstep=True))
     retire(s, planned(s))
@@ -291,7 +290,7 @@ def test_a_block_begun_by_a_failed_step_is_not_found_when_a_later_one_fills_it()
     assert [row[2:4] for row in (*first.rows, *second.rows)] == [(0, 6), (6, 4)] and len(second.published) == 1
     s.fail(first.step_id, RuntimeError("out of luck"))
     retire(s, second)
-    assert s.kv.pool.num_idle == 0, "the second block's first half was never written"
+    assert s.kv.groups[0].pool.num_idle == 0, "the second block's first half was never written"
     s.check()
 
 

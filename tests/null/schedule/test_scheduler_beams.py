@@ -7,6 +7,7 @@ from itertools import pairwise
 import pytest
 
 from penstock.errors import OptionError, PromptError
+from penstock.runtime.kv.tables import Copy
 from penstock.runtime.schedule.batch import Event, StepPlan
 from penstock.runtime.schedule.beams import BeamRules
 from penstock.runtime.schedule.groups import BeamGroup
@@ -34,23 +35,29 @@ def test_one_prompt_then_forks_with_copies_of_the_last_block() -> None:
     s.add(g.leader)
     plan = planned(s)
     assert [row[1:4] for row in plan.rows] == [("g", 0, 6)] and len(plan.admitted) == 1 and plan.retabled == ()
-    assert (s.num_running, s.kv.pool.num_used, s.kv.slots) == (1, 2, {0, 1, 2})
+    assert (s.num_running, s.kv.groups[0].pool.num_used, s.kv.slots) == (1, 2, {0, 1, 2})
     assert searched(s, plan, best(11, 12, 13, 14, 15, 16)) == ()
     plan = planned(s)
     assert [chunk[1:] for chunk in plan.chunks] == [(slot, 6, 1, 1, True) for slot in range(3)]
     assert [beam.output for beam in g.beams] == [[11], [12], [13]]
-    shared, last = s.kv.table(0)
-    assert [fork[:3] for fork in plan.retabled] == [(slot, s.kv.table(slot), 6) for slot in (1, 2)]
+    shared, last = s.kv.groups[0].table(0)
+    assert [fork[:3] for fork in plan.retabled] == [(slot, s.kv.tables(slot), 6) for slot in (1, 2)]
     assert [fork.request for fork in plan.retabled] == [*g.beams[1:]] and all(fork.fresh for fork in plan.retabled)
-    assert plan.copies == tuple((last, s.kv.table(slot)[1]) for slot in (1, 2))
-    assert s.kv.pool.holders(s.kv.refs(0)[0]) == 3 and shared == s.kv.table(1)[0] == s.kv.table(2)[0]
+    assert plan.copies == tuple(Copy(last, s.kv.groups[0].table(slot)[1]) for slot in (1, 2))
+    assert (
+        s.kv.groups[0].pool.holders(s.kv.groups[0].refs(0)[0]) == 3
+        and shared == s.kv.groups[0].table(1)[0] == s.kv.groups[0].table(2)[0]
+    )
     # The third beam wins twice, the second once, the first dies: its slot goes to the third's second child.
     searched(s, plan, best(1, 2, 3, 4, 5, 6, first=-90), best(21, 5, 5, 5, 5, 5, first=-3.5), best(31, 32, 5, 5, 5, 5))
     plan = planned(s)
     assert [beam.output for beam in g.beams] == [[13, 32], [12, 21], [13, 31]]
     (fork,) = plan.retabled
     assert (fork.slot, fork.length, fork.fresh) == (0, 7, False)
-    assert fork.copy == (s.kv.table(2)[1], s.kv.table(0)[1]) and s.kv.pool.num_used == 4
+    assert (
+        fork.copies == (Copy(s.kv.groups[0].table(2)[1], s.kv.groups[0].table(0)[1]),)
+        and s.kv.groups[0].pool.num_used == 4
+    )
     s.check()
 
 
@@ -60,7 +67,7 @@ def test_at_a_border_of_blocks_nothing_is_copied_and_each_gets_a_block() -> None
     searched(s, planned(s), best(11, 12, 13, 14, 15, 16))
     plan = planned(s)
     assert plan.copies == () and [fork.slot for fork in plan.retabled] == [1, 2]
-    assert [grown[:2] for grown in plan.grown] == [(0, 2), (1, 2), (2, 2)] and s.kv.pool.num_used == 5
+    assert [grown[:2] for grown in plan.grown] == [(0, 2), (1, 2), (2, 2)] and s.kv.groups[0].pool.num_used == 5
 
 
 def test_a_round_is_over_when_all_results_are_known() -> None:
@@ -93,7 +100,7 @@ def test_it_ends_once_and_gives_all_back(how: str) -> None:
         aborted = s.abort("g") if how == "abort" else None
         events = searched(s, plan, *[best(21, 22, 23, 24, 25, 26)] * 3)
         assert (aborted,) == (expected,) if aborted else events == (expected,)
-    assert s.abort("g") is None and not s.has_work and s.kv.pool.num_used == 0
+    assert s.abort("g") is None and not s.has_work and s.kv.groups[0].pool.num_used == 0
     assert len(g.search.finished) == (3 if how == "end" else 0)
     s.check()
 
@@ -130,7 +137,7 @@ def test_a_group_is_preempted_whole_and_searches_anew(in_flight: int, prompt: in
             s.check()
         back = [(before, after) for before, after in pairwise(rounds) if after < before]
         assert s.counters.preemptions == g.leader.num_preemptions == len(back) == (blocks == 9)
-        assert all(before > 1 and after == 0 for before, after in back) and s.kv.pool.num_used == 0
+        assert all(before > 1 and after == 0 for before, after in back) and s.kv.groups[0].pool.num_used == 0
         found.append(g.search.finished)
     assert found[0] == found[1] and len(found[0]) == 2
 

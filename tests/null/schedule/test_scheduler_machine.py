@@ -9,7 +9,9 @@ be too small for all, so requests are preempted and computed anew, and must say 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Any
 
 from hypothesis import settings
@@ -17,14 +19,15 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from penstock.errors import OptionError, PromptError
-from penstock.runtime.kv.blocks import DUMMY_BLOCK, BlockPool
-from penstock.runtime.kv.manager import Fit, KvManager
+from penstock.runtime.kv.blocks import DUMMY_BLOCK
+from penstock.runtime.kv.manager import Fit
 from penstock.runtime.schedule.batch import Event, StepPlan
 from penstock.runtime.schedule.beams import BeamRules, BeamSearch
 from penstock.runtime.schedule.groups import BeamGroup
 from penstock.runtime.schedule.limits import Limits
 from penstock.runtime.schedule.request import Request
 from penstock.runtime.schedule.scheduler import Scheduler
+from tests.null.kv.books import mixed
 
 EOS, BLOCK = 0, 4
 Text = tuple[int, ...]
@@ -76,12 +79,12 @@ def alone(truth: Truth) -> BeamSearch:
 class Device:
     """Slots and KV contents; knows nothing of requests but what plans tell it."""
 
-    def __init__(self, truths: dict[str, Truth], window: int) -> None:
-        self.truths, self.window = truths, window
+    def __init__(self, truths: dict[str, Truth], windows: Sequence[int]) -> None:
+        self.truths, self.windows = truths, windows
         self.slots: dict[int, str] = {}
-        self.tables: dict[int, list[int]] = {}
-        self.cells: dict[tuple[int, int], tuple[bytes, Text]] = {}
-        self.host: dict[int, list[tuple[bytes, Text]]] = {}  # blocks of the host's memory
+        self.tables: dict[int, list[list[int]]] = {}  # by slot, of each group
+        self.cells: dict[tuple[int, int, int], tuple[bytes, Text]] = {}  # by group, block and place
+        self.host: dict[tuple[int, int], list[tuple[bytes, Text]]] = {}  # blocks of the host's memory, by group
         self.dead: set[str] = set()  # failed: what their rows in flight read is nobody's concern
         self.told: set[int | None] = set()  # slots that hold their group's parameters
         self.texts: dict[tuple[int, int], Text] = {}  # of a step's rows of beams, by slot
@@ -101,70 +104,74 @@ class Device:
 
     def move(self, plan: StepPlan) -> None:
         """To the host's memory, then back."""
-        hosts, targets = [host for _, host in plan.saved], [block for _, block in plan.restored]
+        hosts, targets = [each[1:] for each in plan.saved], [each[1:] for each in plan.restored]
         assert len(set(hosts)) == len(hosts) and len(set(targets)) == len(targets)
-        for block, host in plan.saved:
-            self.host[host] = [self.cells.get((block, at), (b"", ())) for at in range(BLOCK)]
-        for host, block in plan.restored:
-            self.cells |= {(block, at): cell for at, cell in enumerate(self.host.get(host, ()))}
+        for block, host, group in plan.saved:
+            self.host[group, host] = [self.cells.get((group, block, at), (b"", ())) for at in range(BLOCK)]
+        for host, block, group in plan.restored:
+            self.cells |= {(group, block, at): cell for at, cell in enumerate(self.host.get((group, host), ()))}
 
     def copy(self, plan: StepPlan) -> None:
-        sources, targets = {copy.source for copy in plan.copies}, [copy.target for copy in plan.copies]
+        sources = {(copy.source, copy.group) for copy in plan.copies}
+        targets = [(copy.target, copy.group) for copy in plan.copies]
         assert sources.isdisjoint(targets) and len(set(targets)) == len(targets)
-        for source, target in plan.copies:
+        for source, target, group in plan.copies:
             for at in range(BLOCK):
-                self.cells[target, at] = self.cells.get((source, at), (b"", ()))
+                self.cells[group, target, at] = self.cells.get((group, source, at), (b"", ()))
 
     def take_upload(self, plan: StepPlan) -> None:
         for fork in plan.retabled:
-            self.slots[fork.slot], self.tables[fork.slot] = fork.request.id, list(fork.table)
-        for slot, request, table, _ in plan.admitted:
-            self.slots[slot], self.tables[slot] = request.id, list(table)
-        for slot, index, block in plan.grown:
-            assert index == len(self.tables[slot])
-            self.tables[slot].append(block)
+            self.slots[fork.slot], self.tables[fork.slot] = fork.request.id, [*map(list, fork.tables)]
+        for slot, request, tables, _ in plan.admitted:
+            self.slots[slot], self.tables[slot] = request.id, [*map(list, tables)]
+        for slot, index, block, group in plan.grown:
+            assert index == len(self.tables[slot][group])
+            self.tables[slot][group].append(block)
 
     def run(self, plan: StepPlan) -> None:
         self.move(plan)
         self.copy(plan)
         self.take_upload(plan)
         for row in plan.rows:
-            owner, table = self.slots[row.slot], self.tables[row.slot]
+            owner = self.slots[row.slot]
             assert owner == row.request_id, f"slot {row.slot} was given to {owner} under {row.request_id}"
             end, truth = row.start + row.num_tokens, self.truths[row.request_id]
             text = self.texts.get((plan.step_id, row.slot)) or truth.text(end)
             assert len(text) == end
-            assert end <= len(table) * BLOCK, "a row runs past its block table"
-            for position in range(row.start, end):
-                self.cells[table[position // BLOCK], position % BLOCK] = (truth.salt, text[: position + 1])
-            lowest = max(0, row.start - self.window + 1) if self.window else 0
-            for position in range(lowest, end) if row.request_id not in self.dead else ():
-                cell = self.cells[table[position // BLOCK], position % BLOCK]
-                assert cell == (truth.salt, text[: position + 1]), "a cell holds another's text"
+            for group, (table, window) in enumerate(zip(self.tables[row.slot], self.windows, strict=True)):
+                assert end <= len(table) * BLOCK, "a row runs past its block table"
+                for position in range(row.start, end):
+                    self.cells[group, table[position // BLOCK], position % BLOCK] = (truth.salt, text[: position + 1])
+                lowest = max(0, row.start - window + 1) if window else 0
+                for position in range(lowest, end) if row.request_id not in self.dead else ():
+                    cell = self.cells[group, table[position // BLOCK], position % BLOCK]
+                    assert cell == (truth.salt, text[: position + 1]), "a cell holds another's text"
 
 
 class SchedulerMachine(RuleBasedStateMachine):
     @initialize(
         slots=st.integers(1, 5),
         spare=st.integers(0, 6),
-        blocks=st.integers(5, 12) | st.integers(4, 16),
+        blocks=st.tuples(st.integers(5, 12) | st.integers(4, 16), st.integers(2, 12)),
         in_flight=st.integers(1, 2),
         reuse=st.booleans(),
         share=st.none() | st.integers(0, 3),
-        window=st.just(0) | st.integers(1, 10),
+        windows=st.tuples(st.just(0) | st.integers(1, 10), st.none() | st.integers(1, 10)),
         host=st.sampled_from((0, 1, 2, 4, 24)),
     )
     def start(
-        self, slots: int, spare: int, blocks: int, in_flight: int, reuse: bool, share: int | None, window: int,
-        host: int,
+        self, slots: int, spare: int, blocks: tuple[int, int], in_flight: int, reuse: bool, share: int | None,
+        windows: tuple[int, int | None], host: int,
     ) -> None:  # fmt: skip
+        """One group of layers, or two."""
+        seen = [window for window in windows if window is not None]
         self.limits = Limits(slots, slots + spare, 32, in_flight)
-        self.kv = KvManager(BlockPool(blocks, BLOCK), reuse, window, host)
+        self.kv = mixed(blocks[: len(seen)], BLOCK, seen, reuse, host)
         self.share = share
         self.scheduler = Scheduler(self.limits, self.kv, None if share is None else lambda decoding: share)
         self.truths: dict[str, Truth] = {}
         self.requests: dict[str, Request] = {}
-        self.device = Device(self.truths, window)
+        self.device = Device(self.truths, seen)
         self.flight: list[StepPlan] = []
 
     @rule(
@@ -187,7 +194,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         flags: tuple[str, ...],
     ) -> None:
         limit = min(max_tokens, self.limits.max_seq_len - prompt)
-        if not self.kv.fits_pool(prompt + limit):
+        if not self.kv.fits_pools(prompt + limit):
             return
         name, count = f"r{len(self.truths)}", len(self.truths)
         text = (*(1 + kind,) * min(prompt, 13), *(1 + count % 3,) * 24)[:prompt]
@@ -243,32 +250,35 @@ class SchedulerMachine(RuleBasedStateMachine):
     def check_writes(self, plan: StepPlan) -> None:
         """Nobody writes what another may read, and a fork's slot is in no other step."""
         for row in plan.rows:
-            for ref in self.kv.refs(row.slot)[row.start // BLOCK : -(-(row.start + row.num_tokens) // BLOCK)]:
-                assert self.kv.pool.holders(ref) == 1, "a block is shared and written"
+            for tables in self.kv.groups:
+                for ref in tables.refs(row.slot)[row.start // BLOCK : -(-(row.start + row.num_tokens) // BLOCK)]:
+                    assert tables.pool.holders(ref) == 1, "a block is shared and written"
         for earlier in self.flight:
             assert earlier.slots.isdisjoint(fork.slot for fork in plan.retabled)
 
     def check_window(self, plan: StepPlan) -> None:
-        """What no row sees is given back, by the start of a block at the latest; what one sees is held."""
-        for row in plan.rows:
-            given = self.kv.num_blocks(row.slot) - len(self.kv.held(row.slot))
+        """What no row sees is given back, by the start of a block at the latest; what one sees is held, no more."""
+        for tables, row in product(self.kv.groups, plan.rows):
+            given = tables.num_blocks(row.slot) - len(tables.held(row.slot))
             unseen, before = (
-                max(0, position - self.kv.window + 1) // BLOCK if self.kv.window else 0
+                max(0, position - tables.window + 1) // BLOCK if tables.window else 0
                 for position in (row.start, row.start - row.start % BLOCK)
             )
             assert before <= given <= unseen
+            most = tables.window + row.num_tokens + 2 * BLOCK
+            assert not tables.window or BLOCK * len(tables.held(row.slot)) <= most, "a chunk's blocks before their time"
 
     def check_admissions(self, plan: StepPlan, seated: dict[str, int]) -> None:
         """Into slots that no step in flight may touch, and blocks of their own but for what is found."""
         busy = {slot for earlier in self.flight for slot in earlier.slots}
         for admission in plan.admitted:
             assert admission.slot not in busy
-            assert DUMMY_BLOCK not in admission.block_table[self.kv.first_seen(admission.num_reused) :]
             request = admission.request
             assert not request.finish_reason and seated.get(request.id) != request.num_preemptions
-            own = admission.block_table[admission.num_reused // BLOCK :]
-            others = {ref.block for slot in self.kv.slots - {admission.slot} for ref in self.kv.held(slot)}
-            assert others.isdisjoint(own), "a block that is not full is shared"
+            for tables, table in zip(self.kv.groups, admission.block_tables, strict=True):
+                assert DUMMY_BLOCK not in table[tables.first_seen(admission.num_reused) :]
+                others = {ref.block for slot in self.kv.slots - {admission.slot} for ref in tables.held(slot)}
+                assert others.isdisjoint(table[admission.num_reused // BLOCK :]), "a block that is not full is shared"
 
     def check_service(self, plan: StepPlan) -> None:
         """Rows go on where they were, the budget holds, and prompts take what is left of it."""
@@ -414,7 +424,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             self.books_balance()
         assert not self.scheduler.has_work and self.scheduler.schedule() is None
         assert all(len(truth.ends) == 1 for truth in self.truths.values())
-        assert self.kv.pool.num_used == 0 and self.scheduler.waste() == 0
+        assert not any(tables.pool.num_used for tables in self.kv.groups) and self.scheduler.waste() == 0
         assert self.kv.fit((), 1) is Fit.YES
 
 

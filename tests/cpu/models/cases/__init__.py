@@ -1,1 +1,1 @@
-"""More twins, a file for each group of families: CASES, as in `twins`."""
+"""More twins, a file for each group of families: CASES and perhaps AMENDED, as in `twins`."""

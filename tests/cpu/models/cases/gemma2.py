@@ -12,6 +12,16 @@ _LINEAR = {
     }
 }
 
+_TEXT = {
+    "vocab_size": 99, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 256, "sliding_window": 9,
+    "sliding_window_pattern": 2, "pad_token_id": None, "bos_token_id": None, "eos_token_id": None,
+}  # fmt: skip
+_VISION = {
+    "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28,
+    "patch_size": 14,
+}  # fmt: skip
+
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma2": ("gemma2", {**_TIED, "sliding_window": 9, "query_pre_attn_scalar": 24, "num_hidden_layers": 3}),
     "gemma2-caps": (
@@ -37,5 +47,9 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             **_TIED, "sliding_window": 5, "layer_types": ["full_attention", "sliding_attention"],
             "final_logit_softcapping": 2.0, "attention_bias": True, "num_key_value_heads": 1,
         },
+    ),
+    "gemma3-with-eyes": (
+        "gemma3",
+        {"tie_word_embeddings": True, "text_config": _TEXT, "vision_config": _VISION, "mm_tokens_per_image": 4},
     ),
 }  # fmt: skip

@@ -14,6 +14,12 @@ _DBRX: dict[str, Any] = {
     "ffn_config": {"ffn_hidden_size": 20, "moe_num_experts": 4, "moe_top_k": 2},
 }  # fmt: skip
 
+_LATENT: dict[str, Any] = {
+    "kv_lora_rank": 24, "qk_nope_head_dim": 12, "qk_rope_head_dim": 8, "v_head_dim": 10, "num_key_value_heads": 4,
+    "n_routed_experts": 8, "n_shared_experts": 2, "num_experts_per_tok": 3, "moe_intermediate_size": 20,
+    "first_k_dense_replace": 1, "num_hidden_layers": 3,
+}  # fmt: skip
+
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "mixtral": ("mixtral", {"num_local_experts": 4}),
     "mixtral-one-expert-window": (
@@ -35,6 +41,25 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         {
             **_SMALL, "head_dim": 12, "num_experts_per_tok": 2, "mlp_only_layers": [0], "tie_word_embeddings": True,
             "attention_bias": True,
+        },
+    ),
+    "deepseek-v2-greedy": ("deepseek_v2", {**_LATENT, "q_lora_rank": None, "topk_method": "greedy"}),
+    "deepseek-v2-groups-yarn": (
+        "deepseek_v2",
+        {
+            **_LATENT, "q_lora_rank": 20, "topk_method": "group_limited_greedy", "n_group": 4, "topk_group": 2,
+            "routed_scaling_factor": 16.0, "rope_parameters": {
+                "rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 32,
+                "beta_fast": 32, "beta_slow": 1, "mscale": 0.707, "mscale_all_dim": 0.707,
+            },
+        },
+    ),
+    "deepseek-v3": ("deepseek_v3", {**_LATENT, "q_lora_rank": 20, "n_group": 4, "topk_group": 2}),
+    "deepseek-v3-halves-biases": (
+        "deepseek_v3",
+        {
+            **_LATENT, "q_lora_rank": 16, "n_group": 1, "topk_group": 1, "rope_interleave": False,
+            "attention_bias": True, "norm_topk_prob": False, "n_shared_experts": 1,
         },
     ),
     "dbrx": ("dbrx", {**_DBRX, "attn_config": {"kv_n_heads": 2, "clip_qkv": 0.7}}),

@@ -15,6 +15,8 @@ _MULTIPLIERS = {
 }  # fmt: skip
 _YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
 
+_GLM = {"eos_token_id": [0]}  # left out, Transformers writes those of the published vocabulary
+
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "phi3": ("phi3", {"sliding_window": 11}),
     "phi3-partial-tied": (
@@ -42,12 +44,12 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "cohere2",
         {"sliding_window": 5, "layer_types": ["full_attention", "sliding_attention"], "attention_bias": True},
     ),
-    "glm": ("glm", {"head_dim": 16}),
+    "glm": ("glm", {**_GLM, "head_dim": 16}),
     "glm-unbiased-tied": (
         "glm",
         {"head_dim": 12, "attention_bias": False, "tie_word_embeddings": True, "partial_rotary_factor": 1.0},
     ),
-    "glm4": ("glm4", {"head_dim": 16, "num_key_value_heads": 1}),
+    "glm4": ("glm4", {**_GLM, "head_dim": 16, "num_key_value_heads": 1}),
     "glm4-unbiased": ("glm4", {"head_dim": 12, "attention_bias": False, "rope_parameters": {
         "rope_type": "linear", "factor": 2.0, "partial_rotary_factor": 0.7}}),
 }  # fmt: skip

@@ -1,0 +1,1 @@
+"""An activation without a gate."""

@@ -1,0 +1,1 @@
+"""A tensor clipped on both sides."""

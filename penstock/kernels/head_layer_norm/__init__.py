@@ -1,0 +1,1 @@
+"""Normalisation of heads about their mean."""
