@@ -79,11 +79,11 @@ def _windowed(c: Config) -> tuple[int, int]:
 
 def _mamba2_state(c: Config) -> int:
     inner = c["expand"] * c["hidden_size"]
-    return (c["conv_kernel"] - 1) * (inner + 2 * c["n_groups"] * c["state_size"]) + inner * c["state_size"]
+    return int((c["conv_kernel"] - 1) * (inner + 2 * c["n_groups"] * c["state_size"]) + inner * c["state_size"])
 
 
 def _delta_state(c: Config) -> int:
     keys, heads = c["linear_num_key_heads"] * c["linear_key_head_dim"], c["linear_num_value_heads"]
     size = c["linear_value_head_dim"]
     conv = (c["linear_conv_kernel_dim"] - 1) * (2 * keys + heads * size)
-    return conv + heads * c["linear_key_head_dim"] * size
+    return int(conv + heads * c["linear_key_head_dim"] * size)

@@ -102,9 +102,9 @@ def test_old_spellings_are_there() -> None:
 
 def shrunk(config: Config) -> Config:
     """The same model with four layers: they all have the names of the others."""
-    keys = ("n_layer", "n_layers", "num_layers", "num_hidden_layers", "num_decoder_layers")
-    keys += ("encoder_layers", "decoder_layers")
-    small = {**config, **{key: min(config[key], 4) for key in keys if key in config}}
+    keys = {"n_layer", "n_layers", "num_layers", "num_hidden_layers", "num_decoder_layers"}
+    keys |= {"encoder_layers", "decoder_layers"}
+    small = {**config, **{key: min(config[key], 4) for key in keys & config.keys()}}
     return {**small, **({"layer_types": config["layer_types"][:4]} if "layer_types" in config else {})}
 
 
