@@ -107,8 +107,8 @@ def mpt(c: Config) -> Tensors:
 
 
 def bloom(c: Config) -> Tensors:
-    """No prefix: the files were saved from the model without its head."""
-    E = c["n_embed"]
+    """No prefix: the files were saved from the model without its head. Saved again, n_embed is hidden_size."""
+    E = c.get("n_embed") or c["hidden_size"]
 
     def layer(_: int) -> Tensors:
         yield from norm("input_layernorm", E, bias=True)
