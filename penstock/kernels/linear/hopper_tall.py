@@ -154,9 +154,9 @@ class Cut:
         constants: dict[str, int | str] = {
             "N": p.n, "K": p.k, "FORMAT": p.w.name, "OUT_BYTES": p.out.bytes,
             "BIAS_BYTES": p.bias.bytes if p.bias else 0, "ACT": ACTIVATIONS.index(p.act), "GATED": int(p.gated),
-            "TILE_T": self.tile, "TILE_T_16": f"{self.tile // 16}{'H' if self.tile % 16 else ''}", "HEIGHT": self.height,
-            "STAGES": self.stages, "SHARE_W": int(self.shares_w), "SPLIT": self.split, "ALONG": self.along,
-            "STREAM": int(streams(p, self.device)),
+            "TILE_T": self.tile, "TILE_T_16": f"{self.tile // 16}{'H' if self.tile % 16 else ''}",
+            "HEIGHT": self.height, "STAGES": self.stages, "SHARE_W": int(self.shares_w), "SPLIT": self.split,
+            "ALONG": self.along, "STREAM": int(streams(p, self.device)),
         }  # fmt: skip
         given = operands(p)
         beside = [name for name in ("bias", "y") if name in given]
