@@ -1,4 +1,4 @@
-// y = x w^T + bias, or act(gate) * up over the two halves of w's rows. x: [tokens, K], w: [N, K], both row-major.
+// y = act(x w^T + bias), or act(gate) * up over the two halves of w's rows. x: [tokens, K], w: [N, K], both row-major.
 //
 // A producer thread fills a ring of stages by bulk tensor copies; WARP_GROUPS consumer warp groups multiply, each 64
 // tokens (the tall operand) by ROWS rows of w. Blocks of a cluster share a tile of w (SHARE: they differ in tokens), or
@@ -6,7 +6,7 @@
 //
 // Constants, all macros:
 //   N, K; FORMAT (bf16, f16); OUT_BYTES (2: FORMAT, 4: float32); BIAS_BYTES (likewise; 0: none)
-//   ACT (0: a plain product; others as in values.cuh)
+//   ACT (0: none; others as in values.cuh), GATED (0 or 1)
 //   WARP_GROUPS, ROWS, ROWS_16 (ROWS / 16), STAGES, SHARE, SPLIT, BLOCKS (on one multiprocessor)
 //   X_ROWS (of x that a tile loads; products read on into w, which makes rows of y that nothing stores)
 //   GROUP (tiles of tokens that share a stretch of w in the L2)
@@ -19,7 +19,6 @@
 #include "hopper.cuh"
 #include "values.cuh"
 
-constexpr bool GATED = ACT != 0;
 constexpr int OUT_N = GATED ? N / 2 : N;
 constexpr int TILE_N = GATED ? ROWS / 2 : ROWS;  // columns of y
 constexpr int TILES_ACROSS = (OUT_N + TILE_N - 1) / TILE_N;
@@ -263,7 +262,7 @@ __device__ __forceinline__ void store_tile(float (&d)[ROWS / 2], const Beside& b
     if constexpr (PARTS > 0) d[i] *= s;
     if constexpr (PARTS > 0 && GATED) d[i + ROWS / 4] *= s;
     if constexpr (GATED) d[i] = activated<ACT>(d[i]) * d[i + ROWS / 4];
-    else d[i] += bias_at<OUT_N>(beside.bias, tile.column + i / 4 * 8 + lane * 2 + i % 2);
+    else d[i] = activated<ACT>(d[i] + bias_at<OUT_N>(beside.bias, tile.column + i / 4 * 8 + lane * 2 + i % 2));
   }
   if constexpr (OUT_BYTES == 2 && OUT_N % 8 == 0) {
     if constexpr (RESIDUAL) add_residual(d, beside, tile, token, tokens, rank);

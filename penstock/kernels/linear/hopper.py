@@ -78,13 +78,13 @@ class Shape:
 
     def runs(self, p: Product) -> int:
         """Runs of eight columns of y in a tile; each is added up by one block of a split."""
-        return self.rows // 8 // (2 if p.act else 1)
+        return self.rows // 8 // (2 if p.gated else 1)
 
     def mail(self, p: Product) -> int:
         """Bytes that the others of a split send to a block, and their barrier."""
         if self.split == 1:
             return 0
-        runs, matrices = cdiv(self.runs(p), self.split), 2 if p.act else 1
+        runs, matrices = cdiv(self.runs(p), self.split), 2 if p.gated else 1
         return (self.split - 1) * runs * matrices * self.warp_groups * 128 * 16 + BARRIER_BYTES
 
     def shared(self, p: Product, device: Device) -> int:
@@ -142,7 +142,7 @@ def hopper_use(p: Product, device: Device, shape: Shape, given: Operands, norm: 
     stages, x_rows = shape.stages(p, device), shape.x_rows(p)
     constants: dict[str, int | str] = {
         "N": p.n, "K": p.k, "FORMAT": p.w.name, "OUT_BYTES": p.out.bytes, "BIAS_BYTES": p.bias.bytes if p.bias else 0,
-        "ACT": ACTIVATIONS.index(p.act), "WARP_GROUPS": shape.warp_groups, "ROWS": shape.rows,
+        "ACT": ACTIVATIONS.index(p.act), "GATED": int(p.gated), "WARP_GROUPS": shape.warp_groups, "ROWS": shape.rows,
         "ROWS_16": shape.rows // 16, "STAGES": stages, "X_ROWS": x_rows, "SHARE": shape.share, "SPLIT": shape.split,
         "GROUP": L2_GROUP, "PERSISTENT": int(shape.persistent), "STREAM": int(streams(p, device)),
         "BLOCKS": shape.blocks, "PARTS": norm.parts, "EPS": f"{norm.eps!r}f", "RESIDUAL": int("residual" in given),

@@ -6,8 +6,9 @@
 constexpr bool BF16 = JOIN(IS_, FORMAT) == 1;  // FORMAT: bf16 or f16, of whoever includes this
 
 // Divisions are the reciprocal's: within a few last places of float32, and zero beyond 2^126, which is right here.
-// 1: silu, 2: gelu, 3: gelu_tanh, 4: relu, 5: relu2, 6: gelu_quick
+// 0: none, 1: silu, 2: gelu, 3: gelu_tanh, 4: relu, 5: relu2, 6: gelu_quick
 template <int KIND> __device__ __forceinline__ float activated(float x) {
+  if constexpr (KIND == 0) return x;
   if constexpr (KIND == 1) return __fdividef(x, 1.0f + __expf(-x));
   if constexpr (KIND == 2) return 0.5f * x * (1.0f + erff(x * 0.7071067811865476f));
   if constexpr (KIND == 3) return __fdividef(x, 1.0f + __expf(-1.5957691216057308f * (x + 0.044715f * x * x * x)));
