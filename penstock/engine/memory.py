@@ -97,8 +97,8 @@ class MemoryPlan:
         other = self.slots + self.by_slot + self.workspace + self.graphs
         return (
             f"memory plan: {gib(self.total)} of {gib(self.budget)} = weights {gib(self.weights)} + buffers "
-            f"{gib(self.arena)} + KV {gib(self.kv)} ({blocks_said(self.facts())}, {self.tokens} tokens) + slots, graphs "
-            f"and library {gib(other)}; besides, the CUDA context of about {gib(CONTEXT)}"
+            f"{gib(self.arena)} + KV {gib(self.kv)} ({blocks_said(self.facts())}, {self.tokens} tokens) + slots, "
+            f"graphs and library {gib(other)}; besides, the CUDA context of about {gib(CONTEXT)}"
         )
 
 
