@@ -47,18 +47,15 @@ ROUTES: list[tuple[Site, Sizes]] = [
 CLAMPED: dict[str, Any] = {"act": "swiglu_clamped", "limit": 0.5, "bias": True}
 MIXTURES: list[tuple[Site, Sizes]] = [
     # The first case of each tactic is interpreted in all its configurations.
-    (moe("bf16", 5, 2, 136, 24), {"T": 2}),
+    (moe("bf16", 5, 2, 40, 20), {"T": 2}),
     (moe("bf16", 3, 2, 72, 40), {"T": 70}),
-    (moe("bf16", 4, 2, 1032, 20), {"T": 1}),
-    (moe("f16", 6, 1, 16, 1032, "gelu"), {"T": 3}),
-    (moe("f32", 3, 3, 50, 12, "gelu_tanh"), {"T": 5}),
-    (moe("bf16", 12, 4, 32, 16, **CLAMPED), {"T": 2}),
+    (moe("bf16", 4, 2, 72, 12), {"T": 1}),
+    (moe("f16", 6, 1, 16, 40, "gelu"), {"T": 3}),
+    (moe("f32", 3, 3, 18, 12, "gelu_tanh"), {"T": 3}),
+    (moe("bf16", 12, 4, 16, 8, **CLAMPED), {"T": 2}),
     (moe("f32", 7, 2, 40, 24, **CLAMPED), {"T": 40}),
-    (moe("bf16", 60, 4, 48, 16, bias=True), {"T": 16}),
-    (moe("bf16", 33, 8, 32, 8, "relu"), {"T": 9}),
-    (moe("bf16", 4, 2, 32, 20, w="f32"), {"T": 2}),
-    (moe("f16", 16, 2, 136, 72, "gelu_tanh"), {"T": 300}),
-    (moe("bf16", 3, 2, 200, 72), {"T": 411}),
+    (moe("bf16", 33, 8, 16, 4, "relu"), {"T": 3}),
+    (moe("bf16", 4, 2, 32, 12, w="f32"), {"T": 2}),
     (moe("f16", 2, 1, 33, 17, bias=True), {"T": 17}),
 ]
 CASES = [*ROUTES, *MIXTURES]
