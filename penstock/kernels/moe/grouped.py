@@ -13,6 +13,7 @@ from penstock.kernels.tactic import Config, Draft, KernelUse, Tactic, cdiv, next
 
 SOURCE = "penstock.kernels.moe.grouped_triton:"
 ALIGN_BLOCK, ALIGN_WARPS = 1024, 4
+ALL = 1 << 14  # more tiles than there are
 COMBINED = 1024  # columns of a row that one program adds up
 GATHERED = 4096  # numbers that a program copies
 
@@ -92,7 +93,15 @@ class Grouped(Tactic):
     def tunables(self, site: Site, sizes: Sizes, device: Device) -> tuple[Config, ...]:
         m = Mixture.of(site, sizes)
         each = m.assignments / m.experts  # assignments of an expert, on average
-        shapes = FEW + SOME[:1] if each <= 8 else SOME + FEW[:3] if each <= 24 else MORE + SOME if each <= 64 else MANY + MORE[:2]
+        shapes = (
+            FEW + SOME[:1]
+            if each <= 8
+            else SOME + FEW[:3]
+            if each <= 24
+            else MORE + SOME
+            if each <= 64
+            else MANY + MORE[:2]
+        )
         size = m.x.format.bytes
         return distinct(
             {"TILE": t, "ROWS": r, "columns": c, "STAGES": s, "warps": w}
@@ -129,7 +138,7 @@ class Grouped(Tactic):
         given = (*operands, y, *places.given("order", "owners", "used"), *number("tiles", places.tiles))
         return use(
             SOURCE + "multiply", device, given, (places.tiles * cdiv(n, config["ROWS"]), 1), cut,
-            missing(m, "b_in") and ("bias",), N=n, K=k, CHOSEN=chosen, GROUP=places.tiles if skinny else 8,
+            missing(m, "b_in") and ("bias",), N=n, K=k, CHOSEN=chosen, GROUP=ALL if skinny else 8,
             ACT=m.act if chosen else "", LIMIT=m.limit, ALPHA=m.alpha,
         )  # fmt: skip
 

@@ -73,7 +73,11 @@ def use(
     **constants: Any,
 ) -> KernelUse:  # fmt: skip
     """A launch. The entries of `config` in capitals are constants too; what is `absent` is None; an Arg "int" is i32."""
-    fixed: dict[str, Any] = {**{n: None for n in absent}, **constants, **{k: v for k, v in config.items() if k.isupper()}}
+    fixed: dict[str, Any] = {
+        **{n: None for n in absent},
+        **constants,
+        **{k: v for k, v in config.items() if k.isupper()},
+    }
     signature = tuple((name, kind) for name, kind, _ in given)
     options = int(config["warps"]), int(config.get("STAGES", 1))
     kernel = TritonKernel(source, signature, (*fixed.items(), gpu.pdl(device)), *options)

@@ -82,5 +82,7 @@ def agree(site: Site, inputs: Any, want: Any, got: Any) -> str:
 
     from tests.kernels.subprocess_cases import differences
 
-    same = [w.isnan() & g.isnan() if site.op == "route" else torch.zeros((), dtype=torch.bool) for w, g in zip(want, got)]
+    same = [
+        w.isnan() & g.isnan() if site.op == "route" else torch.zeros((), dtype=torch.bool) for w, g in zip(want, got)
+    ]
     return differences(site, inputs, *([torch.where(s, 0, x) for s, x in zip(same, xs)] for xs in (want, got)))
