@@ -170,8 +170,8 @@ def _layer(
     ends = ([scores], chosen), ([x, *chosen, *weights], [torch.empty_like(x)])
     steps: list[Callable[[], None]] = []
     for plan, (ins, outs) in zip(plans, ends, strict=True):
-        memory = (torch.zeros(n + 256, dtype=torch.uint8, device="cuda") for n in (plan.workspace, plan.zeroed))
-        steps += bind(plan, ins, outs, *memory, kernels, sizes)
+        work, zeroed = (torch.zeros(n + 256, dtype=torch.uint8, device="cuda") for n in (plan.workspace, plan.zeroed))
+        steps += bind(plan, ins, outs, work, zeroed, kernels, sizes)
     return partial(_all, steps), chosen[0]
 
 
