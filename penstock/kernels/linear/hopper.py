@@ -149,7 +149,7 @@ class HopperProduct(Tactic):
 def hopper_use(
     p: Product, device: Device, shape: Shape, given: Operands, norm: Norm = NO_NORM, experts: int = 0
 ) -> KernelUse:
-    """One launch. `norm`: of what goes in (squares) or comes out (residual). `experts`: of which w has a matrix each."""
+    """One launch. `norm`: of what goes in (squares) or comes out (residual). `experts`: w has a matrix for each."""
     stages, x_rows = shape.stages(p, device), shape.x_rows(p)
     constants: dict[str, int | str] = {
         "N": p.n, "K": p.k, "FORMAT": p.w.name, "OUT_BYTES": p.out.bytes, "BIAS_BYTES": p.bias.bytes if p.bias else 0,

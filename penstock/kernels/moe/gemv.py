@@ -18,11 +18,9 @@ SHAPES = (
     ((4, 2048, 8), (4, 2048, 8)),
     ((4, 2048, 8), (4, 1024, 4)),
     ((8, 1024, 4), (8, 1024, 4)),
-    ((4, 1024, 4), (4, 512, 2)),
     ((4, 2048, 8), (2, 1024, 4)),
     ((8, 512, 4), (4, 256, 2)),
     ((4, 1024, 4), (2, 256, 1)),
-    ((8, 2048, 8), (16, 1024, 8)),
 )
 
 
@@ -48,8 +46,8 @@ class Gemv(Tactic):
 
     def plan(self, site: Site, sizes: Sizes, device: Device, config: Config) -> Draft:
         m = Mixture.of(site, sizes)
-        h: Given = (("h", gpu.pointer(m.x), *gpu.workspace(0)),)
-        y: Given = (("y", gpu.pointer(m.x), *outputs(0)),)
+        h: Given = (("h", gpu.pointer(m.x), gpu.workspace(0)[0]),)
+        y: Given = (("y", gpu.pointer(m.x), outputs(0)[0]),)
         first, second = (
             {"ROWS": config[f"{side}_rows"], "COLUMNS": config[f"{side}_columns"], "warps": config[f"{side}_warps"]}
             for side in ("in", "out")

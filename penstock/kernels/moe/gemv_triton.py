@@ -88,7 +88,7 @@ def leave(  # type: ignore[no-untyped-def]
     COLUMNS: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """y[t] = the sum over its experts, in their order, of weight * (w_out @ h + b_out). Program (t, i) owns ROWS rows."""
+    """y[t] = the sum over its experts, in their order, of weight * (w_out @ h + b_out). Program (t, i): ROWS rows."""
     if PDL:
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()

@@ -12,18 +12,19 @@ from penstock.kernels.moe.mixture import Given, Mixture, missing, number, refusa
 from penstock.kernels.tactic import Config, Draft, KernelUse, Tactic, cdiv, next_power_of_2, outputs
 
 SOURCE = "penstock.kernels.moe.grouped_triton:"
-ALIGN_BLOCK, ALIGN_WARPS = 1024, 4
+COUNTED = 128, 4096  # assignments that a program looks at together, at least and at most
+WIDE = 1024  # of them, beyond which more warps do it
 ALL = 1 << 14  # more tiles than there are
 COMBINED = 1024  # columns of a row that one program adds up
 GATHERED = 4096  # numbers that a program copies
 
 # (TILE, ROWS, COLUMNS, STAGES, warps): places, rows of w, columns of both.
-FEW = (
-    (16, 128, 128, 4, 4), (16, 64, 256, 3, 4), (16, 128, 64, 6, 4), (16, 64, 128, 6, 4), (16, 256, 64, 4, 8),
-)  # fmt: skip
-SOME = ((32, 128, 64, 5, 4), (32, 128, 128, 3, 4), (32, 256, 64, 4, 8))
-MORE = ((64, 128, 64, 4, 4), (64, 256, 64, 4, 8), (64, 128, 128, 3, 8))
-MANY = ((128, 256, 64, 3, 8), (128, 128, 64, 4, 8), (128, 256, 64, 4, 8), (128, 128, 64, 3, 4))
+FEW = ((16, 128, 128, 4, 4), (16, 64, 128, 6, 4), (16, 128, 64, 6, 4), (16, 256, 64, 4, 8))
+SOME = ((32, 128, 64, 5, 4), (32, 256, 64, 4, 8))
+MORE = ((64, 256, 64, 4, 8), (64, 128, 64, 4, 4))
+MANY = ((128, 256, 64, 3, 8), (128, 256, 64, 4, 8), (128, 128, 64, 4, 8), (128, 128, 64, 3, 4))
+# Up to so many assignments of an expert, on average: more empty places cost less than reading its weights twice.
+SHAPES = ((8, FEW + SOME[:1]), (24, SOME + FEW[:2]), (64, MORE + SOME), (1 << 30, MANY + MORE))
 F32 = ((16, 64, 32, 3, 4), (64, 64, 32, 3, 4))
 
 
@@ -56,10 +57,11 @@ class Places:
 
     def align(self, device: Device) -> KernelUse:
         given = (*self.m.args(("experts",)), *self.given("order", "places", "owners", "used"))
-        config = {"BLOCK": ALIGN_BLOCK, "warps": ALIGN_WARPS}
+        block = min(max(next_power_of_2(self.m.assignments), COUNTED[0]), COUNTED[1])
+        config = {"BLOCK": block, "warps": 16 if block > WIDE else 4}
         count = number("assignments", self.m.assignments)
-        constants = {"X": self.m.experts, "TILE": self.tile}
-        return use(SOURCE + "align", device, (*given, *count), (self.m.experts, 1), config, **constants)
+        grid, sizes = (self.m.experts, 1), {"X": self.m.experts, "TILE": self.tile}
+        return use(SOURCE + "align", device, (*given, *count), grid, config, (), **sizes)
 
     def gather(self, device: Device, to: Given) -> KernelUse:
         columns = min(GATHERED, next_power_of_2(self.m.width))
@@ -70,7 +72,7 @@ class Places:
 
     def combine(self, device: Device, each: Given) -> KernelUse:
         columns = min(COMBINED, next_power_of_2(self.m.width))
-        y: Given = (("y", gpu.pointer(self.m.x), *outputs(0)),)
+        y: Given = (("y", gpu.pointer(self.m.x), outputs(0)[0]),)
         given = (*each, *self.m.args(("weights",)), *self.given("places"), *y)
         grid, config = (self.m.tokens, cdiv(self.m.width, columns)), {"COLUMNS": columns, "warps": 4}
         return use(SOURCE + "combine", device, given, grid, config, E=self.m.width, CHOSEN=self.m.chosen)
@@ -92,16 +94,7 @@ class Grouped(Tactic):
 
     def tunables(self, site: Site, sizes: Sizes, device: Device) -> tuple[Config, ...]:
         m = Mixture.of(site, sizes)
-        each = m.assignments / m.experts  # assignments of an expert, on average
-        shapes = (
-            FEW + SOME[:1]
-            if each <= 8
-            else SOME + FEW[:3]
-            if each <= 24
-            else MORE + SOME
-            if each <= 64
-            else MANY + MORE[:2]
-        )
+        shapes = next(shapes for most, shapes in SHAPES if m.assignments <= most * m.experts)
         size = m.x.format.bytes
         return distinct(
             {"TILE": t, "ROWS": r, "columns": c, "STAGES": s, "warps": w}

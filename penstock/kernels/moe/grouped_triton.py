@@ -105,7 +105,7 @@ def multiply(  # type: ignore[no-untyped-def]
     ALPHA: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """y[place] = w[its expert] @ x, with ACT gated; ROWS rows of w by a tile of places. w: [X,N,K]; bias: [X,N] or None.
+    """y[place] = w[its expert] @ x, with ACT gated: ROWS rows of w by a tile of places. w: [X,N,K]; bias: [X,N], None.
 
     x is in the order of tokens where CHOSEN > 0, and of places otherwise. Neighbouring programs share a stretch of w
     for GROUP tiles, so that it stays in the L2. Under 64 places the rows of w are the tall operand.
@@ -131,10 +131,7 @@ def multiply(  # type: ignore[no-untyped-def]
             source = tl.maximum(tl.load(order + place), 0) // CHOSEN
         x_start = x + source.to(tl.int64)[:, None] * K
         w_start = w + (expert * N + row)[:, None] * K
-        if TILE < 64:
-            acc = tl.zeros((ROWS, TILE), tl.float32)
-        else:
-            acc = tl.zeros((TILE, ROWS), tl.float32)
+        acc = tl.zeros((ROWS, TILE) if TILE < 64 else (TILE, ROWS), tl.float32)
         for k in tl.range(0, K, COLUMNS, num_stages=STAGES):
             column = k + tl.arange(0, COLUMNS)[None, :]
             if K % COLUMNS == 0:
@@ -170,7 +167,7 @@ def combine(  # type: ignore[no-untyped-def]
     COLUMNS: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """y[t] = the sum, in the order of the token's experts, of weight * each[place]. Program (t, i): COLUMNS of a row."""
+    """y[t] = the sum, in the order of the token's experts, of weight * each[place]. Program (t, i): COLUMNS of it."""
     if PDL:
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()

@@ -13,9 +13,10 @@ from penstock.kernels.moe.mixture import Given, Mixture, refusal
 from penstock.kernels.tactic import Config, Draft, KernelUse, Tactic
 
 MIN_ASSIGNMENTS = 64
-# (warp groups, ROWS, SHARE), for few and for many tokens of an expert.
-SOME = ((1, 256, 1), (1, 128, 1), (1, 192, 1), (2, 256, 1), (2, 128, 1))
-MANY = ((2, 256, 2), (2, 256, 1), (2, 192, 2), (2, 128, 2), (2, 192, 1), (1, 256, 1))
+# (warp groups, rows of w), for few and for many tokens of an expert. Clusters that share w were no faster where all
+# experts had many tokens, and with fewer the emptier tiles cost more than that.
+SOME = ((1, 256), (1, 128), (2, 256))
+MANY = ((2, 256), (2, 192), (2, 128))
 MANY_EACH = 96  # tokens of an expert, on average
 
 
@@ -44,12 +45,12 @@ class Hopper(Tactic):
     def tunables(self, site: Site, sizes: Sizes, device: Device) -> tuple[Config, ...]:
         m = Mixture.of(site, sizes)
         shapes = MANY if m.assignments >= MANY_EACH * m.experts else SOME
-        return tuple({"GROUPS": g, "ROWS": r, "SHARE": s} for g, r, s in shapes)
+        return tuple({"GROUPS": groups, "ROWS": rows} for groups, rows in shapes)
 
     def plan(self, site: Site, sizes: Sizes, device: Device, config: Config) -> Draft:
         m = Mixture.of(site, sizes)
-        shape = Shape(config["GROUPS"], config["ROWS"], share=config["SHARE"], persistent=True)
-        places = Places(m, shape.tokens * shape.share)
+        shape = Shape(config["GROUPS"], config["ROWS"], persistent=True)
+        places = Places(m, shape.tokens)
         size, count = m.x.format.bytes, places.count
         (at_h, at_x), total = gpu.layout(count * m.hidden * size, count * m.width * size)
         h = Arg("workspace", places.bytes + at_h)

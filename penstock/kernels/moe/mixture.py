@@ -10,7 +10,7 @@ from penstock.engine.device import Device
 from penstock.engine.program import Arg, Site, Sizes
 from penstock.ir.graph import Type
 from penstock.kernels import gpu
-from penstock.kernels.tactic import Config, KernelUse, TritonKernel, cdiv
+from penstock.kernels.tactic import Config, KernelUse, TritonKernel
 
 NAMES = ("x", "experts", "weights", "w_in", "w_out", "b_in", "b_out")  # of the op's inputs
 
@@ -72,12 +72,9 @@ def use(
     source: str, device: Device, given: Given, grid: tuple[int, int], config: Config, absent: Sequence[str] = (),
     **constants: Any,
 ) -> KernelUse:  # fmt: skip
-    """A launch. The entries of `config` in capitals are constants too; what is `absent` is None; an Arg "int" is i32."""
-    fixed: dict[str, Any] = {
-        **{n: None for n in absent},
-        **constants,
-        **{k: v for k, v in config.items() if k.isupper()},
-    }
+    """A launch. The entries of `config` in capitals are constants too; pointers that are `absent` are None."""
+    own = {name: value for name, value in config.items() if name.isupper()}
+    fixed = {**dict.fromkeys(absent), **constants, **own}
     signature = tuple((name, kind) for name, kind, _ in given)
     options = int(config["warps"]), int(config.get("STAGES", 1))
     kernel = TritonKernel(source, signature, (*fixed.items(), gpu.pdl(device)), *options)
@@ -90,7 +87,3 @@ def number(name: str, value: int) -> Given:
 
 def missing(m: Mixture, *names: str) -> tuple[str, ...]:
     return tuple(n for n in names if n not in m.inputs)
-
-
-def blocks(n: int, size: int) -> int:
-    return cdiv(n, size)

@@ -34,7 +34,10 @@ def _groups(by, lane, ROWS: tl.constexpr, SIZE: tl.constexpr, GROUPS: tl.constex
 
 
 @triton.jit
-def _within(by, lane, ROWS: tl.constexpr, LANES: tl.constexpr, SIZE: tl.constexpr, GROUPS: tl.constexpr, KEPT: tl.constexpr, TOP: tl.constexpr):  # type: ignore[no-untyped-def]  # fmt: skip
+def _within(  # type: ignore[no-untyped-def]
+    by, lane, ROWS: tl.constexpr, LANES: tl.constexpr, SIZE: tl.constexpr, GROUPS: tl.constexpr, KEPT: tl.constexpr,
+    TOP: tl.constexpr,
+):  # fmt: skip
     """The order of what is in the KEPT best groups, and TAKEN elsewhere."""
     by = tl.maximum(by, -3.4028234663852886e38)
     keys = _groups(by, lane, ROWS, SIZE, GROUPS, TOP)
@@ -86,10 +89,9 @@ def route(  # type: ignore[no-untyped-def]
     elif TOP == 2:
         by = values
     by = tl.where(by == by, by, float("-inf"))
+    order = _order(by)
     if GROUPS > 0:
         order = _within(by, lane, ROWS, LANES, X // GROUPS, GROUPS, KEPT, TOP)
-    else:
-        order = _order(by)
     order = tl.where(lane < X, order, TAKEN)
     PADDED: tl.constexpr = triton.next_power_of_2(CHOSEN)
     at = tl.arange(0, PADDED)[None, :]
