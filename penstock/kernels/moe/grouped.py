@@ -13,7 +13,7 @@ from penstock.kernels.tactic import Config, Draft, KernelUse, Tactic, cdiv, next
 
 SOURCE = "penstock.kernels.moe.grouped_triton:"
 COUNTED = 128, 4096  # assignments that a program looks at together, at least and at most
-WIDE = 1024  # of them, beyond which more warps do it
+EACH_WARP = 256  # of them
 ALL = 1 << 14  # more tiles than there are
 COMBINED = 1024  # columns of a row that one program adds up
 GATHERED = 4096  # numbers that a program copies
@@ -45,23 +45,25 @@ class Places:
 
     @property
     def _layout(self) -> tuple[tuple[int, ...], int]:
-        return gpu.layout(4 * self.count, 4 * self.m.assignments, 4 * self.tiles, 4)
+        return gpu.layout(4 * self.m.experts, 4 * self.count, 4 * self.m.assignments, 4 * self.tiles, 4)
 
     @property
     def bytes(self) -> int:
         return self._layout[1]
 
     def given(self, *names: str) -> Given:
-        where = dict(zip(("order", "places", "owners", "used"), self._layout[0], strict=True))
+        where = dict(zip(("counts", "order", "places", "owners", "used"), self._layout[0], strict=True))
         return tuple((name, "*i32", Arg("workspace", where[name])) for name in names)
 
-    def align(self, device: Device) -> KernelUse:
-        given = (*self.m.args(("experts",)), *self.given("order", "places", "owners", "used"))
+    def align(self, device: Device) -> tuple[KernelUse, KernelUse]:
+        """Counts, then the order."""
         block = min(max(next_power_of_2(self.m.assignments), COUNTED[0]), COUNTED[1])
-        config = {"BLOCK": block, "warps": 16 if block > WIDE else 4}
-        count = number("assignments", self.m.assignments)
-        grid, sizes = (self.m.experts, 1), {"X": self.m.experts, "TILE": self.tile}
-        return use(SOURCE + "align", device, (*given, *count), grid, config, (), **sizes)
+        config = {"BLOCK": block, "warps": max(4, block // EACH_WARP)}
+        grid, experts, end = (self.m.experts, 1), self.m.args(("experts",)), number("assignments", self.m.assignments)
+        counted = use(SOURCE + "count", device, (*experts, *self.given("counts"), *end), grid, config)
+        given = (*experts, *self.given("counts", "order", "places", "owners", "used"), *end)
+        sizes = {"X": self.m.experts, "TILE": self.tile}
+        return counted, use(SOURCE + "align", device, given, grid, config, (), **sizes)
 
     def gather(self, device: Device, to: Given) -> KernelUse:
         columns = min(GATHERED, next_power_of_2(self.m.width))
@@ -118,7 +120,7 @@ class Grouped(Tactic):
             ("y", pointer, each), 0,
         )  # fmt: skip
         last = places.combine(device, (("each", pointer, each),))
-        return Draft((places.align(device), tiled, left, last), places.bytes + total)
+        return Draft((*places.align(device), tiled, left, last), places.bytes + total)
 
     def _product(
         self, m: Mixture, places: Places, device: Device, config: Config, operands: Given, y: tuple[str, str, Arg],

@@ -13,8 +13,22 @@ from penstock.kernels.moe.gemv_triton import gated
 
 
 @triton.jit
+def count(experts, counts, assignments, BLOCK: tl.constexpr, PDL: tl.constexpr):  # type: ignore[no-untyped-def]
+    """counts[e], of program e: how many assignments go to expert e."""
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
+    found = tl.zeros((BLOCK,), tl.int32)
+    for begin in tl.range(0, assignments, BLOCK):
+        a = begin + tl.arange(0, BLOCK)
+        found += (tl.load(experts + a, mask=a < assignments, other=-1) == tl.program_id(0)).to(tl.int32)
+    tl.store(counts + tl.program_id(0), tl.sum(found))
+
+
+@triton.jit
 def align(  # type: ignore[no-untyped-def]
     experts,
+    counts,
     order,
     places,
     owners,
@@ -31,13 +45,8 @@ def align(  # type: ignore[no-untyped-def]
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
     e = tl.program_id(0)
-    LANES: tl.constexpr = triton.next_power_of_2(X + 1)  # the last counts what lies behind the assignments
-    lane, step = tl.arange(0, LANES), tl.arange(0, BLOCK)
-    counts = tl.zeros((LANES,), tl.int32)
-    for begin in tl.range(0, assignments, BLOCK):
-        own = tl.load(experts + begin + step, mask=begin + step < assignments, other=LANES - 1)
-        counts += tl.histogram(own, LANES)
-    spaces = tl.where(lane < X, tl.cdiv(counts, TILE) * TILE, 0)
+    lane, step = tl.arange(0, triton.next_power_of_2(X)), tl.arange(0, BLOCK)
+    spaces = tl.cdiv(tl.load(counts + lane, mask=lane < X, other=0), TILE) * TILE
     first = tl.sum(tl.where(lane < e, spaces, 0))
     space = tl.sum(tl.where(lane == e, spaces, 0))
     if e == X - 1:

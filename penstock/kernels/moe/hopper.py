@@ -58,7 +58,7 @@ class Hopper(Tactic):
         sorted_x: Given = (("sorted", gpu.pointer(m.x), x),)
         return Draft(
             (
-                places.align(device),
+                *places.align(device),
                 places.gather(device, sorted_x),
                 _product(m, places, device, shape, x, h, m.act),
                 _product(m, places, device, shape, h, x, ""),
