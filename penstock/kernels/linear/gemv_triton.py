@@ -27,13 +27,13 @@ def prefetch(lines):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _products(w_tile, x_tile, ROWS: tl.constexpr, COLUMNS: tl.constexpr, LANE: tl.constexpr):  # type: ignore[no-untyped-def]
+def products(w_tile, x_tile, ROWS: tl.constexpr, COLUMNS: tl.constexpr, LANE: tl.constexpr):  # type: ignore[no-untyped-def]
     """[ROWS,COLUMNS] x [COLUMNS] -> [ROWS,COLUMNS/LANE], summed over the LANE neighbours that one thread loaded.
 
     No data moves between threads, and one token costs COLUMNS/LANE accumulators, so eight fit in the registers.
     """
-    products = w_tile * x_tile.to(tl.float32)[None, :]
-    return tl.sum(tl.reshape(products, (ROWS, COLUMNS // LANE, LANE)), 2)
+    each = w_tile * x_tile.to(tl.float32)[None, :]
+    return tl.sum(tl.reshape(each, (ROWS, COLUMNS // LANE, LANE)), 2)
 
 
 @triton.jit
@@ -135,7 +135,7 @@ def gemv(  # type: ignore[no-untyped-def]
         for t in tl.static_range(TOKENS):
             vector = tl.load(x + t * K + column, mask=(column < K) & (t < tokens), other=0.0)
             # Triton knows no starred tuples.
-            new = new + (acc[t] + _products(wide, vector, ROWS, COLUMNS, LANE),)  # type: ignore[assignment]  # noqa: RUF005
+            new = new + (acc[t] + products(wide, vector, ROWS, COLUMNS, LANE),)  # type: ignore[assignment]  # noqa: RUF005
         acc = new
     if squares is not None:
         scale = norm_scale(norms, PARTS, K, EPS)
