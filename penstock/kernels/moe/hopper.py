@@ -73,7 +73,7 @@ def _product(m: Mixture, places: Places, device: Device, shape: Shape, x: Arg, y
     w, index = (m.inputs["w_in"], 3) if act else (m.inputs["w_out"], 4)
     experts, n, k = (_known(w, i) for i in range(3))
     format = m.x.format
-    p = Product(places.count, n, k, format, w.format, format, None, act)
+    p = Product(places.count, n, k, format, w.format, format, None, act, gated=bool(act))
     pointer = gpu.pointer(m.x)
     given: Operands = {
         "x": (x, pointer), "w": (Arg("in", index), pointer), "y": (y, pointer),

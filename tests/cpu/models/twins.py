@@ -14,9 +14,10 @@ import transformers
 from tests.cpu.models import cases
 from tests.cpu.models.reference.baichuan import Baichuan
 from tests.cpu.models.reference.chatglm import ChatGlm
+from tests.cpu.models.reference.grok import Grok
 from tests.cpu.models.reference.qwen import Qwen
 
-REFERENCES = {"baichuan": Baichuan, "chatglm": ChatGlm, "qwen": Qwen}
+REFERENCES = {"baichuan": Baichuan, "chatglm": ChatGlm, "grok-1": Grok, "qwen": Qwen}
 
 SIZES = {
     "vocab_size": 99,
