@@ -137,7 +137,7 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
         self.filters |= narrow | own | {"join": _joined(self.filters["join"]), "sum": _summed(self.filters["sum"])}
         filters: dict[str, Callable[..., Any]] = dict(self.filters)
         self.filters = {name: _stepped(name, apply, results=True) for name, apply in filters.items()}
-        tests: dict[str, Callable[..., Any]] = dict(self.tests)
+        tests: dict[str, Any] = {**self.tests}
         self.tests = {name: _stepped(name, test, results=False) for name, test in tests.items()}
         del self.globals["lipsum"]
         self.globals["raise_exception"] = _raise_exception
