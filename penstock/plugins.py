@@ -74,10 +74,10 @@ def _load(module: str, called: str, version: str | None = None) -> None:
     try:
         imported = importlib.import_module(module)
     except PluginError as error:
-        _take_back(known)
+        _take_back(known, module)
         raise PluginError(f"{called}: {error}") from error
     except Exception as error:  # a border: whatever another's module raises is reported under its name
-        _take_back(known)
+        _take_back(known, module)
         raise PluginError(
             f"{called} cannot be imported: {type(error).__name__}: {error}; mend it, install it, put its folder on "
             f"PYTHONPATH, or leave it out"
@@ -92,16 +92,17 @@ def _load(module: str, called: str, version: str | None = None) -> None:
 
 def unload(module: str) -> None:
     """Take back all that a plugin registered; the next `load` imports it anew."""
-    _take_back({part for part, note in _NOTES.items() if note.owner != module})
+    _take_back({part for part, note in _NOTES.items() if note.owner != module}, module)
     _LOADED.pop(module, None)
     _hash.cache_clear()
-    for name in [n for n in sys.modules if n == module or n.startswith(f"{module}.")]:
-        del sys.modules[name]
 
 
-def _take_back(kept: set[Part]) -> None:
+def _take_back(kept: set[Part], module: str) -> None:
+    """All parts but these, the last first; and the imports, so that they are made anew."""
     for part in reversed([part for part in _NOTES if part not in kept]):
         _NOTES.pop(part).undo()
+    for name in [n for n in sys.modules if n == module or n.startswith(f"{module}.")]:
+        del sys.modules[name]
 
 
 def note(kind: str, name: str, taken: bool, undo: Callable[[], object]) -> None:
