@@ -14,7 +14,6 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from importlib.metadata import entry_points
 from pathlib import Path
 from threading import RLock
 from typing import Any
@@ -50,6 +49,8 @@ def load(modules: Iterable[str] = ()) -> None:
     named = () if isinstance(modules, str) else tuple(modules)
     if isinstance(modules, str) or not all(isinstance(each, str) for each in named):
         raise OptionError(f"plugins={modules!r} is no list of modules' names; give one like ['package.module']")
+    from importlib.metadata import entry_points  # with all that it imports, a price that `--help` need not pay
+
     with _LOCK:
         for entry in sorted(entry_points(group=GROUP), key=lambda each: each.value):
             called = f"plugin {entry.value!r}, entry point {entry.name!r},"
