@@ -235,7 +235,8 @@ class LLM:
         the mean of all steps; host_seconds and host_steps, of which it is made, give the mean between two calls.
         prefix_cache_hits of prefix_cache_queries: tokens of admitted prompts whose KV was found. host_cache_hits:
         tokens whose KV came back from the host's memory, of requests computed anew as well; host_cache_usage: share of
-        host_cache_blocks that hold some. kv_cache_waste: share of the room in held blocks without a token in it.
+        host_cache_blocks that hold some. kv_cache_usage: share of the blocks that is held, of the group of layers that
+        has least left; kv_groups: of each. kv_cache_waste: share of the room in held blocks without a token in it.
         device_busy: share of the time with requests in which a step was under way, as the host sees it.
         controlled_steps: whose rows had penalties, bans or log-probabilities. steps_off_fast_path: that waited for
         logits processors or a capture, ran in a larger bucket or node by node.

@@ -127,11 +127,11 @@ def points(profile: Profile, length: int) -> tuple[str, ...]:
 
 
 def _unused(opened: Opened, kind: str, length: int) -> int:
-    """Bytes of the KV pool that a prompt of this length leaves. Of a CPU's pool only what is used is resident."""
+    """Bytes of the KV pools that a prompt of this length leaves. Of a CPU's pool only what is used is resident."""
     if kind != "cuda":
         return 0
     blocks = -(-(length + 1) // opened.engine.profile.block_size)
-    return (int(opened.llm.stats()["kv_blocks"]) - blocks) * opened.engine.block_bytes
+    return int(opened.llm.stats()["memory"]["kv"]) - (1 + blocks) * opened.engine.block_bytes
 
 
 def _numbers(*values: float) -> tuple[str, ...]:

@@ -45,6 +45,9 @@ def _of_program(engine: Engine, program: Program) -> Iterator[str]:
     )
     if not program.buckets or not all(_are_integers(s["T"], s["S"], s["L"]) for s in program.buckets.values()):
         yield "programs: buckets have integers T, S and L"
+    tables, by_slot = len(engine.groups), bool(engine.by_slot)  # raises where a state's group is none
+    if engine.profile.tables != max(1, tables) or engine.profile.slot_rows != by_slot:
+        yield f"profile: tables={engine.profile.tables}, and the states have {tables} groups with blocks; or slot_rows"
     for name, phase in program.phases.items():
         yield from (f"programs: {name} {what}" for what in _of_phase(engine, phase, program))
         for bucket in program.buckets if engine.buffers or engine.device.kind == "cuda" else ():

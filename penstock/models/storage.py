@@ -52,7 +52,9 @@ def fused_qkv(wanted: Wanted, name: str, *, grouped: bool = False, flipped: bool
         x = transposed(wanted.tensor(name, wanted.shape[1], sum(sizes)))
     else:
         x = wanted.tensor(name, sum(sizes), *wanted.shape[1:])
-    return by_group(x, kv_heads, [s // kv_heads for s in sizes], index) if grouped else part(x, sizes, index)
+    if grouped and kv_heads > 1:
+        return by_group(x, kv_heads, [s // kv_heads for s in sizes], index)
+    return part(x, sizes, index)
 
 
 def constant(wanted: Wanted, value: float) -> Value:

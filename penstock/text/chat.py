@@ -13,7 +13,8 @@ from jinja2.exceptions import TemplateError
 
 from penstock.errors import PromptError, TokenizerError
 from penstock.text.files import ADDITIONAL_TEMPLATES, read_json, read_text, special_tokens
-from penstock.text.sandbox import RefusedByTemplate, TemplateEnvironment, budget, check_template, render_bounded
+from penstock.text.limits import budget
+from penstock.text.sandbox import RefusedByTemplate, TemplateEnvironment, check_template, render_bounded
 
 Message = Mapping[str, Any]
 Tool = Mapping[str, Any]

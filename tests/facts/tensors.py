@@ -13,6 +13,8 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from tests.facts import catalog
+
 CONFIGS = Path(__file__).parent / "configs"
 
 
@@ -59,6 +61,12 @@ LAYOUTS: dict[str, Layout] = {
     "Qwen2.5-7B-Instruct": _QWEN2_7B,
     # Tied, yet the file repeats the embedding as lm_head.weight.
     "Qwen3-0.6B": Layout(28, 1024, 16, 8, 128, 3072, 151936, qk_norm=True, tied=True),
+    "Qwen1.5-0.5B": Layout(24, 1024, 16, 16, 64, 2816, 151936, qkv_bias=True, tied=True),
+    "Qwen1.5-32B": Layout(64, 5120, 40, 8, 128, 27392, 152064, qkv_bias=True),
+    "Qwen2.5-3B": Layout(36, 2048, 16, 2, 128, 11008, 151936, qkv_bias=True, tied=True, has_lm_head=False),
+    "Qwen2.5-72B": Layout(80, 8192, 64, 8, 128, 29568, 152064, qkv_bias=True),
+    "Qwen3-1.7B": Layout(28, 2048, 16, 8, 128, 6144, 151936, qk_norm=True, tied=True),
+    "Qwen3-32B": Layout(64, 5120, 64, 8, 128, 25600, 151936, qk_norm=True),
     "Qwen3-8B": Layout(36, 4096, 32, 8, 128, 12288, 151936, qk_norm=True),
     "gemma-2b": _GEMMA_2B,
     "gemma-7b": Layout(28, 3072, 16, 16, 256, 24576, 256000, tied=True, has_lm_head=False),
@@ -88,6 +96,13 @@ PARAMETERS: dict[str, int] = {
     "gemma-2b": 2_506_172_416,
     "gemma-7b": 8_537_680_896,
     "codegemma-2b": 2_506_172_416,
+    "Qwen1.5-0.5B": 463_987_712,
+    "Qwen1.5-32B": 32_512_218_112,
+    "Qwen2.5-3B": 3_085_938_688,
+    "Qwen2.5-72B": 72_706_203_648,
+    "Qwen3-1.7B": 1_720_574_976,
+    "Qwen3-32B": 32_762_123_264,
+    **{name: fact.parameters for name, fact in catalog.CATALOG.items()},
 }
 
 # `metadata.total_size` of the published index, bytes: it counts buffers, so it settles which files have them.
@@ -107,11 +122,16 @@ def published_config(name: str) -> dict[str, Any]:
 
 def tensor_names(name: str) -> dict[str, tuple[int, ...]]:
     """Name -> shape of every tensor in the weight files of checkpoint `name`. Raises KeyError for an unknown name."""
-    return dict(_tensors(LAYOUTS[name]))
+    if name in LAYOUTS:
+        return dict(_tensors(LAYOUTS[name]))
+    extra, config = catalog.CATALOG[name].extra, published_config(name)
+    return dict(catalog.weights(config)) | dict(extra(config))
 
 
 def parameters(name: str) -> int:
     """Parameters of checkpoint `name` computed from its shapes: no buffers, tied weights once."""
+    if name not in LAYOUTS:
+        return catalog.counted(published_config(name))
     tied = LAYOUTS[name].tied
     shapes = tensor_names(name).items()
     return sum(prod(s) for n, s in shapes if not is_buffer(n) and not (tied and n == "lm_head.weight"))

@@ -13,6 +13,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from tests.facts.catalog import CATALOG
 from tests.facts.tensors import (
     CONFIGS,
     INDEX_BYTES,
@@ -32,8 +33,9 @@ NAMES = sorted(LAYOUTS)
 
 def test_every_layout_has_a_config_and_a_count() -> None:
     published = {path.stem for path in CONFIGS.glob("*.json")}
-    assert {name for name in published if not name.endswith(".transformers5")} == set(LAYOUTS) == set(PARAMETERS)
-    assert {name.removesuffix(".transformers5") for name in published} == set(LAYOUTS)
+    assert not LAYOUTS.keys() & CATALOG.keys()
+    assert {n for n in published if not n.endswith(".transformers5")} == {*LAYOUTS, *CATALOG} == set(PARAMETERS)
+    assert {name.removesuffix(".transformers5") for name in published} == {*LAYOUTS, *CATALOG}
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -89,7 +89,7 @@ def test_every_configuration_fits_and_is_one_of_few() -> None:
         c = constants(use)
         assert cuda(use).shared <= MAX_SHARED and c["STAGES"] >= 2, (site.key, sizes, config)
         assert use.grid[0] % (c["SHARE"] * c["SPLIT"]) == 0
-        assert c["ROWS"] // 8 // (2 if c["ACT"] else 1) >= c["SPLIT"], "a block of a split has nothing to add up"
+        assert c["ROWS"] // 8 // (2 if c["GATED"] else 1) >= c["SPLIT"], "a block of a split has nothing to add up"
         if c["PERSISTENT"]:
             assert use.grid[0] <= H200.multiprocessors
 
@@ -175,7 +175,7 @@ def test_other_devices_are_refused(capability: int) -> None:
 def test_the_shared_cases_reach_split_and_shared_tiles() -> None:
     """The GPU tests run these cases: each way of using a cluster must be among them."""
     own = [c for c in CASES if c[0].op in ("linear", "linear_glu")]
-    ways = {(c["SPLIT"], c["SHARE"], c["ACT"] != 0) for *_, use in drafts(own) for c in [constants(use)]}
+    ways = {(c["SPLIT"], c["SHARE"], c["GATED"] != 0) for *_, use in drafts(own) for c in [constants(use)]}
     assert {(1, 2, False), (1, 2, True), (2, 1, False), (2, 1, True), (4, 1, False)} <= ways, ways
 
 

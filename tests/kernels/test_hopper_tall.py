@@ -99,7 +99,7 @@ def test_every_configuration_fits_and_is_one_of_few() -> None:
         assert use.kernel.shared <= MAX_SHARED and c["STAGES"] >= 3, what
         assert use.grid[0] % 2 == 0 and use.grid[0] <= H200.multiprocessors, "blocks of a split wait for one another"
         assert (made.workspace > 0) == (made.zeroed > 0) == (c["SPLIT"] > 1), what
-        ways.add((c["SHARE_W"], c["SPLIT"] > 1, c["ACT"] > 0))
+        ways.add((c["SHARE_W"], c["SPLIT"] > 1, c["GATED"] > 0))
     assert ways == {
         (0, False, True),
         (1, False, True),
@@ -116,8 +116,8 @@ def test_the_tiles_cover_every_row_and_every_token_once(site: Site, tokens: int)
     for config in configs(site, tokens):
         c = dict(draft(site, tokens, config)[1].kernel.constants)
         seen = sorted(tiles(c, tokens))
-        columns = c["N"] // 2 if c["ACT"] else c["N"]
-        units, unit = cdiv(columns, 32 if c["ACT"] else 64), c["TILE_T"]
+        columns = c["N"] // 2 if c["GATED"] else c["N"]
+        units, unit = cdiv(columns, 32 if c["GATED"] else 64), c["TILE_T"]
         needed = [(t, u, s) for t in range(0, tokens, unit) for u in range(units) for s in range(c["SPLIT"])]
         assert len(set(seen)) == len(seen), config
         assert [x for x in seen if x[0] < tokens] == sorted(needed), config
@@ -130,8 +130,8 @@ def steps(c: dict[str, Any]) -> int:
 
 def tiles(c: dict[str, Any], tokens: int) -> Iterator[tuple[int, int, int]]:
     """(token, unit, split) of all that blocks work on."""
-    columns = c["N"] // 2 if c["ACT"] else c["N"]
-    units, sides, along = cdiv(columns, 32 if c["ACT"] else 64), 1 if c["SHARE_W"] else 2, c["ALONG"]
+    columns = c["N"] // 2 if c["GATED"] else c["N"]
+    units, sides, along = cdiv(columns, 32 if c["GATED"] else 64), 1 if c["SHARE_W"] else 2, c["ALONG"]
     passes = cdiv(cdiv(units, along), sides * c["HEIGHT"])
     across = cdiv(tokens, c["TILE_T"])
     pairs = cdiv(across, 2) if c["SHARE_W"] else across

@@ -10,7 +10,7 @@ from penstock.engine.device import H200
 from penstock.engine.program import Site, Sizes
 from penstock.kernels.registry import tactics
 from penstock.kernels.tactic import Config, KernelUse, Tactic, TritonKernel
-from tests.kernels.cases.linear import CASES, glu, linear, linear_glu, linear_norm_linear, packed_glu
+from tests.kernels.cases.linear import CASES, glu, linear, linear_activate, linear_glu, linear_norm_linear, packed_glu
 from tests.kernels.resources import compile_problems, compiled, count, kernels, resources
 
 # What an 8B model asks for.
@@ -30,6 +30,8 @@ REAL: list[tuple[Site, Sizes]] = [
     (linear_norm_linear("bf16", 4096, 4096, 14336, act="silu"), {"T": 1}),
     (linear_norm_linear("bf16", 4096, 14336, 6144), {"T": 8}),
     (linear_norm_linear("bf16", 4096, 4096, 14336, act="silu"), {"T": 64}),
+    *((linear_activate("bf16", 16384, 4096, "gelu"), {"T": tokens}) for tokens in (1, 8, 64, 512, 4096)),
+    (linear_activate("f16", 11008, 4096, "gelu_tanh", bias=False), {"T": 300}),
     (glu("bf16", 14336, "silu"), {"T": 8}),
     (packed_glu("bf16", 14336, "silu"), {"T": 4096}),
 ]

@@ -16,6 +16,7 @@ from typing import Any
 from penstock.errors import PromptError, QueueFullError
 from penstock.runtime.kv.blocks import DUMMY_BLOCK, BlockPool
 from penstock.runtime.kv.manager import KvManager
+from penstock.runtime.kv.tables import Tables
 from penstock.runtime.schedule.batch import Event, StepPlan
 from penstock.runtime.schedule.beams import BeamRules, Candidate
 from penstock.runtime.schedule.groups import BeamGroup
@@ -31,7 +32,8 @@ PREFIXES = 6  # beginnings that prompts share
 @dataclass(frozen=True)
 class Setting:
     """What one simulation runs with. `load`: slots asked for, of those there are; `tight`: blocks, of what all slots
-    could use; `burst`: requests that arrive at once, on average; `share`: of a step's tokens for prompts, or no target.
+    could use; `burst`: requests that arrive at once, on average; `share`: of a step's tokens for prompts, or no target;
+    `window`: of a second group of layers, 0: it sees all, None: there is none.
     """
 
     slots: int
@@ -49,6 +51,7 @@ class Setting:
     queue: int
     cancelled: float
     failures: float
+    window: int | None
 
     @staticmethod
     def drawn(draw: random.Random) -> Setting:
@@ -59,6 +62,7 @@ class Setting:
             block_size, length, draw.randint(1, 3), draw.random() < 0.75, draw.choice((None, None, 1, 16)),
             draw.choice((0.5, 0.9, 1.0, 1.5)), draw.choice((1.0, 3.0, 12.0)), draw.choice((12.0, 40.0)),
             draw.choice((24.0, 48.0, 96.0)), draw.randint(8, 48), 0.1, draw.choice((0.0, 1e-4, 1e-3)),
+            draw.choice((None, None, 0, 10, 40)),
         )  # fmt: skip
 
 
@@ -73,6 +77,7 @@ class Found:
     reused_tokens: int = 0
     evicted: int = 0
     restored: int = 0
+    mixed: int = 0  # simulations with two groups of layers
     failed_steps: int = 0
     most_overtaken: int = 0  # admissions that the oldest of those waiting let pass, at most
     longest_wait: int = 0  # admissions between a request's arrival and its own, at most
@@ -81,6 +86,15 @@ class Found:
 
     def facts(self) -> dict[str, Any]:
         return {**vars(self), "kinds": dict(self.kinds), "ends": dict(self.ends)}
+
+
+def _books(setting: Setting, host_blocks: int) -> KvManager:
+    """A pool with a window may be far smaller than the texts are long."""
+    windows, size = [0, *([] if setting.window is None else [setting.window])], setting.block_size
+    few = 2 + setting.slots // 2 + -(-(setting.window or setting.max_seq_len) // size)
+    pools = [BlockPool(blocks, size, group) for group, blocks in enumerate((setting.blocks, few)[: len(windows)])]
+    groups = [Tables(p, w, host_blocks=host_blocks) for p, w in zip(pools, windows, strict=True)]
+    return KvManager(groups, setting.reuse)
 
 
 class Simulation:
@@ -92,14 +106,12 @@ class Simulation:
             setting.slots, setting.slots + setting.spare, setting.max_seq_len, setting.in_flight, setting.queue,
             int(setting.queue * setting.mean_prompt),
         )  # fmt: skip
-        self.kv = KvManager(
-            BlockPool(setting.blocks, setting.block_size), setting.reuse, host_blocks=seed % 3 * setting.blocks // 4
-        )
+        self.kv = _books(setting, host_blocks=seed % 3 * setting.blocks // 4)
         share = setting.share
         self.scheduler = Scheduler(self.limits, self.kv, None if share is None else lambda decoding: share)
         self.live: dict[str, Request] = {}
         self.flight: deque[StepPlan] = deque()
-        self.tables: dict[int, list[int]] = {}  # by slot, as plans told
+        self.tables: dict[int, list[list[int]]] = {}  # by slot, of each group, as plans told
         self.came: dict[str, int] = {}  # by request that has not been admitted, the admissions before it came
         self.admissions = self.count = self.at = 0
         self.oldest, self.overtaken = -1, 0
@@ -194,23 +206,24 @@ class Simulation:
     def take_tables(self, plan: StepPlan) -> None:
         """Blocks of tables: nobody else's, but for what was found, and never the dummy."""
         for fork in plan.retabled:
-            self.tables[fork.slot] = list(fork.table)
-        assert {source for source, _ in plan.copies}.isdisjoint(target for _, target in plan.copies)
+            self.tables[fork.slot] = [*map(list, fork.tables)]
+        sources = {(copy.group, copy.source) for copy in plan.copies}
+        assert sources.isdisjoint((copy.group, copy.target) for copy in plan.copies)
         if plan.admitted:
             busy = [earlier.slots for earlier in self.flight if earlier is not plan]
             for admission in plan.admitted:
                 for member in admission.request.members:  # beams that wait for their first fork have no blocks
                     self.tables.pop(-1 if member.slot is None else member.slot, None)
-            held = self.kv.slots
-        for slot, request, table, reused in plan.admitted:
+        for slot, request, tables, reused in plan.admitted:
             assert not any(slot in slots for slots in busy), "a slot that a step in flight touches"
-            own = set(table[reused // self.setting.block_size :])
-            assert len(set(table)) == len(table) and DUMMY_BLOCK not in table
-            assert all(own.isdisjoint(self.tables[other]) for other in held if other != slot and other in self.tables)
-            self.tables[slot] = list(table)
+            for group, table in zip(self.kv.groups, tables, strict=True):
+                seen, first = table[group.first_seen(reused) :], reused // self.setting.block_size
+                others = {ref.block for other in self.kv.slots - {slot} for ref in group.held(other)}
+                assert len(set(seen)) == len(seen) and DUMMY_BLOCK not in seen and others.isdisjoint(table[first:])
+            self.tables[slot] = [*map(list, tables)]
             self.see_admission(request)
-        for slot, at, block in plan.grown:
-            table_of = self.tables[slot]
+        for slot, at, block, index in plan.grown:
+            table_of = self.tables[slot][index]
             assert at == len(table_of) and block != DUMMY_BLOCK, "a table grows at its end"
             table_of.append(block)
 
@@ -272,23 +285,25 @@ class Simulation:
         """All books."""
         self.scheduler.check()
         assert self.scheduler.num_waiting + self.scheduler.num_running == len(self.live)
-        assert all(self.kv.table(slot) == tuple(self.tables.get(slot, ())) for slot in self.kv.slots), (
+        none: list[list[int]] = [[] for _ in self.kv.groups]
+        assert all(self.kv.tables(slot) == tuple(map(tuple, self.tables.get(slot, none))) for slot in self.kv.slots), (
             "tables are not as told"
         )
         assert all(plan.slots <= self.kv.slots for plan in self.flight), "freed under a step in flight"
         assert 0 <= self.scheduler.waste() < 1
 
     def finish(self, planned: int) -> None:
-        pool = self.kv.pool
+        pools = [tables.pool for tables in self.kv.groups]
         assert not self.scheduler.has_work and not self.live and not self.flight, "work is left, and nothing moves"
         self.check()
-        assert pool.num_used == 0 and pool.num_free == pool.num_usable and not self.kv.slots
+        assert all(pool.num_used == 0 and pool.num_free == pool.num_usable for pool in pools) and not self.kv.slots
         self.found.steps += planned
         self.found.requests += self.count
         self.found.preemptions += self.scheduler.counters.preemptions
         self.found.reused_tokens += self.scheduler.counters.reused_tokens
-        self.found.evicted += pool.num_evicted
-        self.found.restored += self.kv.host.num_restored
+        self.found.evicted += self.kv.num_evicted
+        self.found.restored += self.kv.num_restored
+        self.found.mixed += len(pools) > 1
 
 
 def simulate(seed: int, simulations: int, steps: int) -> Found:

@@ -10,6 +10,7 @@ from penstock.compiler.passes.patterns import concat, out_format, padded, rows, 
 from penstock.ir import Graph, Node, Value, emit
 from penstock.ir.rewrite import Match, Rule, Swap
 
+PLAIN = ("linear", "linear_activate")
 POINTWISE = ("activate", "clip", "scale", "softcap")  # those that make zero of zero
 MULTIPLE = 8  # 16 bytes of a 16-bit format: the alignment that tensor-core loads and vector loads ask for
 
@@ -25,7 +26,7 @@ def pad_linear(m: Match) -> Swap | None:
         return None
     size = width(m.node[0])
     operands = (padded(w, aligned(size)) for w in m.node.inputs[1:])
-    wide = emit("linear", m.node.inputs[0], *operands, out=out_format(m.node))[0]
+    wide = emit(m.node.op, m.node.inputs[0], *operands, **dict(m.node.attrs))[0]
     return {m.node[0]: _cut(wide, size)}
 
 
@@ -67,13 +68,13 @@ def narrow_after_pointwise(m: Match) -> Swap | None:
 
 def narrow_into_linear(m: Match) -> Swap | None:
     """A product over a value whose cut columns are zero: zero columns in the weight, no cut."""
-    if m.node.op != "linear" or (cut := m.node.inputs[0].node).op != "narrow":
+    if m.node.op not in PLAIN or (cut := m.node.inputs[0].node).op != "narrow":
         return None
     wide = cut.inputs[0]
     if not _zero_behind(wide, width(cut[0])):
         return None
     weight = padded(m.node.inputs[1], width(wide), dim=1)
-    return {m.node[0]: emit("linear", wide, weight, *m.node.inputs[2:], out=out_format(m.node))[0]}
+    return {m.node[0]: emit(m.node.op, wide, weight, *m.node.inputs[2:], **dict(m.node.attrs))[0]}
 
 
 def padded_table(m: Match) -> Swap | None:
@@ -91,7 +92,7 @@ def _odd(node: Node) -> bool:
 
 def _odd_linear(graph: Graph, node: Node) -> bool:
     """Halves of a packed_glu are padded each by itself, by another rule."""
-    return node.op == "linear" and _odd(node) and all(u.op != "packed_glu" for u in graph.users.get(node[0], ()))
+    return node.op in PLAIN and _odd(node) and all(u.op != "packed_glu" for u in graph.users.get(node[0], ()))
 
 
 def _cut(wide: Value, size: int) -> Value:
@@ -106,7 +107,7 @@ def _zero_behind(value: Value, size: int) -> bool:
     """Whether columns from `size` on are zero: products of zero rows, and what makes zeros of such (act(0) = 0)."""
     node = value.node
     match node.op:
-        case "linear":
+        case "linear" | "linear_activate":
             return all(_zero_rows(w, size) for w in node.inputs[1:])
         case "activate" | "clip" | "scale" | "softcap":
             return _zero_behind(node.inputs[0], size)

@@ -1,4 +1,4 @@
-"""One product for the gate and what it gates, with the activation behind it."""
+"""One product for the gate and what it gates, with the activation behind it; or for what has no gate."""
 
 from __future__ import annotations
 
@@ -34,6 +34,15 @@ def fuse_glu(m: Match) -> Swap | None:
     return {m.node[0]: emit("linear_glu", *linear.inputs, act=m.node.attr("act"))[0]}
 
 
+def fuse_activation(m: Match) -> Swap | None:
+    """activate of a linear, read by nothing else: linear_activate."""
+    if m.node.op != "activate" or (linear := m.node.inputs[0].node).op != "linear":
+        return None
+    if out_format(linear) or not m.only_user(linear[0]):
+        return None
+    return {m.node[0]: emit("linear_activate", *linear.inputs, act=m.node.attr("act"))[0]}
+
+
 def _gated(m: Match) -> bool:
     return m.node.op == "glu" and siblings(_operands(m.node)) and all(m.only_user(v) for v in m.node.inputs)
 
@@ -43,9 +52,11 @@ def _operands(glu: Node) -> tuple[Node, ...]:
 
 
 def must(graph: Graph) -> int:
-    """Twice (stacked, fused) for each glu of two linears of one value; once where they have biases."""
+    """Twice (stacked, fused) for each glu of two linears of one value; once where they have biases, and for each
+    activation of a linear."""
     gates = [n.inputs[0].node for n in graph.nodes if _gated(Match(n, graph))]
-    return sum(1 if len(gate.inputs) == 3 or out_format(gate) else 2 for gate in gates)
+    fused = sum(1 if len(gate.inputs) == 3 or out_format(gate) else 2 for gate in gates)
+    return fused + sum(fuse_activation(Match(n, graph)) is not None for n in graph.nodes)
 
 
-RULES: tuple[Rule, ...] = (stack_gate, halves, fuse_glu)
+RULES: tuple[Rule, ...] = (stack_gate, halves, fuse_glu, fuse_activation)

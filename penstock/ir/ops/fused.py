@@ -41,6 +41,12 @@ def linear_glu(x: Value, w: Value, *, act: str) -> tuple[Value, ...]:
 
 
 @fused(example=example)
+def linear_activate(x: Value, w: Value, *bias: Value, act: str) -> tuple[Value, ...]:
+    """activate(linear(x, w, bias)): the first half of a feed-forward without a gate. x: [T,E]; w: [F,E] -> [T,F]."""
+    return (emit("activate", emit("linear", x, w, *bias)[0], act=act)[0],)
+
+
+@fused(example=example)
 def linear_norm_linear(
     x: Value, w: Value, residual: Value, gain: Value, w2: Value, *bias2: Value,
     eps: float, offset: float = 0.0, act: str = "",
@@ -57,7 +63,7 @@ def linear_norm_linear(
 
 
 # What multiplies by matrices, itself or in its parts.
-PRODUCTS = frozenset({"linear", "linear_glu", "linear_norm_linear", "dense_block"})
+PRODUCTS = frozenset({"linear", "linear_activate", "linear_glu", "linear_norm_linear", "dense_block"})
 
 
 def matrices(node: Node) -> list[Type]:

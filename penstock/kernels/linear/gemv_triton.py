@@ -27,13 +27,13 @@ def prefetch(lines):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _products(w_tile, x_tile, ROWS: tl.constexpr, COLUMNS: tl.constexpr, LANE: tl.constexpr):  # type: ignore[no-untyped-def]
+def products(w_tile, x_tile, ROWS: tl.constexpr, COLUMNS: tl.constexpr, LANE: tl.constexpr):  # type: ignore[no-untyped-def]
     """[ROWS,COLUMNS] x [COLUMNS] -> [ROWS,COLUMNS/LANE], summed over the LANE neighbours that one thread loaded.
 
     No data moves between threads, and one token costs COLUMNS/LANE accumulators, so eight fit in the registers.
     """
-    products = w_tile * x_tile.to(tl.float32)[None, :]
-    return tl.sum(tl.reshape(products, (ROWS, COLUMNS // LANE, LANE)), 2)
+    each = w_tile * x_tile.to(tl.float32)[None, :]
+    return tl.sum(tl.reshape(each, (ROWS, COLUMNS // LANE, LANE)), 2)
 
 
 @triton.jit
@@ -56,11 +56,15 @@ def into_residual(sums, residual, gain, y, scaled, at, n, inside, OFFSET: tl.con
 
 
 @triton.jit
-def _finish(sums, bias, y, token, n, row, N: tl.constexpr, ROWS: tl.constexpr, ACT: tl.constexpr, active):  # type: ignore[no-untyped-def]
-    """Bias or gate, and store one token's ROWS sums."""
+def _finish(  # type: ignore[no-untyped-def]
+    sums, bias, y, token, n, row, active, N: tl.constexpr, ROWS: tl.constexpr, ACT: tl.constexpr, GATED: tl.constexpr
+):
+    """Bias and activation, or gate, and store one token's ROWS sums."""
     if bias is not None:
         sums += tl.load(bias + row, mask=n < N, other=0.0).to(tl.float32)
-    if ACT == "":
+    if not GATED:
+        if ACT != "":
+            sums = activate(sums, ACT)
         tl.store(y + token * N + n, sums, mask=(n < N) & active)
     else:
         gate, up = tl.split(tl.reshape(sums, (ROWS // 2, 2)))
@@ -87,14 +91,15 @@ def gemv(  # type: ignore[no-untyped-def]
     COLUMNS: tl.constexpr,
     PREFETCH: tl.constexpr,
     ACT: tl.constexpr,
+    GATED: tl.constexpr,
     PARTS: tl.constexpr,
     EPS: tl.constexpr,
     OFFSET: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """y = x @ w.T + bias, or with ACT act(gate) * up of its halves. x: [tokens,K]; w: [N,K]; bias: [N] or None.
+    """y = act(x @ w.T + bias), or where GATED act(gate) * up of its halves. x: [tokens,K]; w: [N,K]; bias: [N] or None.
 
-    tokens <= TOKENS, a power of two. With ACT a program owns the gate and up rows of ROWS/2 results, interleaved.
+    tokens <= TOKENS, a power of two. Where GATED a program owns the gate and up rows of ROWS/2 results, interleaved.
     squares f32[tokens,PARTS]: x @ w.T is divided by the root of their rows' means over K. residual [tokens,N]:
     y = x @ w.T + residual, scaled = y * (gain + OFFSET), and shares f32[tokens,programs] gets sums of y^2.
     """
@@ -102,7 +107,7 @@ def gemv(  # type: ignore[no-untyped-def]
     n = pid * ROWS + tl.arange(0, ROWS)
     LANE: tl.constexpr = 128 // w.dtype.element_ty.primitive_bitwidth
     row = tl.minimum(n, N - 1)
-    if ACT != "":
+    if GATED:
         row = (row % 2) * (N // 2) + row // 2
     if PDL:
         if PREFETCH > 0:
@@ -130,7 +135,7 @@ def gemv(  # type: ignore[no-untyped-def]
         for t in tl.static_range(TOKENS):
             vector = tl.load(x + t * K + column, mask=(column < K) & (t < tokens), other=0.0)
             # Triton knows no starred tuples.
-            new = new + (acc[t] + _products(wide, vector, ROWS, COLUMNS, LANE),)  # type: ignore[assignment]  # noqa: RUF005
+            new = new + (acc[t] + products(wide, vector, ROWS, COLUMNS, LANE),)  # type: ignore[assignment]  # noqa: RUF005
         acc = new
     if squares is not None:
         scale = norm_scale(norms, PARTS, K, EPS)
@@ -143,4 +148,4 @@ def gemv(  # type: ignore[no-untyped-def]
             square = into_residual(sums, residual, gain, y, scaled, t * N + n, n, inside, OFFSET)
             tl.store(shares + t * tl.num_programs(0) + pid, tl.sum(square), mask=t < tokens)
         else:
-            _finish(sums, bias, y, t, n, row, N, ROWS, ACT, t < tokens)
+            _finish(sums, bias, y, t, n, row, t < tokens, N, ROWS, ACT, GATED)

@@ -1,4 +1,4 @@
-// y = x w^T + bias, or act(gate) * up over the two halves of w's rows. x: [tokens, K], w: [N, K], both row-major.
+// y = act(x w^T + bias), or act(gate) * up over the two halves of w's rows. x: [tokens, K], w: [N, K], both row-major.
 //
 // A producer thread fills a ring of stages by bulk tensor copies; WARP_GROUPS consumer warp groups multiply, each 64
 // tokens (the tall operand) by ROWS rows of w. Blocks of a cluster share a tile of w (SHARE: they differ in tokens), or
@@ -6,7 +6,7 @@
 //
 // Constants, all macros:
 //   N, K; FORMAT (bf16, f16); OUT_BYTES (2: FORMAT, 4: float32); BIAS_BYTES (likewise; 0: none)
-//   ACT (0: a plain product; others as in values.cuh)
+//   ACT (0: none; others as in values.cuh), GATED (0 or 1)
 //   WARP_GROUPS, ROWS, ROWS_16 (ROWS / 16), STAGES, SHARE, SPLIT, BLOCKS (on one multiprocessor)
 //   X_ROWS (of x that a tile loads; products read on into w, which makes rows of y that nothing stores)
 //   GROUP (tiles of tokens that share a stretch of w in the L2)
@@ -16,10 +16,11 @@
 //     float32[tokens, PARTS] holds shares)
 //   RESIDUAL, OFFSET (1: y = x w^T + residual, scaled = y * (gain + OFFSET), and shares float32[tokens, tiles * SPLIT]
 //     gets the sums of y^2 over each tile's columns)
+//   EXPERTS (0: none; else w is [EXPERTS, N, K], owners[i] the one that the i-th TILE_T * SHARE tokens go to, and *used
+//     how many tokens there are, both made by the step)
 #include "hopper.cuh"
 #include "values.cuh"
 
-constexpr bool GATED = ACT != 0;
 constexpr int OUT_N = GATED ? N / 2 : N;
 constexpr int TILE_N = GATED ? ROWS / 2 : ROWS;  // columns of y
 constexpr int TILES_ACROSS = (OUT_N + TILE_N - 1) / TILE_N;
@@ -51,6 +52,7 @@ extern __shared__ __align__(1024) char ring[];
 
 struct Tile {
   int token, column;  // of y, where it begins
+  int down;           // which of the tiles of tokens
 };
 
 // Where the numbers beside the product are; null where there are none.
@@ -60,6 +62,7 @@ struct Beside {
   const u16 *residual, *gain;
   u16* scaled;
   float* shares;
+  const int *owners, *used;
 };
 
 __device__ __forceinline__ int clusters() { return gridDim.x / CLUSTER; }
@@ -74,7 +77,7 @@ __device__ __forceinline__ Tile tile_at(int index, int tokens, int rank) {
   const int height = min(tiles_down(tokens) - top, GROUP);
   const int within = index - top * TILES_ACROSS;
   const int down = top + within % height, along = within / height;
-  return {(down * SHARE + (SHARE > 1 ? rank : 0)) * TILE_T, along * TILE_N};
+  return {(down * SHARE + (SHARE > 1 ? rank : 0)) * TILE_T, along * TILE_N, down};
 }
 
 // The stages of a ring in turn, and the parity of the round.
@@ -91,12 +94,13 @@ __device__ __forceinline__ u32 full(int stage) { return shared_address(ring) + R
 __device__ __forceinline__ u32 empty(int stage) { return full(stage) + 8 * STAGES; }
 __device__ __forceinline__ u32 arrived() { return full(2 * STAGES); }
 
-__device__ __forceinline__ void load_w(const TensorMap* map, int stage, Tile tile, int step, int rank) {
+// `top`: the row of w at which those of the tile's expert begin.
+__device__ __forceinline__ void load_w(const TensorMap* map, int stage, Tile tile, int top, int step, int rank) {
   expect_bytes(full(stage), STAGE_BYTES);
   constexpr u64 policy = STREAM ? READ_ONCE : READ_AGAIN;
 #pragma unroll
   for (int half = 0; half < 2; half++) {
-    const int row = GATED ? half * OUT_N + tile.column : half * (ROWS / 2) + tile.column;
+    const int row = top + tile.column + half * (GATED ? OUT_N : ROWS / 2);
     const u32 to = stage_at(stage) + X_BYTES + half * HALF_BYTES;
     if (SHARE == 1) copy_box(to, map, step * DEPTH, row, full(stage), policy);
     else if (half == rank) copy_box_to_both(to, map, step * DEPTH, row, full(stage), policy);
@@ -111,20 +115,35 @@ __device__ __forceinline__ void load_x(const TensorMap* map, int stage, Tile til
 __device__ __forceinline__ int first_step(int rank) { return SPLIT == 1 ? 0 : STEPS * rank / SPLIT; }
 __device__ __forceinline__ int last_step(int rank) { return SPLIT == 1 ? STEPS : STEPS * (rank + 1) / SPLIT; }
 
-__device__ __forceinline__ void produce(const TensorMap* x, const TensorMap* w, int tokens, int rank) {
+__device__ __forceinline__ int expert_row(const Beside& beside, Tile tile) {
+  return EXPERTS ? beside.owners[tile.down] * N : 0;
+}
+
+// With experts, only the step knows how many tokens there are.
+__device__ __forceinline__ int token_count(const Beside& beside, int tokens) {
+  if constexpr (EXPERTS == 0) return tokens;
+  wait_for_predecessor();
+  return *beside.used;
+}
+
+__device__ __forceinline__ void produce(const TensorMap* x, const TensorMap* w, const Beside& beside, int given,
+                                        int rank) {
+  const int tokens = token_count(beside, given);
   const int first = first_step(rank), last = last_step(rank), begin = blockIdx.x / CLUSTER;
   const int ahead = begin < tiles(tokens) ? min(STAGES, last - first) : 0;
   const Tile own = tile_at(begin, tokens, rank);
+  const int own_top = ahead ? expert_row(beside, own) : 0;
   // No kernel of a step writes w: its first stages are fetched while the predecessor still runs.
-  for (int i = 0; i < ahead; i++) load_w(w, i, own, first + i, rank);
+  for (int i = 0; i < ahead; i++) load_w(w, i, own, own_top, first + i, rank);
   wait_for_predecessor();
   for (int i = 0; i < ahead; i++) load_x(x, i, own, first + i);
   Turn turn{ahead % STAGES, ahead == STAGES ? 1u : 0u};
   for (int index = begin; index < tiles(tokens); index += clusters()) {
     const Tile tile = tile_at(index, tokens, rank);
+    const int top = expert_row(beside, tile);
     for (int step = index == begin ? first + ahead : first; step < last; step++, turn.next()) {
       wait_parity(empty(turn.stage), turn.parity ^ 1);
-      load_w(w, turn.stage, tile, step, rank);
+      load_w(w, turn.stage, tile, top, step, rank);
       load_x(x, turn.stage, tile, step);
     }
   }
@@ -263,7 +282,7 @@ __device__ __forceinline__ void store_tile(float (&d)[ROWS / 2], const Beside& b
     if constexpr (PARTS > 0) d[i] *= s;
     if constexpr (PARTS > 0 && GATED) d[i + ROWS / 4] *= s;
     if constexpr (GATED) d[i] = activated<ACT>(d[i]) * d[i + ROWS / 4];
-    else d[i] += bias_at<OUT_N>(beside.bias, tile.column + i / 4 * 8 + lane * 2 + i % 2);
+    else d[i] = activated<ACT>(d[i] + bias_at<OUT_N>(beside.bias, tile.column + i / 4 * 8 + lane * 2 + i % 2));
   }
   if constexpr (OUT_BYTES == 2 && OUT_N % 8 == 0) {
     if constexpr (RESIDUAL) add_residual(d, beside, tile, token, tokens, rank);
@@ -326,10 +345,11 @@ __device__ __forceinline__ void exchange(float (&d)[ROWS / 2], int group, int ra
   }
 }
 
-__device__ __forceinline__ void consume(const Beside& beside, void* y, int tokens, int rank) {
+__device__ __forceinline__ void consume(const Beside& beside, void* y, int given, int rank) {
   const int group = threadIdx.x / 128;
   Turn turn;
   wait_for_predecessor();
+  const int tokens = token_count(beside, given);
   for (int index = blockIdx.x / CLUSTER; index < tiles(tokens); index += clusters()) {
     const Tile tile = tile_at(index, tokens, rank);
     float2 scale = make_float2(1.0f, 1.0f);
@@ -379,6 +399,9 @@ hopper(const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap w,
 #if RESIDUAL
        u16* scaled, float* shares,
 #endif
+#if EXPERTS
+       const int* owners, const int* used,
+#endif
        int tokens) {
   Beside beside{};
 #if BIAS_BYTES
@@ -390,11 +413,14 @@ hopper(const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap w,
 #if RESIDUAL
   beside.residual = residual, beside.gain = gain, beside.scaled = scaled, beside.shares = shares;
 #endif
+#if EXPERTS
+  beside.owners = owners, beside.used = used;
+#endif
   const int rank = CLUSTER > 1 ? static_cast<int>(cluster_rank()) : 0;
   set_up(&x, &w);
   if (threadIdx.x >= CONSUMERS) {
     if constexpr (MOVES_REGISTERS) give_registers<40>();
-    if (threadIdx.x == CONSUMERS) produce(&x, &w, tokens, rank);
+    if (threadIdx.x == CONSUMERS) produce(&x, &w, beside, tokens, rank);
     __syncwarp();
   } else {
     if constexpr (MOVES_REGISTERS) take_registers<232>();

@@ -19,7 +19,17 @@ from penstock.kernels.linear.product import NO_NORM, Norm, Operands, Product, op
 from penstock.kernels.tactic import Config, CudaKernel, Draft, KernelUse, Tactic, cdiv, next_power_of_2
 
 SOURCE = "penstock.kernels.linear.hopper:hopper"
-NAMES = ("bias", "squares", "residual", "gain", "y", "scaled", "shares")  # in the order of the kernel's parameters
+NAMES = (
+    "bias",
+    "squares",
+    "residual",
+    "gain",
+    "y",
+    "scaled",
+    "shares",
+    "owners",
+    "used",
+)  # in the order of the kernel's parameters
 CAPABILITY = 90
 FORMATS = ("bf16", "f16")
 ALIGNED_COLUMNS = 8  # the copy engine wants rows that start at multiples of 16 bytes
@@ -78,13 +88,13 @@ class Shape:
 
     def runs(self, p: Product) -> int:
         """Runs of eight columns of y in a tile; each is added up by one block of a split."""
-        return self.rows // 8 // (2 if p.act else 1)
+        return self.rows // 8 // (2 if p.gated else 1)
 
     def mail(self, p: Product) -> int:
         """Bytes that the others of a split send to a block, and their barrier."""
         if self.split == 1:
             return 0
-        runs, matrices = cdiv(self.runs(p), self.split), 2 if p.act else 1
+        runs, matrices = cdiv(self.runs(p), self.split), 2 if p.gated else 1
         return (self.split - 1) * runs * matrices * self.warp_groups * 128 * 16 + BARRIER_BYTES
 
     def shared(self, p: Product, device: Device) -> int:
@@ -137,23 +147,25 @@ class HopperProduct(Tactic):
         """The kernel's shape in a configuration."""
 
 
-def hopper_use(p: Product, device: Device, shape: Shape, given: Operands, norm: Norm = NO_NORM) -> KernelUse:
-    """One launch. `norm`: of what goes in (squares) or comes out (residual)."""
+def hopper_use(
+    p: Product, device: Device, shape: Shape, given: Operands, norm: Norm = NO_NORM, experts: int = 0
+) -> KernelUse:
+    """One launch. `norm`: of what goes in (squares) or comes out (residual). `experts`: w has a matrix for each."""
     stages, x_rows = shape.stages(p, device), shape.x_rows(p)
     constants: dict[str, int | str] = {
         "N": p.n, "K": p.k, "FORMAT": p.w.name, "OUT_BYTES": p.out.bytes, "BIAS_BYTES": p.bias.bytes if p.bias else 0,
-        "ACT": ACTIVATIONS.index(p.act), "WARP_GROUPS": shape.warp_groups, "ROWS": shape.rows,
+        "ACT": ACTIVATIONS.index(p.act), "GATED": int(p.gated), "WARP_GROUPS": shape.warp_groups, "ROWS": shape.rows,
         "ROWS_16": shape.rows // 16, "STAGES": stages, "X_ROWS": x_rows, "SHARE": shape.share, "SPLIT": shape.split,
         "GROUP": L2_GROUP, "PERSISTENT": int(shape.persistent), "STREAM": int(streams(p, device)),
         "BLOCKS": shape.blocks, "PARTS": norm.parts, "EPS": f"{norm.eps!r}f", "RESIDUAL": int("residual" in given),
-        "OFFSET": f"{norm.offset!r}f",
+        "OFFSET": f"{norm.offset!r}f", "EXPERTS": experts,
     }  # fmt: skip
     beside = [name for name in NAMES if name in given]
     signature = (("x", "map"), ("w", "map"), *((name, given[name][1]) for name in beside), ("tokens", "i32"))
     kernel = CudaKernel(SOURCE, signature, tuple(constants.items()), shape.warps, shape.shared(p, device))
     args = (
         replace(given["x"][0], tile=Tile(p.x.name, (p.tokens, p.k), (x_rows, DEPTH))),
-        replace(given["w"][0], tile=Tile(p.w.name, (p.n, p.k), (shape.rows // 2, DEPTH))),
+        replace(given["w"][0], tile=Tile(p.w.name, (max(1, experts) * p.n, p.k), (shape.rows // 2, DEPTH))),
         *(given[name][0] for name in beside), Arg("int", p.tokens),
     )  # fmt: skip
     return KernelUse(kernel, (shape.grid(p, device), 1, 1), args)

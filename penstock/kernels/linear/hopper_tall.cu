@@ -1,4 +1,4 @@
-// y = x w^T + bias, or act(gate) * up over the two halves of w's rows, for some hundred tokens, few of them padding.
+// y = act(x w^T + bias), or act(gate) * up over the two halves of w's rows, for some hundred tokens, few of them padding.
 //
 // The rows of w are the tall operand, the tokens the other: a tile has as many as divide the step evenly. A *unit* is
 // 64 rows of w (gated: 32 of gate and the 32 of up that belong to them, eight of each in turn, so that a thread has
@@ -10,7 +10,7 @@
 //
 // Constants, all macros:
 //   N, K; FORMAT (bf16, f16); OUT_BYTES (2: FORMAT, 4: float32); BIAS_BYTES (likewise; 0: none)
-//   ACT (0: a plain product; others as in values.cuh)
+//   ACT (0: none; others as in values.cuh), GATED (0 or 1)
 //   TILE_T, TILE_T_16: tokens of a tile, and as hopper.cuh names them: TILE_T / 16, with an H where eight are left
 //   HEIGHT (units that the two warp groups take in a pass, in turn), STAGES
 //   SHARE_W, SPLIT, ALONG (clusters that the units are dealt to)
@@ -20,7 +20,6 @@
 #include "hopper.cuh"
 #include "values.cuh"
 
-constexpr bool GATED = ACT != 0;
 constexpr int OUT_N = GATED ? N / 2 : N;
 constexpr int UNIT_N = GATED ? 32 : 64;           // columns of y
 constexpr int UNITS = (OUT_N + UNIT_N - 1) / UNIT_N;
@@ -336,7 +335,8 @@ __device__ __forceinline__ void store_plain(const float (&d)[TILE_T / 2], const 
     const int t = token + couple * 16, at[2] = {t, whole ? t + 8 : -1};
     float v[2][4];
 #pragma unroll
-    for (int i = 0; i < 8; i++) v[i / 4][i % 4] = d[8 * couple + (whole ? i : i % 4)] + offset[i % 4 / 2];
+    for (int i = 0; i < 8; i++)
+      v[i / 4][i % 4] = activated<ACT>(d[8 * couple + (whole ? i : i % 4)] + offset[i % 4 / 2]);
     store_runs(y, v, at, n, tokens);
   }
 }

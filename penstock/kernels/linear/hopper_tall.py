@@ -77,8 +77,8 @@ class Cut:
 
     @property
     def units(self) -> int:
-        columns = self.p.n // 2 if self.p.act else self.p.n
-        return cdiv(columns, UNIT_ROWS // 2 if self.p.act else UNIT_ROWS)
+        columns = self.p.n // 2 if self.p.gated else self.p.n
+        return cdiv(columns, UNIT_ROWS // 2 if self.p.gated else UNIT_ROWS)
 
     @property
     def along(self) -> int:
@@ -135,7 +135,7 @@ class Cut:
         # The blocks of a split wait for one another: all must be resident at once, or those that are wait for ever.
         resident = self.grid <= self.device.multiprocessors
         # Its parts are added up once, whole runs at a time; none may begin beyond K.
-        return resident and not self.p.act and self.passes == 1 and cdiv(self.tile, 16) >= self.split <= self.steps
+        return resident and not self.p.gated and self.passes == 1 and cdiv(self.tile, 16) >= self.split <= self.steps
 
     def cost(self) -> float:
         """Cycles of the busiest block."""
@@ -147,24 +147,24 @@ class Cut:
         fill = LINE * (rows + columns) / FILL_BYTES
         left = self.most * UNIT_ROWS * self.tile * 4 * (self.split - 1) / self.split / LEFT_BYTES
         busy = self.steps * max(products, shared, fill) * (1 if self.stages >= EASY_STAGES else SHORT_RING)
-        return START_CYCLES + busy + self.passes * (GATED_PASS_CYCLES if p.act else PASS_CYCLES) + left
+        return START_CYCLES + busy + self.passes * (GATED_PASS_CYCLES if p.gated else PASS_CYCLES) + left
 
     def use(self) -> KernelUse:
         p = self.p
         constants: dict[str, int | str] = {
             "N": p.n, "K": p.k, "FORMAT": p.w.name, "OUT_BYTES": p.out.bytes,
-            "BIAS_BYTES": p.bias.bytes if p.bias else 0, "ACT": ACTIVATIONS.index(p.act), "TILE_T": self.tile,
-            "TILE_T_16": f"{self.tile // 16}{'H' if self.tile % 16 else ''}", "HEIGHT": self.height,
-            "STAGES": self.stages, "SHARE_W": int(self.shares_w), "SPLIT": self.split, "ALONG": self.along,
-            "STREAM": int(streams(p, self.device)),
+            "BIAS_BYTES": p.bias.bytes if p.bias else 0, "ACT": ACTIVATIONS.index(p.act), "GATED": int(p.gated),
+            "TILE_T": self.tile, "TILE_T_16": f"{self.tile // 16}{'H' if self.tile % 16 else ''}",
+            "HEIGHT": self.height, "STAGES": self.stages, "SHARE_W": int(self.shares_w), "SPLIT": self.split,
+            "ALONG": self.along, "STREAM": int(streams(p, self.device)),
         }  # fmt: skip
         given = operands(p)
         beside = [name for name in ("bias", "y") if name in given]
         parts = (("parts", "*fp32"), ("counters", "*i32")) if self.split > 1 else ()
         signature = (("x", "map"), ("w", "map"), *((n, given[n][1]) for n in beside), *parts, ("tokens", "i32"))
         kernel = CudaKernel(SOURCE, signature, tuple(constants.items()), WARPS, self.shared)
-        turns = bool(p.act) and p.n // 2 % 8 == 0
-        box = ODD_BOX_ROWS if p.act and not turns else BOX_ROWS
+        turns = p.gated and p.n // 2 % 8 == 0
+        box = ODD_BOX_ROWS if p.gated and not turns else BOX_ROWS
         x_rows = self.tile if self.shares_w else self.tile // CLUSTER
         args = (
             replace(given["x"][0], tile=Tile(p.x.name, (p.tokens, p.k), (x_rows, DEPTH))),

@@ -10,22 +10,26 @@ from penstock.kernels.linear.gemv_triton import prefetch
 
 
 @triton.jit
-def _weight_row(n, N: tl.constexpr, ACT: tl.constexpr):  # type: ignore[no-untyped-def]
+def _weight_row(n, N: tl.constexpr, GATED: tl.constexpr):  # type: ignore[no-untyped-def]
     """The row of w behind column n of a product: itself, or gate and up rows in turn. Past the end, the last."""
     row = tl.minimum(n, N - 1)
-    if ACT != "":
+    if GATED:
         row = (row % 2) * (N // 2) + row // 2
     return row
 
 
 @triton.jit
-def _store_rows(acc, bias, y, t, tokens, first, N: tl.constexpr, COLUMNS: tl.constexpr, ACT: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Bias or gate, then store acc [TOKENS,COLUMNS], whose columns start at `first` of a product of N."""
+def _store_rows(  # type: ignore[no-untyped-def]
+    acc, bias, y, t, tokens, first, N: tl.constexpr, COLUMNS: tl.constexpr, ACT: tl.constexpr, GATED: tl.constexpr
+):
+    """Bias and activation, or gate, then store acc [TOKENS,COLUMNS], columns `first` and on of a product of N."""
     start = t.to(tl.int64)[:, None]
-    if ACT == "":
+    if not GATED:
         n = first + tl.arange(0, COLUMNS)
         if bias is not None:
             acc += tl.load(bias + n, mask=n < N, other=0.0).to(tl.float32)[None, :]
+        if ACT != "":
+            acc = activate(acc, ACT)
         tl.store(y + start * N + n[None, :], acc, mask=(t < tokens)[:, None] & (n < N)[None, :])
     else:
         f = first // 2 + tl.arange(0, COLUMNS // 2)
@@ -75,9 +79,12 @@ def skinny(  # type: ignore[no-untyped-def]
     STAGES: tl.constexpr,
     PREFETCH: tl.constexpr,
     ACT: tl.constexpr,
+    GATED: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """y = x @ w.T + bias for tokens <= TOKENS, or act(gate) * up. x: [tokens,K]; w: [N,K]; bias: [N] or None.
+    """y = act(x @ w.T + bias) for tokens <= TOKENS, or where GATED act(gate) * up.
+
+    x: [tokens,K]; w: [N,K]; bias: [N] or None.
 
     With SPLIT > 1 program (i, s) sums the s-th share of K into parts f32[SPLIT,tokens,N]; the last to come of a tile,
     by `counters` i32[tiles], adds them up.
@@ -85,7 +92,7 @@ def skinny(  # type: ignore[no-untyped-def]
     first = tl.program_id(0) * ROWS
     n = first + tl.arange(0, ROWS)
     t = tl.arange(0, TOKENS)
-    w_start = w + _weight_row(n, N, ACT).to(tl.int64)[:, None] * K
+    w_start = w + _weight_row(n, N, GATED).to(tl.int64)[:, None] * K
     x_start = x + t[:, None] * K
     SHARE: tl.constexpr = (K + COLUMNS * SPLIT - 1) // (COLUMNS * SPLIT) * COLUMNS
     low = tl.program_id(1) * SHARE
@@ -108,7 +115,7 @@ def skinny(  # type: ignore[no-untyped-def]
     if SPLIT > 1:
         whole, acc = _joined(acc, parts, counters, t, tokens, n, N, SPLIT)
     if whole:
-        _store_rows(tl.trans(acc), bias, y, t, tokens, first, N, ROWS, ACT)
+        _store_rows(tl.trans(acc), bias, y, t, tokens, first, N, ROWS, ACT, GATED)
 
 
 @triton.jit
@@ -126,9 +133,12 @@ def tiled(  # type: ignore[no-untyped-def]
     GROUP: tl.constexpr,
     STAGES: tl.constexpr,
     ACT: tl.constexpr,
+    GATED: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """y = x @ w.T + bias, or act(gate) * up, in tiles of TOKENS x ROWS. x: [tokens,K]; w: [N,K]; bias: [N] or None.
+    """y = act(x @ w.T + bias), or where GATED act(gate) * up, in tiles of TOKENS x ROWS.
+
+    x: [tokens,K]; w: [N,K]; bias: [N] or None.
 
     Neighbouring programs share GROUP tiles of tokens, so that what they read stays in the L2.
     """
@@ -144,7 +154,7 @@ def tiled(  # type: ignore[no-untyped-def]
     first = pid % in_group // height * ROWS
     n = first + tl.arange(0, ROWS)
     x_start = x + tl.minimum(t, tokens - 1).to(tl.int64)[:, None] * K
-    w_start = w + _weight_row(n, N, ACT).to(tl.int64)[:, None] * K
+    w_start = w + _weight_row(n, N, GATED).to(tl.int64)[:, None] * K
     acc = tl.zeros((TOKENS, ROWS), tl.float32)
     for k in tl.range(0, K, COLUMNS, num_stages=STAGES):
         column = k + tl.arange(0, COLUMNS)[None, :]
@@ -154,4 +164,4 @@ def tiled(  # type: ignore[no-untyped-def]
             x_tile = tl.load(x_start + column, mask=column < K, other=0.0)
             w_tile = tl.load(w_start + column, mask=column < K, other=0.0)
         acc = tl.dot(x_tile, tl.trans(w_tile), acc, input_precision="ieee")
-    _store_rows(acc, bias, y, t, tokens, first, N, ROWS, ACT)
+    _store_rows(acc, bias, y, t, tokens, first, N, ROWS, ACT, GATED)

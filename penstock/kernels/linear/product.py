@@ -18,7 +18,7 @@ SHARED = {80: 163, 87: 163, 90: 227, 100: 227, 103: 227}  # KiB that a program m
 
 @dataclass(frozen=True, slots=True)
 class Product:
-    """x [tokens,k] @ w [n,k].T + bias; where `act` is named, the gated product of w's two halves."""
+    """act(x [tokens,k] @ w [n,k].T + bias), where `act` is named; `gated`: act of w's first half times the second."""
 
     tokens: int
     n: int
@@ -28,6 +28,7 @@ class Product:
     out: Format
     bias: Format | None
     act: str
+    gated: bool
 
     @staticmethod
     def of(site: Site, sizes: Sizes) -> Product:
@@ -35,7 +36,8 @@ class Product:
         n, k = w.concrete(sizes)
         bias = site.inputs[2].format if len(site.inputs) > 2 else None
         out, act = site.outputs[0].format, str(site.attr("act", ""))
-        return Product(gpu.rows(x, sizes), n, k, x.format, w.format, out, bias, act)
+        gated = bool(act) and site.op != "linear_activate"
+        return Product(gpu.rows(x, sizes), n, k, x.format, w.format, out, bias, act, gated)
 
 
 def refusal(
@@ -90,7 +92,7 @@ def product_use(
     """
     used = [name for name in names if name in given]
     signature = (*((name, given[name][1]) for name in used), ("tokens", "i32"))
-    constants: list[tuple[str, Any]] = [("N", p.n), ("K", p.k), ("ACT", p.act), gpu.pdl(device)]
+    constants: list[tuple[str, Any]] = [("N", p.n), ("K", p.k), ("ACT", p.act), ("GATED", p.gated), gpu.pdl(device)]
     constants += [(name, None) for name in names if name not in given]
     constants += [(name, value) for name, value in config.items() if name.isupper()]
     kernel = TritonKernel(source, signature, tuple(constants), int(config["warps"]), int(config.get("STAGES", 1)))

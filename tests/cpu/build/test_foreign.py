@@ -123,7 +123,7 @@ def test_scaled_positions(tmp_path: Path) -> None:
 
 def gpt(kind: str, directory: Path) -> Path:
     torch.manual_seed(0)
-    sizes = {"vocab_size": 99, "tie_word_embeddings": kind == "gpt2"}
+    sizes = {"vocab_size": 99, "tie_word_embeddings": kind == "gpt2", "bos_token_id": None, "eos_token_id": None}
     config: Any = (
         GPT2Config(n_embd=48, n_inner=80, n_layer=2, n_head=4, n_positions=64, **sizes)
         if kind == "gpt2"
@@ -165,6 +165,24 @@ def test_gpt_shaped_ones_have_gpt2s_names_and_values(kind: str, tp: int, pp: int
     assert torch.equal(ours.eval()(tokens).logits, reference.eval()(tokens).logits)
     fused = read_facts(args | {"bias_gelu_fusion": True}, "megatron", shards)
     assert (facts.act, fused.act) == ("gelu", "gelu_new")
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "gpt_neox"])
+def test_a_gpts_text_is_that_of_the_model(kind: str, tmp_path: Path) -> None:
+    hf = gpt(kind, tmp_path / "hf")
+    settings = {"args.json": json.dumps(gpt_args(config_of(hf)))}
+    shards = write_megatron(hf, tmp_path / "in", 2, 2, "core", settings)
+    out = convert(shards, tmp_path / "out", model_format="megatron")
+    assert_same(out, hf)
+    activation = {"gpt2": "activation_function", "gpt_neox": "hidden_act"}[kind]
+    (hf / "config.json").write_text(json.dumps(config_of(hf) | {activation: "gelu_new"}))
+    params, texts = SamplingParams(temperature=0.0, max_tokens=24, ignore_eos=True), []
+    for model in (hf, out):
+        with LLM(
+            str(model), device="cpu", cache_dir=tmp_path / "cache", max_num_tokens=64, skip_tokenizer_init=True
+        ) as llm:
+            texts.append(llm.generate([{"prompt_token_ids": [1, 2, 3]}], params)[0].outputs[0].token_ids)
+    assert texts[0] == texts[1] and len(texts[0]) == 24
 
 
 def test_norms_stored_less_one(tmp_path: Path) -> None:

@@ -14,9 +14,8 @@ from penstock.ir.dialect import built, verify
 from penstock.models import build_forward, declared, family_of, ignored_tensors, read_spec, weights
 from penstock.models.checkpoint import Checkpoint, TensorInfo
 from penstock.spec import DynamicNtk, Linear, Llama3, ModelSpec, Yarn
-from tests.facts.tensors import CONFIGS, PARAMETERS, published_config, tensor_names
-
-STEMS = sorted(path.stem for path in CONFIGS.glob("*.json"))
+from tests.facts.pending import READ as STEMS
+from tests.facts.tensors import PARAMETERS, published_config, tensor_names
 
 
 def published(stem: str) -> tuple[dict[str, Any], ModelSpec]:
@@ -52,7 +51,8 @@ def test_both_spellings_mean_the_same(stem: str) -> None:
 
 def test_facts_that_are_easily_lost() -> None:
     specs = {stem: published(stem)[1] for stem in STEMS}
-    scaling = {stem: spec.layers[0].mixer.rope.scaling for stem, spec in specs.items()}
+    scaled = ("med42-70b-dynamic", "vicuna-7b-v1.5-16k", "Yarn-Llama-2-7b-128k", "Llama-3.2-1B")
+    scaling = {stem: specs[stem].layers[0].mixer.rope.scaling for stem in scaled}
     assert scaling["med42-70b-dynamic"] == DynamicNtk(2.0, 2048) and specs["med42-70b-dynamic"].max_position == 4096
     assert scaling["vicuna-7b-v1.5-16k"] == Linear(4.0) and specs["vicuna-7b-v1.5-16k"].max_position == 16384
     assert scaling["Yarn-Llama-2-7b-128k"] == Yarn(32.0, 4096)

@@ -319,6 +319,21 @@ def test_bad_directories(files: dict[str, bytes | str], config: dict[str, Any], 
         Tokenizer.from_dir(written(tmp_path, files, tokenizer_config=config))
 
 
+def test_a_token_that_no_merge_makes_is_taken_whole(tmp_path: Path) -> None:
+    """tiktoken looks a piece up before it merges."""
+    lines = [base64.b64encode(bytes([b])) + b" %d" % b for b in range(256)] + [base64.b64encode(b"abc") + b" 256"]
+    config = {"tokenizer_class": "QWenTokenizer"}
+    tok = Tokenizer.from_dir(written(tmp_path, {"qwen.tiktoken": b"\n".join(lines)}, tokenizer_config=config))
+    assert tok.encode("abc xabc") == [256, *b" xabc"]
+
+
+def test_a_unigram_models_own_symbols_come_before_likelier_pieces() -> None:
+    """By SentencePiece's rule for their score, whatever is stored."""
+    pieces = [*START, ("▁", -3.0, NORMAL), *((c, -2.0 - i, NORMAL) for i, c in enumerate("abc")), ("bc", -90.0, USER)]
+    tok = Tokenizer(sentencepiece.parse(model(pieces), "m").build({}))
+    assert tok.encode("abc cb") == [3, 4, 7, 3, 6, 5]
+
+
 def test_all_merges_is_the_greedy_walk_of_the_library() -> None:
     """A token that several pairs make up is merged from the left."""
     ranks = {text: rank for rank, text in enumerate(["a", "b", "aa", "ab", "aaa", "aab", "aaaa"])}

@@ -21,6 +21,11 @@ def linear_glu(format: str, f: int, e: int, act: str) -> Site:
     return _site("linear_glu", (tensor(format, "T", e), tensor(format, 2 * f, e)), (1,), act=act)
 
 
+def linear_activate(format: str, n: int, k: int, act: str, *, bias: bool = True) -> Site:
+    types = (tensor(format, "T", k), tensor(format, n, k), *((tensor(format, n),) if bias else ()))
+    return _site("linear_activate", types, (1, 2) if bias else (1,), act=act)
+
+
 def linear_norm_linear(
     format: str, e: int, k: int, n: int, *, act: str = "", bias: bool = False, offset: float = 0.0
 ) -> Site:
@@ -86,4 +91,14 @@ CASES: list[tuple[Site, Sizes]] = [
     (packed_glu("f32", 77, "relu"), {"T": 70}),
     (packed_glu("f16", 2050, "silu"), {"T": 2}),
     (packed_glu("bf16", 640, "gelu"), {"T": 1}),
+    (linear_activate("bf16", 72, 1032, "gelu"), {"T": 3}),
+    (linear_activate("f16", 136, 288, "gelu_tanh"), {"T": 70}),
+    (linear_activate("f32", 33, 100, "relu", bias=False), {"T": 5}),
+    (linear_activate("f32", 40, 100, "relu2"), {"T": 33}),
+    (linear_activate("bf16", 200, 520, "gelu_quick", bias=False), {"T": 17}),
+    (linear_activate("bf16", 200, 1032, "gelu"), {"T": 257}),
+    (linear_activate("f16", 264, 2056, "relu2"), {"T": 200}),
+    (linear_activate("bf16", 129, 264, "gelu_tanh"), {"T": 40}),
+    (linear_glu("bf16", 264, 520, "relu2"), {"T": 300}),
+    (linear_glu("bf16", 72, 136, "gelu_quick"), {"T": 16}),
 ]

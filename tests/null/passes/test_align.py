@@ -73,3 +73,11 @@ def test_an_odd_head_is_cut_behind_its_cap() -> None:
     after = rewrite(graph(emit("softcap", logits, cap=30.0)[0]), align.RULES).graph
     assert counts(after) == {"linear": 1, "scale": 1, "softcap": 1, "narrow": 1, "pad": 1}
     assert after.outputs[0].node.op == "narrow"
+
+
+def test_an_odd_activated_product_is_padded_and_the_next_takes_it_whole() -> None:
+    inner = emit("linear_activate", value("x", 8), weight("u", 5, 8), weight("b", 5), act="gelu")[0]
+    built = graph(emit("linear_activate", inner, weight("d", 8, 5), act="relu")[0])
+    after = rewrite(built, align.RULES).graph
+    assert align.must(built) == 1 and counts(after) == {"linear_activate": 2, "pad": 3}
+    assert [n.attr("act") for n in after.nodes if n.op == "linear_activate"] == ["gelu", "relu"]

@@ -219,3 +219,17 @@ def test_fused_counts_are_linear_in_layers() -> None:
         return counts(lower(pipeline.run(forward(many))[0]).graph)
 
     assert ops(4) - ops(3) == Counter(LAYER)
+
+
+def test_an_activation_goes_into_the_product_that_it_alone_reads() -> None:
+    for bias in ((), (weight("b", 16),)):
+        product = emit("linear", value("x", 8), weight("w", 16, 8), *bias)[0]
+        y = emit("activate", product, act="relu2")[0]
+        after = rewrite(graph(y), fuse_glu.RULES).graph
+        assert fuse_glu.must(graph(y)) == 1 and counts(after) == {"linear_activate": 1}
+        assert after.outputs[0].node.inputs[2:] == bias and after.outputs[0].node.attr("act") == "relu2"
+        kept = graph(y, product)
+        assert fuse_glu.must(kept) == 0 and rewrite(kept, fuse_glu.RULES).graph is kept
+    finer = emit("linear", value("x", 8, "bf16"), weight("v", 16, 8, format="bf16"), out="f32")[0]
+    kept = graph(emit("activate", finer, act="relu")[0])
+    assert fuse_glu.must(kept) == 0 and rewrite(kept, fuse_glu.RULES).graph is kept

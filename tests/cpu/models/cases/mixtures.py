@@ -20,6 +20,13 @@ _LATENT: dict[str, Any] = {
     "first_k_dense_replace": 1, "num_hidden_layers": 3,
 }  # fmt: skip
 
+_GROK: dict[str, Any] = {
+    "vocab_size": 99, "hidden_size": 48, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "attn_output_multiplier": 0.3, "max_attn_value": 1.5, "embedding_multiplier_scale": 6.9,
+    "output_multiplier_scale": 0.57, "max_position_embeddings": 128, "rms_norm_eps": 1e-5, "num_experts": 4,
+    "num_experts_per_tok": 2, "tie_word_embeddings": True,
+}  # fmt: skip
+
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "mixtral": ("mixtral", {"num_local_experts": 4}),
     "mixtral-one-expert-window": (
@@ -62,6 +69,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "attention_bias": True, "norm_topk_prob": False, "n_shared_experts": 1,
         },
     ),
+    "grok-1": ("grok-1", _GROK),
+    "grok-1-untied-one-expert": ("grok-1", {**_GROK, "tie_word_embeddings": False, "num_experts_per_tok": 1}),
     "dbrx": ("dbrx", {**_DBRX, "attn_config": {"kv_n_heads": 2, "clip_qkv": 0.7}}),
     "dbrx-one-expert-as-it-is": (
         "dbrx",

@@ -1,0 +1,1 @@
+"""Products with an activation behind them: the kernels of `linear`."""

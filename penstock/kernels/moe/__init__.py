@@ -1,0 +1,1 @@
+"""The feed-forwards of each token's experts."""
