@@ -14,7 +14,6 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from importlib.metadata import entry_points
 from pathlib import Path
 from threading import RLock
 from typing import Any
@@ -50,6 +49,8 @@ def load(modules: Iterable[str] = ()) -> None:
     named = () if isinstance(modules, str) else tuple(modules)
     if isinstance(modules, str) or not all(isinstance(each, str) for each in named):
         raise OptionError(f"plugins={modules!r} is no list of modules' names; give one like ['package.module']")
+    from importlib.metadata import entry_points  # with all that it imports, a price that `--help` need not pay
+
     with _LOCK:
         for entry in sorted(entry_points(group=GROUP), key=lambda each: each.value):
             called = f"plugin {entry.value!r}, entry point {entry.name!r},"
@@ -74,10 +75,10 @@ def _load(module: str, called: str, version: str | None = None) -> None:
     try:
         imported = importlib.import_module(module)
     except PluginError as error:
-        _take_back(known)
+        _take_back(known, module)
         raise PluginError(f"{called}: {error}") from error
     except Exception as error:  # a border: whatever another's module raises is reported under its name
-        _take_back(known)
+        _take_back(known, module)
         raise PluginError(
             f"{called} cannot be imported: {type(error).__name__}: {error}; mend it, install it, put its folder on "
             f"PYTHONPATH, or leave it out"
@@ -92,16 +93,17 @@ def _load(module: str, called: str, version: str | None = None) -> None:
 
 def unload(module: str) -> None:
     """Take back all that a plugin registered; the next `load` imports it anew."""
-    _take_back({part for part, note in _NOTES.items() if note.owner != module})
+    _take_back({part for part, note in _NOTES.items() if note.owner != module}, module)
     _LOADED.pop(module, None)
     _hash.cache_clear()
-    for name in [n for n in sys.modules if n == module or n.startswith(f"{module}.")]:
-        del sys.modules[name]
 
 
-def _take_back(kept: set[Part]) -> None:
+def _take_back(kept: set[Part], module: str) -> None:
+    """All parts but these, the last first; and the imports, so that they are made anew."""
     for part in reversed([part for part in _NOTES if part not in kept]):
         _NOTES.pop(part).undo()
+    for name in [n for n in sys.modules if n == module or n.startswith(f"{module}.")]:
+        del sys.modules[name]
 
 
 def note(kind: str, name: str, taken: bool, undo: Callable[[], object]) -> None:

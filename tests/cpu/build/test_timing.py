@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from penstock.engine.program import Arg, Call, Plan, Site
 from penstock.ir.graph import Type, tensor
 from penstock.ir.op import get
 from penstock.ir.ops.state import HEADER, SlotLayout
-from penstock.kernels import calls
+from penstock.kernels import calls, layouts
 from penstock.kernels.reference import Reference
 from penstock.kernels.tactic import frozen_plan, whole_call
 from tests.cpu.build.engines import tiny
@@ -249,6 +250,22 @@ def test_right_plans_pass_and_are_timed_by_the_launch(timer: CudaTimer, found: S
     assert result == Timing(160 / len(graph.runs), 0.0)
     assert graph.replayed == timing.WARM_UP + timing.REPEATS + 1
     assert timer(found, sizes, plan_of(found)).ok, "and again, on what the first has left"
+
+
+def test_a_weight_is_packed_as_the_plan_reads_it(timer: CudaTimer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In every copy that launches take in turn, and by its layout alone."""
+    flipped = layouts.Layout(lambda w: w.flip(0), lambda w: w.flip(0))
+    monkeypatch.setitem(layouts._LAYOUTS, "flipped", flipped)
+
+    def run(call: Call, inputs: Any, outputs: Any, sizes: Any) -> Any:
+        given = [inputs[0], inputs[1].flip(0)]
+        return calls.reference(call, given, outputs, sizes)
+
+    monkeypatch.setitem(calls.CALLS, "test-flipped", run)  # type: ignore[arg-type]
+    plan = Plan("test", (whole_call("test-flipped", LINEAR),))
+    for time in (timer, time_cpu):
+        assert "off by" in time(LINEAR, {"T": 3}, plan).refused
+        assert time(LINEAR, {"T": 3}, plan, math.inf, ((1, "flipped"),)).ok
 
 
 def test_what_is_far_behind_the_best_is_repeated_less(timer: CudaTimer) -> None:

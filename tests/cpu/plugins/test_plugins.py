@@ -77,6 +77,9 @@ def test_an_installed_package_brings_every_kind(
         assert tokens(llm) == want
         engine, place = llm.engine, llm.save_engine(tmp_path / "engine")
     assert engine.plugins[NAME]["parts"] == PARTS and engine.plugins[NAME]["version"] == "1.2"
+    (kept,) = (tmp_path / "timings").glob("*.json")
+    foreign = [key for key in json.loads(kept.read_text()) if key.startswith("plugged_glu(") or "| flipped" in key]
+    assert len(foreign) > 1 and all(" every_kind 1.2 " in key for key in foreign)
     assert main(["inspect", str(place)]) == 0
     said = capsys.readouterr().out
     assert "(plugin every_kind)" in said and "flipped (plugin every_kind)" in said
