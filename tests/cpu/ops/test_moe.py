@@ -173,7 +173,7 @@ def test_a_row_depends_on_no_other(attrs: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("attrs", ROUTES, ids=str)
 def test_equal_scores_go_to_the_lower_index(attrs: dict[str, Any]) -> None:
-    experts, weights = route(torch.zeros(2, X), **attrs)
+    experts, weights = route(torch.zeros(2, 64 * X), **attrs)
     assert experts.tolist() == [list(range(attrs["chosen"]))] * 2
     assert (weights == weights[0, 0]).all() and weights.isfinite().all()
 
