@@ -8,7 +8,6 @@ from typing import Any
 from penstock.engine.program import Site
 from penstock.ir.graph import Type, leaf, tensor
 from penstock.ir.op import emit, get
-from penstock.ir.ops.attention import EXTRAS
 
 Sizes = dict[str, int]
 Rows = tuple[tuple[int, int], ...]  # queries of each sequence, and tokens before them
@@ -89,7 +88,6 @@ def sizes(tokens: int, sequences: int, blocks: int) -> Sizes:
     return {"T": tokens, "S": sequences, "L": sequences, "M": blocks, "N": sequences * blocks + 1}
 
 
-SLOPES, SINKS = ("slopes",), ("sinks",)
 CASES: list[tuple[Site, Sizes]] = [
     (attention("bf16", 8, 2, 128), sizes(13, 4, 2)),
     (attention("bf16", 8, 1, 128), sizes(1, 1, 8)),  # more tasks than `combine` joins at once
@@ -153,32 +151,6 @@ CASES: list[tuple[Site, Sizes]] = [
     (rope_attention("f32", 5, 1, 96, norms=True, pool=FP8), sizes(1, 1, 3)),
     (kv_append("bf16", 8, 128, 64, pool=FP8), sizes(5, 3, 3)),
     (kv_append("f32", 3, 80, 16, pool=FP8), sizes(66, 2, 9)),
-    (attention("bf16", 8, 2, 128, extras=SLOPES), sizes(13, 4, 2)),
-    (attention("f16", 3, 3, 80, 32, extras=SLOPES), sizes(21, 3, 5)),
-    (attention("f32", 4, 2, 64, extras=SLOPES), sizes(16, 8, 3)),
-    (attention("bf16", 4, 4, 64, extras=SLOPES), sizes(48, 6, 16)),
-    (attention("bf16", 8, 1, 64, extras=("distances",)), sizes(13, 4, 2)),
-    (attention("f16", 4, 2, 64, extras=("distances",)), sizes(48, 6, 16)),
-    (attention("f32", 3, 1, 80, 16, extras=("distances",)), sizes(15, 3, 9)),
-    (attention("bf16", 16, 2, 64, window=20, extras=SINKS), sizes(13, 4, 2)),
-    (attention("f16", 7, 1, 64, 16, extras=SINKS), sizes(44, 5, 64)),
-    (attention("f32", 4, 2, 64, extras=SINKS), sizes(16, 8, 3)),
-    (attention("bf16", 4, 2, 128, 64, softcap=20.0, extras=EXTRAS), sizes(54, 5, 3)),
-    (attention("bf16", 4, 1, 128, pool=FP8, extras=EXTRAS), sizes(48, 6, 16)),
-    (attention("f32", 4, 2, 64, pool=FP8, extras=EXTRAS), sizes(16, 8, 3)),
-    (attention("bf16", 8, 1, 128, extras=EXTRAS), sizes(1, 1, 8)),
-    (rope("bf16", 8, 128, 64, interleaved=True), sizes(5, 2, 2)),
-    (rope("f32", 3, 80, 20, "S", scale=1.1, interleaved=True), sizes(6, 3, 2)),
-    (rope_append("bf16", 4, 2, 64, 16, norms=True, interleaved=True), sizes(9, 3, 9)),
-    (rope_append("f16", 6, 6, 80, 32, half=16, rows="S", interleaved=True, pool=FP8), sizes(7, 7, 5)),
-    (rope_append("f32", 2, 2, 16, 16, half=4, interleaved=True), sizes(67, 3, 9)),
-    (rope_attention("bf16", 8, 2, 128, half=32, interleaved=True), sizes(13, 4, 2)),
-    (rope_attention("f32", 3, 1, 80, 32, half=5, rows="S", norms=True, interleaved=True), sizes(21, 3, 5)),
-    (rope_attention("bf16", 16, 2, 64, window=20, extras=SINKS), sizes(13, 4, 2)),
-    (rope_attention("bf16", 8, 2, 64, extras=SINKS), sizes(1, 1, 8)),
-    (rope_attention("f16", 3, 1, 80, 32, half=16, norms=True, extras=EXTRAS), sizes(21, 3, 5)),
-    (rope_attention("bf16", 4, 1, 128, pool=FP8, extras=SINKS), sizes(48, 6, 16)),
-    (rope_attention("f32", 4, 2, 64, extras=SINKS), sizes(3, 2, 3)),
 ]
 
 
