@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from functools import wraps
-from typing import Any
+from typing import Any, cast
 
 from jinja2 import nodes
 from jinja2.exceptions import SecurityError, TemplateError
@@ -135,7 +135,7 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
         }
         narrow = {name: _narrow(self.filters[name]) for name in _NARROW}
         self.filters |= narrow | own | {"join": _joined(self.filters["join"]), "sum": _summed(self.filters["sum"])}
-        filters: dict[str, Callable[..., Any]] = dict(self.filters)
+        filters = cast("dict[str, Any]", self.filters)
         self.filters = {name: _stepped(name, apply, results=True) for name, apply in filters.items()}
         self.tests = {name: _stepped(name, test, results=False) for name, test in self.tests.items()}
         del self.globals["lipsum"]
