@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from functools import wraps
-from typing import Any, cast
+from typing import Any
 
 from jinja2 import nodes
 from jinja2.exceptions import SecurityError, TemplateError
@@ -135,9 +135,10 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
         }
         narrow = {name: _narrow(self.filters[name]) for name in _NARROW}
         self.filters |= narrow | own | {"join": _joined(self.filters["join"]), "sum": _summed(self.filters["sum"])}
-        filters = cast("dict[str, Any]", self.filters)
+        filters: Any = self.filters
+        tests: Any = self.tests
         self.filters = {name: _stepped(name, apply, results=True) for name, apply in filters.items()}
-        self.tests = {name: _stepped(name, test, results=False) for name, test in self.tests.items()}
+        self.tests = {name: _stepped(name, test, results=False) for name, test in tests.items()}
         del self.globals["lipsum"]
         self.globals["raise_exception"] = _raise_exception
         self.globals["strftime_now"] = _strftime_now

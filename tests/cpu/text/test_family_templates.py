@@ -96,8 +96,10 @@ TALK: list[dict[str, Any]] = [
 ]  # fmt: skip
 TOOLS: list[dict[str, Any]] = [
     {"type": "function", "function": {"name": "f", "description": "d", "parameters": {"type": "object",
-     "required": ["a"], "properties": {"a": {"type": "array", "items": {"type": "integer"}}, "b": {"type": ["string", "null"]},
-                    "c": {"enum": ["x", "y"]}}}}},
+     "required": ["a"], "properties": {
+         "a": {"type": "array", "items": {"type": "integer"}}, "b": {"type": ["string", "null"]},
+         "c": {"enum": ["x", "y"]},
+     }}}},
 ]  # fmt: skip
 CALLS: list[dict[str, Any]] = [
     TALK[0],
