@@ -135,9 +135,9 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
         }
         narrow = {name: _narrow(self.filters[name]) for name in _NARROW}
         self.filters |= narrow | own | {"join": _joined(self.filters["join"]), "sum": _summed(self.filters["sum"])}
-        filters: dict[str, Callable[..., Any]] = dict(self.filters)
+        filters: Any = self.filters
+        tests: Any = self.tests
         self.filters = {name: _stepped(name, apply, results=True) for name, apply in filters.items()}
-        tests: dict[str, Any] = {**self.tests}
         self.tests = {name: _stepped(name, test, results=False) for name, test in tests.items()}
         del self.globals["lipsum"]
         self.globals["raise_exception"] = _raise_exception

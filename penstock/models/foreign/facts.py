@@ -23,7 +23,7 @@ _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "normalize_attention_scores": (True,), "apply_embedding_scaling": (False,), "scale_positional_embedding": (False,),
     "num_layers_per_virtual_pipeline_stage": (None,), "virtual_pipeline_model_parallel_size": (None,),
     "mtp_num_layers": (None,), "final_logit_softcapping": (None,), "add_position_embedding": (True,),
-    "is_hybrid_model": (False,),
+    "is_hybrid_model": (False,), "checkpoint_version": (3.0, 2.0),
 }  # fmt: skip
 
 

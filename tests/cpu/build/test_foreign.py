@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPTNeoXConfig
 
 from penstock import LLM, SamplingParams
+from penstock.cli import main
 from penstock.compiler.convert import convert
 from penstock.compiler.weights import compute
 from penstock.engine.manifest import Weight
@@ -106,6 +110,16 @@ def test_the_text_is_that_of_the_model(tmp_path: Path) -> None:
     assert {x.dtype for x in load_file(half / "model.safetensors").values()} == {torch.bfloat16}
 
 
+def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    hf, out = tiny("llama", tmp_path), tmp_path / "out"
+    folders = ["--model_dir", str(shards_of(hf, tmp_path / "in", 2, 1)), "--output_dir", str(out)]
+    assert main(["convert", "--model_format", "megatron", *folders]) == 0
+    assert "in Hugging Face's layout" in capsys.readouterr().err
+    assert_same(out, hf)
+    assert main(["convert", "--model_format", "nemo", *folders]) != 0
+    assert "has no model_config.yaml" in " ".join(capsys.readouterr().err.split())
+
+
 def test_scaled_positions(tmp_path: Path) -> None:
     hf = tiny("llama", tmp_path)
     facts = {"use_rope_scaling": True, "rope_scaling_factor": 32.0}
@@ -196,6 +210,7 @@ def test_norms_stored_less_one(tmp_path: Path) -> None:
 
 SETTINGS: list[tuple[dict[str, Any], str]] = [
     ({"num_experts": 8}, "num_experts = 8 is not implemented; expected None"),
+    ({"checkpoint_version": 0}, "checkpoint_version = 0 is not implemented; expected 3.0 or 2.0"),
     ({"num_layers": 3}, "num_layers = 3 is not implemented; expected 2, as many as the files hold"),
     ({"vocab_size": None}, "the number of tokens without padding"),
     ({"vocab_size": 1000}, "vocab_size = 1000; correct it"),
@@ -283,3 +298,26 @@ def test_the_output_must_be_new(tmp_path: Path) -> None:
     (tmp_path / "out" / "x").write_text("")
     with pytest.raises(OptionError, match="name an empty or a new directory"):
         convert(shards, tmp_path / "out", model_format="megatron")
+
+
+def test_the_documented_resaving_step(tmp_path: Path) -> None:
+    """docs/checkpoints.md's own lines, on a pickled file as Megatron-LM nests it."""
+    hf = tiny("llama", tmp_path)
+    shards = shards_of(hf, tmp_path / "in", 1, 1, "old", checkpoint_version=None)
+    tensors = load_file(shards / "mp_rank_00" / "model.safetensors")
+    state: dict[str, Any] = {
+        "args": argparse.Namespace(**llama_args(config_of(hf)), path=tmp_path),
+        "checkpoint_version": 3.0,
+    }
+    for name, tensor in tensors.items():
+        *outer, last = name.split(".")
+        place = state
+        for part in outer:
+            place = place.setdefault(part, {})
+        place[last] = tensor
+    (tmp_path / "run" / "mp_rank_00").mkdir(parents=True)
+    torch.save(state, tmp_path / "run" / "mp_rank_00" / "model_optim_rng.pt")
+    page = (Path(__file__).parents[3] / "docs" / "checkpoints.md").read_text()
+    code = page.split("```python\n")[1].split("```")[0].replace("32000", "99")
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path / "run", check=True)
+    assert_same(convert(tmp_path / "run" / "SHARDS", tmp_path / "out", model_format="megatron"), hf)
