@@ -27,7 +27,7 @@ TOGETHER: dict[str, tuple[str, dict[str, Any]]] = {
     "glm": ("glm", {}),
     "glm4": ("glm4", {}),
     "qwen": ("qwen", {}),
-    "baichuan": ("baichuan-13b", {}),
+    "baichuan": ("baichuan2-13b", {}),
     "chatglm": ("chatglm", {}),
     "linear": ("llama-linear", {}),
     "llama3": ("llama-llama3", {}),

@@ -37,7 +37,7 @@ def test_fired_counts(family: str) -> None:
     fired = {r.name: sum(r.fired.values()) for r in results}
     want = {"share": 0, "fold": 0, "sink_rows": 8, "fuse_qkv": 2, "fuse_glu": 4, "fuse_norm": 4}
     want |= {"fuse_rope": 2, "fuse_attention": 2, "align": 0, "fuse_block": 3, "join_blocks": 1}
-    want |= {"fold_fused": 0, "share_fused": 0}
+    want |= {"share_rows": 0, "fold_fused": 0, "share_fused": 0}
     assert fired == want
 
 
