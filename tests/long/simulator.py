@@ -237,7 +237,9 @@ class Simulation:
             self.found.longest_wait = max(self.found.longest_wait, wait)
         waiting = [other.arrival for other in self.live.values() if other.slot is None]
         oldest = min(waiting, default=-1)
-        self.overtaken = self.overtaken + 1 if -1 < oldest == self.oldest else 0
+        # One that is older was preempted, and came back: until then this was not the oldest.
+        later = -1 < oldest == self.oldest and request.arrival > oldest
+        self.overtaken = self.overtaken + 1 if later else 0
         self.oldest = oldest
         assert self.overtaken <= PATIENCE + self.setting.slots, f"{self.overtaken} were admitted before the oldest"
         self.found.most_overtaken = max(self.found.most_overtaken, self.overtaken)

@@ -53,7 +53,8 @@ class Draft:
         return min(length, 1 + self.logits) if request.scoring else length
 
     def give(self, request: Request) -> None:
-        """As much of the request's prompt as fits, which may be nothing where blocks come chunk by chunk."""
+        """As much of the request's prompt as fits: where blocks come chunk by chunk, as those free allow. That may be
+        nothing while others decode, never of the oldest prompt alone: younger ones get what it has left over."""
         slot, left = request.slot, request.goal - request.num_computed
         length = self.length(request, left)
         assert slot is not None and length > 0

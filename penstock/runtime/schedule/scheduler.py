@@ -106,8 +106,6 @@ class Scheduler:
         self._slide(self._slots.prompts.values())
         decoders, grown = self._grow()
         draft = self._draft(len(decoders.requests))
-        while not (decoders.requests or draft.chunks or self._in_flight) and self._preempt():
-            draft = self._draft(0)  # the prompts under way had all blocks of a pool, and each lacked one
         if not (decoders.requests or draft.chunks):
             assert self._in_flight or not self.has_work, "work is left and nothing can run"
             return None

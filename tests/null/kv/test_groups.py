@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from penstock.errors import UnsupportedError
+from penstock.errors import PromptError, UnsupportedError
 from penstock.runtime.kv.blocks import BlockPool
 from penstock.runtime.kv.manager import Fit, KvManager
 from penstock.runtime.kv.tables import UNSEEN, Copy, Grown, Tables
@@ -103,18 +103,35 @@ def test_state_by_slot_needs_no_blocks_and_cannot_be_forked() -> None:
         s.add(BeamGroup(Request("g", (1,), 4, 64), BeamRules(2)).leader)
 
 
-def test_who_waits_for_its_next_chunk_lets_others_decode_and_is_not_forgotten() -> None:
-    """Two long prompts in a pool whose window is too small for both: one is sent back, and nothing stands still."""
-    s = Scheduler(Limits(3, 12, 64, 2), mixed((49, 5), 4, (0, 9)))
-    for name in ("a", "b", "c"):
-        s.add(Request(name, tuple(range(ord(name), ord(name) + 40)), 8, 64))
+def _run_all(s: Scheduler, most: int) -> None:
+    """Every step to its end; the second group never holds more than so many blocks."""
     flight = []
     while s.has_work:
         if plan := s.schedule():
             flight.append(plan)
         s.check()
-        assert s.kv.groups[1].pool.num_used <= 4
+        assert s.kv.groups[1].pool.num_used <= most
         if plan is None or not s.can_schedule:
             done = flight.pop(0)
-            s.retire(done.step_id, [7] * len(done.sampling))
+            beams = [request for request in done.sampling if request.group is not None]
+            s.retire(
+                done.step_id, [7] * len(done.sampling), [[(7, -0.1), (8, -0.2), (9, -0.3), (6, -0.4)]] * len(beams)
+            )
+
+
+def test_long_prompts_pass_through_a_small_pool_in_turn() -> None:
+    s = Scheduler(Limits(3, 12, 64, 2), mixed((49, 5), 4, (0, 9)))
+    for name in ("a", "b", "c"):
+        s.add(Request(name, tuple(range(ord(name), ord(name) + 40)), 8, 64))
+    _run_all(s, most=4)
     assert s.counters.generated_tokens == 24
+
+
+def test_beams_fork_though_their_prompt_filled_the_pool() -> None:
+    """What the prompt's last chunk held below the window makes room for the copies."""
+    s = Scheduler(Limits(2, 16, 64, 2), mixed((49, 5), 4, (0, 5)))
+    s.add(BeamGroup(Request("g", tuple(range(14)), 12, 64), BeamRules(2)).leader)
+    _run_all(s, most=4)
+    with pytest.raises(PromptError, match=r"pool of layers with a window of 6 holds 16 \(4 blocks of 4\)"):
+        wider = Scheduler(Limits(2, 16, 64, 2), mixed((49, 5), 4, (0, 6)))
+        wider.add(BeamGroup(Request("g", tuple(range(14)), 12, 64), BeamRules(2)).leader)

@@ -8,6 +8,7 @@ import random
 from tests.null.schedule.test_scheduler_machine import SchedulerMachine
 
 SEEDS, ACTIONS = 300, 150
+WINDOWS = ((0, None), (0, None), (6, None), (0, 6), (5, 0), (0, 0))  # of one group of layers, or two
 
 
 class Driven:
@@ -18,8 +19,8 @@ class Driven:
         draw = self.draw.randint
         self.failing = self.draw.choice((0.0, 0.03, 0.1))
         self.machine.start(
-            slots=draw(1, 4), spare=draw(0, 20), blocks=draw(6, 20), in_flight=draw(1, 3), reuse=True,
-            share=self.draw.choice((None, None, 2)), window=self.draw.choice((0, 0, 6)),
+            slots=draw(1, 4), spare=draw(0, 20), blocks=(draw(6, 20), draw(5, 16)), in_flight=draw(1, 3), reuse=True,
+            share=self.draw.choice((None, None, 2)), windows=self.draw.choice(WINDOWS),
             host=self.draw.choice((1, 2, 3, 5, 9, 30)),
         )  # fmt: skip
 
@@ -72,5 +73,5 @@ def test_what_comes_back_from_the_host_is_what_went_out() -> None:
             driven.run()
         except AssertionError as error:
             raise AssertionError(f"seed {seed}: {error}") from error
-        restored += driven.machine.kv.groups[0].host.num_restored
+        restored += driven.machine.kv.num_restored
     assert restored > SEEDS
