@@ -95,6 +95,8 @@ def _value(key: str, value: Any, heads: int) -> Any:
         return {k: _value(k, v, heads) for k, v in value.items()}
     if value is None or isinstance(value, bool):
         return value
+    if key.endswith("_token_id"):
+        return None  # a text ends by its length alone
     if key in _KV:
         return 1 if value == 1 else HEADS if value == heads else 2
     if key == "num_experts_per_tok" or key == "moe_top_k":
