@@ -134,6 +134,8 @@ class KvManager:
 
     def grow(self, slot: int, num_tokens: int) -> list[Grown]:
         """The blocks that its tables lack of so many tokens; the caller has asked the pools."""
+        if len(self._following) == 1:
+            return self._following[0].grow(slot, num_tokens)
         return [each for tables in self._following for each in tables.grow(slot, num_tokens)]
 
     def slide(self, slot: int, position: int) -> None:

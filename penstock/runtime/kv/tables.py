@@ -113,9 +113,10 @@ class Tables:
     def grow(self, slot: int, num_tokens: int) -> list[Grown]:
         """The blocks that its table lacks; the caller has asked the pool."""
         table = self._tables[slot]
-        start, new = len(table), self.pool.allocate(max(0, self.lacks(slot, num_tokens)))
-        table += new
-        return [Grown(slot, at, ref.block, ref.group) for at, ref in enumerate(new, start)]
+        at, end = len(table), self.blocks_for(num_tokens)
+        if end > at:
+            table += self.pool.allocate(end - at)
+        return [Grown(slot, i, table[i].block, self.pool.group) for i in range(at, end)]
 
     def slide(self, slot: int, position: int) -> None:
         """Give back the blocks that no token from `position` on sees: the next to be computed. Entries stay."""

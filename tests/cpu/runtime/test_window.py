@@ -49,10 +49,11 @@ class Watched:
     is NaN then: whoever reads it says nonsense."""
 
     def __init__(
-        self, twin: tuple[Any, Engine, Path], blocks: int, in_flight: int = 1, whole: int = 65, **options: Any
-    ) -> None:
-        """`blocks` of the group with a window, `whole` of one without."""
-        self.backend = CpuBackend(twin[1], twin[2])
+        self, twin: tuple[Any, Engine, Path], blocks: int, in_flight: int = 1, whole: int = 65, hosts: int = 0,
+        **options: Any,
+    ) -> None:  # fmt: skip
+        """`blocks` of the group with a window, `whole` of one without, `hosts` of each in the host's memory."""
+        self.backend = CpuBackend(twin[1], twin[2], host_blocks=hosts)
         self.backend.num_blocks = tuple(blocks if group.window else whole for group in twin[1].groups)
         self.backend.steps_in_flight = in_flight
         self._launch, self.backend.launch = self.backend.launch, self.launch  # type: ignore[method-assign]
@@ -99,6 +100,16 @@ def test_reuse_preemption_and_steps_ahead_change_no_token(twin: tuple[Any, Engin
         narrow = Watched(twin, blocks=14, in_flight=in_flight)
         assert narrow.run(prompts) == plain
         assert narrow.executor.scheduler.counters.reused_tokens >= 64
+        tight = Watched(twin, blocks=9, in_flight=in_flight, whole=33)
+        assert tight.run(prompts) == plain and tight.executor.scheduler.counters.preemptions > 0
+
+
+def test_what_every_group_had_comes_back_from_the_host(twin: tuple[Any, Engine, Path]) -> None:
+    plain, narrow = Watched(twin, blocks=60, reuse=False), Watched(twin, blocks=9, whole=20, hosts=60)
+    for prompt in prompts_of((90, 91, 92)) * 2:
+        assert narrow.run([prompt], new=40) == plain.run([prompt], new=40)
+    assert all(tables.host.num_restored > 0 for tables in narrow.kv.groups)
+    assert narrow.executor.scheduler.counters.reused_tokens == 3 * 80
 
 
 def test_a_text_goes_on_from_its_last_window(twin: tuple[Any, Engine, Path]) -> None:
