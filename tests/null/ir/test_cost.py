@@ -91,3 +91,15 @@ def test_counting_loads_no_torch() -> None:
     code = "import sys, penstock.ir.cost; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
     assert any(op.name == "attention" for op in vocabulary())
+
+
+def test_what_belongs_to_heads_is_read_once_beside_the_cache() -> None:
+    spans, table = [S, S, S, TABLE], tensor("f32", 8, 37)
+    plain, extras = of("attention", [Q, KV, *spans], [Q], HEADS), (*HEADS, ("extras", ("distances",)))
+    assert of("attention", [Q, KV, *spans, table], [Q], extras) == Cost(plain.bytes + 8 * 37 * 4, plain.flops)
+
+
+def test_an_activated_product_costs_its_operands_and_its_product() -> None:
+    w, b, y = tensor("bf16", 96, 64), tensor("bf16", 96), tensor("bf16", "T", 96)
+    want = Cost((8 * 64 + 96 * 64 + 96 + 8 * 96) * 2, 2 * 8 * 96 * 64)
+    assert of("linear_activate", [X, w, b], [y], (("act", "gelu"),)) == want
