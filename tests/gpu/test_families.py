@@ -54,18 +54,29 @@ def differences(ours: Scores, theirs: Scores) -> torch.Tensor:
 
 @pytest.mark.parametrize("family", SHRUNK)
 def test_the_gpu_decodes_and_scores_as_the_cpu(family: str, tmp_path: Path) -> None:
-    """A mixture may send a token to another expert where two are equally good, and so differ by more here and there."""
+    """A mixture rounded to 16 bits may send a token to another expert where two are as good, and then all that follows
+    differs: half of its scores must be close in bfloat16, and every one in float32."""
     model = tmp_path / family
     model.mkdir()
     (model / "config.json").write_text(json.dumps(shrunk(family)))
     shutil.copy(bundled.target() / "tokenizer.json", model)  # nobody reads the text
-    with LLM(model, device="cuda", dtype="bfloat16", cache_dir=tmp_path / "gpu", **LIMITS) as llm:
+    check(family, model, "bfloat16", 2 * tolerance(BF16).margin, 0.5 if family in MIXED else 1.0)
+    if family in MIXED:
+        check(family, model, "float32", 1e-3, 1.0)
+
+
+def check(family: str, model: Path, dtype: str, limit: float, share: float) -> None:
+    """Of the scores at least a `share` is less than `limit` apart, in nats."""
+    cache = model / dtype
+    with LLM(model, device="cuda", dtype=dtype, cache_dir=cache / "cuda", **LIMITS) as llm:
         texts, steps = decoded(llm)
         prompt = scored(llm, texts)
-    with LLM(model, device="cpu", dtype="bfloat16", cache_dir=tmp_path / "cpu", **LIMITS) as cpu:
+    with LLM(model, device="cpu", dtype=dtype, cache_dir=cache / "cpu", **LIMITS) as cpu:
         truth = scored(cpu, texts)
     for way, ours in {"decoded": steps, "scored": prompt}.items():
         apart = differences(ours, truth)
-        close = (apart < 2 * tolerance(BF16).margin).double().mean().item()
-        print(f"{family} {way}: {apart.mean():.4f} nat apart, at most {apart.max():.4f}; {100 * close:.1f} % close")
-        assert close >= (0.97 if family in MIXED else 1.0)
+        close = (apart < limit).double().mean().item()
+        print(
+            f"{family} {dtype} {way}: {apart.mean():.5f} nat apart, at most {apart.max():.5f}; {100 * close:.1f} % close"
+        )
+        assert close >= share

@@ -93,7 +93,8 @@ def _rope_example(
     block = int(types[1].shape[3])
     rows, positions, *_ = ragged(sizes, context_of(sizes, block), device)
     head = [fill(t, sizes, generator, device) for t in types[:2]]
-    norms = [fill(t, sizes, generator, device) for t in types[6:]]
+    # Factors about one, as models have them: larger ones make scores so sharp that rounding decides between keys.
+    norms = [1 - attrs.get("offset", 0.0) + 0.25 * fill(t, sizes, generator, device) for t in types[6:]]
     freqs = example_freqs(types[3], sizes, device)
     return [*head, positions, freqs, rows, table(sizes, generator, device), *norms]
 
