@@ -45,6 +45,24 @@ LLAMA31_8B_LONG: dict[str, Any] = LLAMA31_8B | {
         "original_max_position_embeddings": 8192,
     },
 }
+MIXTRAL_8_LAYERS: dict[str, Any] = {
+    "architectures": ["MixtralForCausalLM"],
+    "model_type": "mixtral",
+    "torch_dtype": "bfloat16",
+    "vocab_size": 32000,
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 8,  # of 32: the whole model does not fit every machine's disk
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "num_local_experts": 8,
+    "num_experts_per_tok": 2,
+    "max_position_embeddings": 32768,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 1e6,
+    "sliding_window": None,
+    "tie_word_embeddings": False,
+}
 TINY: dict[str, Any] = LLAMA2_7B | {
     "hidden_size": 256,
     "intermediate_size": 512,
@@ -56,6 +74,7 @@ MODELS: Mapping[str, dict[str, Any]] = {
     "llama2-7b": LLAMA2_7B,
     "llama3.1-8b": LLAMA31_8B,
     "llama3.1-8b-long": LLAMA31_8B_LONG,
+    "mixtral-8x7b-8-layers": MIXTRAL_8_LAYERS,
     "tiny": TINY,
 }
 VOCAB = 30000  # largest token id of a prompt, where the vocabulary has it

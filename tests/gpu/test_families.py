@@ -76,7 +76,6 @@ def check(family: str, model: Path, dtype: str, limit: float, share: float) -> N
     for way, ours in {"decoded": steps, "scored": prompt}.items():
         apart = differences(ours, truth)
         close = (apart < limit).double().mean().item()
-        print(
-            f"{family} {dtype} {way}: {apart.mean():.5f} nat apart, at most {apart.max():.5f}; {100 * close:.1f} % close"
-        )
+        said = f"{apart.mean():.5f} nat apart, at most {apart.max():.5f}; {100 * close:.1f} % close"
+        print(f"{family} {dtype} {way}: {said}")
         assert close >= share
