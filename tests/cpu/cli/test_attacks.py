@@ -208,7 +208,7 @@ def test_a_loop_of_millions_is_refused_in_about_two_seconds(monkeypatch: pytest.
     with pytest.raises(TokenizerError, match=r"loop turns|seconds"):
         template.render(messages)
     assert time.monotonic() - begin < 4
-    monkeypatch.setattr("penstock.text.sandbox.MAX_SECONDS", 60.0)
+    monkeypatch.setattr("penstock.text.limits.MAX_SECONDS", 60.0)
     with pytest.raises(TokenizerError, match="more than 200000 loop turns"):
         template.render(messages)
 
