@@ -19,6 +19,7 @@ Dim = int | str
 Attr = int | float | str | bool | tuple[Any, ...]
 
 LEAVES = ("input", "state", "tensor", "weight")
+_SEQUENCE = (list, tuple)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +97,7 @@ class Value:
 
 def freeze(attr: Any) -> Attr:
     """Lists become tuples, so that attributes hash and a JSON round trip is exact."""
-    return tuple(freeze(a) for a in attr) if isinstance(attr, list | tuple) else attr
+    return tuple([freeze(a) for a in attr]) if isinstance(attr, _SEQUENCE) else attr
 
 
 def leaf(kind: str, name: str, type: Type, **attrs: Any) -> Value:
@@ -162,5 +163,8 @@ def _topological(roots: Iterable[Node]) -> Iterator[Node]:
             yield node
         elif node not in seen:
             seen.add(node)
+            if not node.inputs:
+                yield node
+                continue
             stack.append((node, True))
             stack.extend((v.node, False) for v in reversed(node.inputs))
