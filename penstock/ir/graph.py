@@ -103,7 +103,7 @@ def freeze(attr: Any) -> Attr:
 def leaf(kind: str, name: str, type: Type, **attrs: Any) -> Value:
     """An input, a state, or a tensor of the checkpoint, known by name."""
     assert kind in LEAVES, kind
-    frozen = tuple(sorted({"name": name, **{k: freeze(v) for k, v in attrs.items()}}.items()))
+    frozen = tuple(sorted((k, freeze(v)) for k, v in {"name": name, **attrs}.items())) if attrs else (("name", name),)
     return Node(kind, (), frozen, (type,))[0]
 
 

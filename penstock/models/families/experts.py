@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from penstock.ir import Value, emit
+from penstock.ir import Value, emit, leaf, tensor
 from penstock.models.binding import Wanted
 from penstock.models.config import Reader
 from penstock.models.families import decoder as common
@@ -36,7 +36,8 @@ def from_experts(wanted: Wanted, prefix: str, gate: str, up: str, down: str) -> 
     rows, columns = part.expert.size, wanted.spec.hidden_size
     names, shape = ((gate, up), (rows, columns)) if ".in." in wanted.part else ((down,), (columns, rows))
     owners = [f"{prefix}.{i}.{name}.weight" for i in range(part.router.experts) for name in names]
-    below = emit("concat", *(wanted.tensor(owner, *shape) for owner in owners), dim=0)[0]
+    type = tensor(wanted.format, *shape)  # one for all: there are tens of thousands
+    below = emit("concat", *(leaf("tensor", owner, type) for owner in owners), dim=0)[0]
     return emit("reshape", below, shape=wanted.shape)[0]
 
 
