@@ -43,9 +43,7 @@ def decoded(llm: LLM) -> tuple[list[list[int]], Scores]:
 def scored(llm: LLM, texts: Sequence[Sequence[int]]) -> Scores:
     outputs = llm.generate([{"prompt_token_ids": list(t)} for t in texts], SCORED)
     rows = [o.prompt_logprobs or [] for o in outputs]
-    return [
-        [row[t] for t, row in zip(text[1:], r[1:], strict=True) if row] for text, r in zip(texts, rows, strict=True)
-    ]
+    return [[row[t] for t, row in zip(text[1:], r[1:], strict=True) if row] for text, r in zip(texts, rows, strict=True)]
 
 
 def differences(ours: Scores, theirs: Scores) -> torch.Tensor:

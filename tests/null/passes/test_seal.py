@@ -45,8 +45,8 @@ def test_they_come_back_as_they_were() -> None:
 def test_an_array_of_two_readers_has_one_leaf() -> None:
     w_in = emit("concat", weight("a", 2, 16, 8), weight("b", 2, 16, 8), dim=0)[0]
     w_out = emit("concat", weight("c", 2, 8, 8), weight("d", 2, 8, 8), dim=0)[0]
-    routed = emit("route", value("scores", "T", 4), chosen=2, score="softmax", renormalize=1.0)
-    first = emit("moe", value("x", "T", 8), *routed.outputs, w_in, w_out, act="silu")[0]
+    routed = emit("route", value("scores", 4), chosen=2, score="softmax", renormalize=1.0)
+    first = emit("moe", value("x", 8), *routed.outputs, w_in, w_out, act="silu")[0]
     sealed, held = seal(graph(emit("moe", first, *routed.outputs, w_in, w_out, act="silu")[0]))
     assert len(sealed.leaves("weight")) == len(held) == 2
 
