@@ -77,8 +77,9 @@ class _Model:
         products = rows * (work["flops_per_token"] + work["flops_per_logit"])
         read = (self._context - self._read_already()) * work["kv_bytes_per_token"]
         scores = rows * self._attention.flops(1, self._context // rows)
-        self.serial += self.roof.seconds(work["weight_bytes"], products) + self.roof.seconds(read, scores)
-        self.overlapped += self.roof.seconds(work["weight_bytes"] + read, products + scores)
+        weights = self.engine.step_bytes(rows)
+        self.serial += self.roof.seconds(weights, products) + self.roof.seconds(read, scores)
+        self.overlapped += self.roof.seconds(weights + read, products + scores)
         self._steps += 1
         while self.running and self.running[0].end == self._steps:
             self._context -= heapq.heappop(self.running).tokens

@@ -24,9 +24,12 @@ SECONDS = 3.0  # how long they run: long enough for power and heat to limit them
 
 
 def decode_roof(engine: Engine, roof: Roof, batch: int, context: float) -> float:
-    """Tokens a second when a step takes the longer of its bytes and its operations: weights once, KV of the context."""
+    """Tokens a second when a step takes the longer of its bytes and its operations: weights once, KV of the context.
+
+    Of a mixture the weights of the experts that the batch is expected to meet.
+    """
     work = engine.work
-    read = work["weight_bytes"] + batch * context * work["kv_bytes_per_token"]
+    read = engine.step_bytes(batch) + batch * context * work["kv_bytes_per_token"]
     operations = work["flops_per_token"] + work["flops_per_logit"] + attention_flops(engine, 1, int(context))
     return batch / roof.seconds(read, batch * operations)
 
@@ -38,7 +41,7 @@ def first_token_roof(engine: Engine, roof: Roof, length: int, batch: int = 1) ->
     """
     work = engine.work
     operations = length * work["flops_per_token"] + work["flops_per_logit"] + attention_flops(engine, length, 0)
-    return roof.seconds(work["weight_bytes"], operations * (batch + 1) / 2)
+    return roof.seconds(engine.step_bytes(length), operations * (batch + 1) / 2)
 
 
 def attention_flops(engine: Engine, queries: int, context: int) -> float:

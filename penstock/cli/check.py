@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from penstock.cli import flags
+from penstock.cli import flags, layers
 from penstock.cli.console import amount, formats, result, result_json, table
 from penstock.errors import PenstockError
 
@@ -92,7 +92,8 @@ def _text(data: Data) -> str:
     stored = f", {amount(model['checkpoint_bytes'])} stored" if model["checkpoint_bytes"] else ""
     rows = [
         ("family", f"{model['family']} ({', '.join(model['architectures']) or 'by model_type'})"),
-        ("parameters", amount(model["parameters"], "").strip()),
+        ("parameters", _parameters(model)),
+        *(("layers", layers.said(layer)) for layer in model["layers"]),
         ("format", f"{formats(data)} on {data['device']}"),
         ("weights", amount(memory["weights"]) + stored),
         *_memory_rows(memory, profile),
@@ -100,6 +101,11 @@ def _text(data: Data) -> str:
     lines = [table(rows, "")]
     lines += [f"on the reference alone (slow): {op}: {why}" for op, why in data["references"].items()]
     return "\n".join([*lines, data["verdict"]])
+
+
+def _parameters(model: Data) -> str:
+    every, active = (amount(model[key], "").strip() for key in ("parameters", "active_parameters"))
+    return every if every == active else f"{every}, {active} of them for a token"
 
 
 def _memory_rows(memory: Data, profile: Data) -> list[tuple[str, str]]:

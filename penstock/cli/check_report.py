@@ -6,6 +6,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from penstock.cli import layers
 from penstock.cli.console import amount
 from penstock.compiler.backend import Unplanned
 from penstock.compiler.build import Frontend, read_model
@@ -18,7 +19,7 @@ from penstock.engine.profile import Profile
 from penstock.models.binding import shapes
 from penstock.models.directory import ModelDirectory
 from penstock.models.registry import family_of
-from penstock.spec import ModelSpec
+from penstock.spec import ModelSpec, Moe
 
 Data = dict[str, Any]
 
@@ -50,13 +51,25 @@ def _model(front: Frontend, model: Path) -> Data:
         "family": family_of(config).name,
         "architectures": list(config.get("architectures") or ()),
         "parameters": parameters(opened.spec),
+        "active_parameters": parameters(opened.spec, of_a_token=True),
+        "layers": layers.facts(opened.spec),
         "checkpoint_bytes": sum(info.nbytes for info in tensors),
     }
 
 
-def parameters(spec: ModelSpec) -> int:
-    """Numbers that were trained: those of the checkpoint, a tied head once, and none that are computed, as rope's."""
-    return sum(prod(s) for name, s in shapes(spec).items() if not (spec.tied_head and name == "head.weight"))
+def parameters(spec: ModelSpec, of_a_token: bool = False) -> int:
+    """Numbers that were trained: those of the checkpoint, a tied head once, and none that are computed, as rope's.
+
+    `of_a_token`: of experts only those that one token goes to.
+    """
+    counts = {name: prod(s) for name, s in shapes(spec).items() if not (spec.tied_head and name == "head.weight")}
+    return sum(_met(spec, name, count) if of_a_token else count for name, count in counts.items())
+
+
+def _met(spec: ModelSpec, name: str, count: int) -> int:
+    layer, experts, _ = name.partition(".feedforward.experts.")
+    part = spec.layers[int(layer.removeprefix("layers."))].feedforward if experts else None
+    return count * part.router.chosen // part.router.experts if isinstance(part, Moe) else count
 
 
 def _references(draft: Unplanned, device: Device) -> Data:

@@ -113,5 +113,5 @@ def _distance(engine: Engine, roof: Roof, output: RequestOutput) -> str:
 def token_cost(engine: Engine, context: float) -> tuple[float, float]:
     """(bytes read, operations) of one decoded token behind `context` positions; attention's operations not counted."""
     work = engine.work
-    read = work["weight_bytes"] + context * work["kv_bytes_per_token"]
+    read = engine.step_bytes() + context * work["kv_bytes_per_token"]
     return read, work["flops_per_token"] + work.get("flops_per_logit", 0.0)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import typer
 
-from penstock.cli import flags, inspect_nodes
+from penstock.cli import flags, inspect_nodes, layers
 from penstock.cli.console import amount, duration, formats, result, result_json, table
 
 Data = dict[str, Any]
@@ -58,7 +59,7 @@ def _head(data: Data) -> str:
         ("format", formats(data)),
         ("built in", ", ".join(f"{k} {v:.2f} s" for k, v in data["build_seconds"].items()) or "not recorded"),
         ("model", model + (", head tied to the embedding" if spec["tied_head"] else "")),
-        *(("layers", _layer(layer)) for layer in spec["layers"]),
+        *(("layers", layers.said(layer)) for layer in spec["layers"]),
         *(("plugin", _plugin(name, entry)) for name, entry in data["plugins"].items()),
     ]
     return table(rows, "")
@@ -67,15 +68,6 @@ def _head(data: Data) -> str:
 def _plugin(name: str, entry: Data) -> str:
     parts = ", ".join(f"{kind} {part}" for kind, names in entry["parts"].items() for part in names)
     return f"{name} {entry['version']}".strip() + f" ({entry['sources']}): {parts}"
-
-
-def _layer(layer: Data) -> str:
-    scaling = f", {layer['rope_scaling']} rope" if layer["rope_scaling"] else ""
-    window = f", window {layer['window']}" if layer["window"] else ""
-    heads = f"{layer['heads']} heads of {layer['head_dim']} over {layer['kv_heads']} KV heads"
-    mixture = f"{layer['experts_per_token']} of {layer['experts']} experts of " if layer.get("experts") else ""
-    forward = f"feed-forward {mixture}{layer['feedforward']} ({layer['activation']})"
-    return f"{layer['count']} of {heads}{window}{scaling}, {forward}"
 
 
 def _limits(data: Data) -> str:
@@ -140,6 +132,13 @@ def _groups(memory: Data) -> list[tuple[str, str, str]]:
     ]
 
 
+def _experts(work: Mapping[str, float]) -> str:
+    if "expert_bytes" not in work:
+        return ""
+    size, share = work["expert_bytes"], work["expert_share"]
+    return f", for one token {amount(size * share)} of its experts' {amount(size)}"
+
+
 def _roof(data: Data) -> str:
     work, roof = data["work"], data["roof"]
     flops = work["flops_per_token"] + work.get("flops_per_logit", 0.0)
@@ -148,8 +147,8 @@ def _roof(data: Data) -> str:
     at = rate + (assumed if roof["assumed"] else "")
     lines = [
         "work and roof",
-        f"  a step reads {amount(work['weight_bytes'])} of weights, and {amount(work['kv_bytes_per_token'])} of KV for "
-        f"each position of context; a token costs {amount(flops, 'FLOP')}",
+        f"  a step reads {amount(work['weight_bytes'])} of weights{_experts(work)}, and "
+        f"{amount(work['kv_bytes_per_token'])} of KV for each position of context; a token costs {amount(flops, 'FLOP')}",
         f"  {at} a step of one token takes at least {duration(roof['seconds_per_token'])}: "
         f"{roof['tokens_per_s']:.0f} tok/s, context not counted",
     ]

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from penstock.cli import layers
 from penstock.compiler.memory import plan_memory
 from penstock.engine import store
 from penstock.engine.groups import StateGroup
@@ -16,7 +17,6 @@ from penstock.engine.memory import least_budget, plan_run, request_bytes
 from penstock.engine.profile import Profile
 from penstock.engine.program import PLAIN, KernelLaunch, Phase, Plan, Site, bucket_name
 from penstock.ir.ops.state import FIELDS, table_name
-from penstock.spec import FeedForward, Mixer, Mlp
 
 Data = dict[str, Any]
 ALL = 1 << 60  # bytes: more than any device has
@@ -57,30 +57,10 @@ def report(directory: Path, bandwidth: float | None = None) -> Data:
 def _spec(engine: Engine) -> Data:
     """The facts that people ask for first; engine.json has all of them."""
     spec = engine.model_spec
-    kinds = Counter((layer.mixer, layer.feedforward) for layer in spec.layers)
-    layers = [{"count": count, **_mixer(mixer), **_feedforward(part)} for (mixer, part), count in kinds.items()]
     return {
         "vocab_size": spec.vocab_size, "hidden_size": spec.hidden_size, "max_position": spec.max_position,
-        "tied_head": spec.tied_head, "layers": layers,
+        "tied_head": spec.tied_head, "layers": layers.facts(spec),
     }  # fmt: skip
-
-
-def _mixer(mixer: Mixer) -> Data:
-    rope = mixer.rope
-    return {
-        "heads": mixer.heads, "kv_heads": mixer.kv_heads, "head_dim": mixer.head_dim, "window": mixer.window,
-        "positions": type(mixer.bias).__name__ if mixer.bias else "Rope" if rope else None,
-        "rope_theta": rope.theta if rope else None,
-        "rope_scaling": type(rope.scaling).__name__ if rope and rope.scaling else None,
-    }  # fmt: skip
-
-
-def _feedforward(part: FeedForward) -> Data:
-    if isinstance(part, Mlp):
-        return {"feedforward": part.size, "activation": part.act}
-    router = part.router
-    experts = {"experts": router.experts, "experts_per_token": router.chosen, "shared": bool(part.shared)}
-    return {"feedforward": part.expert.size, "activation": part.expert.act, **experts}
 
 
 def _sites(engine: Engine, phase_name: str, phase: Phase, timing: Mapping[str, Any]) -> list[Data]:
@@ -215,7 +195,7 @@ def _roof(engine: Engine, nodes: list[Data], bandwidth: float | None) -> Data:
     """
     known = bandwidth or engine.roof.get("read_bytes_per_s")
     rate = known or ASSUMED
-    least = engine.work["weight_bytes"] / rate
+    least = engine.step_bytes() / rate
     timed = min(engine.programs["decode"].buckets.values(), key=lambda sizes: sizes["T"])  # a CPU's is of more than one
     took = sum(node["step_us"] or 0.0 for node in nodes) / 1e6
     return {

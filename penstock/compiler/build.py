@@ -118,7 +118,7 @@ def read_model(model: Path, options: BuildOptions, device: Device) -> Frontend:
     if options.weights == "random":
         binding = random_binding(binding)
     else:
-        checkpoint = opened.checkpoint()
+        checkpoint = opened.checkpoint(binding)
     before = build_forward(spec, binding, format, profile.block_size, kv_format)
     after, results = pipeline.run(before)
     lowered = lower(after)

@@ -19,6 +19,7 @@ from penstock.compiler.passes import (
     sink_rows,
 )
 from penstock.compiler.passes.share import share
+from penstock.compiler.seal import seal, unseal
 from penstock.errors import PassError, PluginError
 from penstock.ir.dialect import Dialect, built, optimised, verify
 from penstock.ir.graph import Graph
@@ -110,12 +111,12 @@ def run(graph: Graph, steps: Sequence[Pass] | None = None) -> tuple[Graph, tuple
     Raises GraphError where the graph handed in is not a builder's or a pass broke it, PassError where a pass that must
     fire did not.
     """
-    verify(graph, built())
+    graph, held = seal(verify(graph, built()))
     results = []
     for step in passes() if steps is None else steps:
         results.append(_apply(step, graph))
         graph = results[-1].graph
-    return graph, tuple(results)
+    return unseal(graph, held), tuple(results)
 
 
 def report(results: Sequence[PassResult]) -> tuple[Mapping[str, Any], ...]:

@@ -104,6 +104,11 @@ class Engine:
     def weight_bytes(self) -> int:
         return sum(w.type.nbytes() for w in self.weights.values())
 
+    def step_bytes(self, tokens: int = 1) -> float:
+        """Bytes of weights that a step reads: of experts those that its tokens meet, where all are equally likely."""
+        met = 1 - (1 - self.work.get("expert_share", 0.0)) ** tokens
+        return float(self.work["weight_bytes"] + self.work.get("expert_bytes", 0.0) * met)
+
     @property
     def vocab_size(self) -> int:
         return int(self.spec["vocab_size"])

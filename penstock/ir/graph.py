@@ -19,6 +19,7 @@ Dim = int | str
 Attr = int | float | str | bool | tuple[Any, ...]
 
 LEAVES = ("input", "state", "tensor", "weight")
+_SEQUENCE = (list, tuple)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,13 +97,13 @@ class Value:
 
 def freeze(attr: Any) -> Attr:
     """Lists become tuples, so that attributes hash and a JSON round trip is exact."""
-    return tuple(freeze(a) for a in attr) if isinstance(attr, list | tuple) else attr
+    return tuple([freeze(a) for a in attr]) if isinstance(attr, _SEQUENCE) else attr
 
 
 def leaf(kind: str, name: str, type: Type, **attrs: Any) -> Value:
     """An input, a state, or a tensor of the checkpoint, known by name."""
     assert kind in LEAVES, kind
-    frozen = tuple(sorted({"name": name, **{k: freeze(v) for k, v in attrs.items()}}.items()))
+    frozen = tuple(sorted((k, freeze(v)) for k, v in {"name": name, **attrs}.items())) if attrs else (("name", name),)
     return Node(kind, (), frozen, (type,))[0]
 
 
@@ -162,5 +163,8 @@ def _topological(roots: Iterable[Node]) -> Iterator[Node]:
             yield node
         elif node not in seen:
             seen.add(node)
+            if not node.inputs:
+                yield node
+                continue
             stack.append((node, True))
             stack.extend((v.node, False) for v in reversed(node.inputs))

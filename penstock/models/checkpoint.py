@@ -20,6 +20,7 @@ INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 MAX_HEADER = 100 << 20  # bytes; the library's own limit
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+READ = frozenset(f.safetensors_dtype for f in FLOATS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +155,8 @@ def read_header(file: Path) -> Iterator[tuple[str, TensorInfo]]:
     if not isinstance(header, dict):
         raise CheckpointError(f"{file}: the header is no JSON object; fetch the file again")
     _check_metadata(header.pop("__metadata__", {}), file)
-    infos = [(name, _info(name, entry, file)) for name, entry in header.items()]
+    widths = {f.safetensors_dtype: f.bytes for f in map(parse, known())}
+    infos = [(name, _info(name, entry, file, widths)) for name, entry in header.items()]
     needed = start + max((entry["data_offsets"][1] for entry in header.values()), default=0)
     if size != needed:
         raise CheckpointError(f"{file} has {size} bytes, its header says {needed}: truncated; fetch the file again")
@@ -171,7 +173,7 @@ def _header_length(prefix: bytes, size: int, file: Path) -> int:
     return length
 
 
-def _info(name: str, entry: Any, file: Path) -> TensorInfo:
+def _info(name: str, entry: Any, file: Path, widths: Mapping[str, int]) -> TensorInfo:
     found = (
         (entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")) if isinstance(entry, dict) else (0, 0, 0)
     )
@@ -179,7 +181,6 @@ def _info(name: str, entry: Any, file: Path) -> TensorInfo:
     if not (isinstance(dtype, str) and _counts(shape) and _counts(offsets) and len(offsets) == 2):
         raise CheckpointError(f"{file}: the header's entry of {name!r} is malformed; fetch the file again")
     info = TensorInfo(tuple(shape), dtype, offsets[1] - offsets[0], file)
-    widths = {f.safetensors_dtype: f.bytes for f in map(parse, known())}
     if info.dtype in widths and info.nbytes != prod(info.shape) * widths[info.dtype]:
         what = f"{info.dtype}{list(info.shape)}"
         raise CheckpointError(f"{file}: {name!r} has {info.nbytes} bytes for {what}; fetch the file again")
@@ -219,7 +220,7 @@ def _files(directory: Path) -> list[Path]:
     if not directory.is_dir():
         raise CheckpointError(f"{directory} is no directory; name the one that holds config.json and *.safetensors")
     if (directory / INDEX).exists():
-        files = sorted({directory / name for name in _index(directory).values()})
+        files = sorted(directory / name for name in set(_index(directory).values()))
         if missing := [file.name for file in files if not file.is_file()]:
             raise CheckpointError(f"{directory} lacks {_some(missing)}, named by {INDEX}; fetch the missing shards")
         return files
@@ -241,22 +242,23 @@ def _index(directory: Path) -> dict[str, str]:
         names = {str(k): str(v) for k, v in weight_map.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{directory / INDEX} cannot be read ({error!r}); fetch the file again") from None
-    if outside := [name for name in names.values() if Path(name).name != name]:
+    if outside := [name for name in dict.fromkeys(names.values()) if Path(name).name != name]:
         raise CheckpointError(f"{directory / INDEX} names {outside[0]!r}, which is not a file beside it")
     return names
 
 
 def _check_index(directory: Path, tensors: Mapping[str, TensorInfo]) -> None:
     if (directory / INDEX).exists():
-        wrong = [n for n, shard in _index(directory).items() if n not in tensors or tensors[n].file.name != shard]
+        index = _index(directory)
+        files = {shard: directory / shard for shard in set(index.values())}
+        wrong = [n for n, shard in index.items() if n not in tensors or tensors[n].file != files[shard]]
         if wrong:
             raise CheckpointError(f"{directory}: {_some(wrong)} not in the shard that {INDEX} names; fetch it again")
 
 
 def _fits(info: TensorInfo, shape: tuple[Any, ...]) -> bool:
     """The stored tensor has the shape, and is a dense float that can be converted."""
-    floats = {f.safetensors_dtype for f in FLOATS}
-    return bool(info.shape == shape and info.dtype in floats)
+    return bool(info.shape == shape and info.dtype in READ)
 
 
 def _mismatch(name: str, info: TensorInfo, shape: tuple[Any, ...]) -> str:

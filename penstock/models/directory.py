@@ -44,10 +44,13 @@ class ModelDirectory:
         """Canonical name -> expression over the directory's tensors, each read in `format`."""
         return weights(self.spec, self.config, format) if self.ranks is None else self._merged(format).binding
 
-    def checkpoint(self) -> Checkpoint:
-        """The tensors, proved to be the model's. Raises CheckpointError for one missing, misshapen or left over."""
+    def checkpoint(self, binding: Binding | None = None) -> Checkpoint:
+        """The tensors, proved to be the model's. `binding`: the directory's own in any format, where it is at hand.
+
+        Raises CheckpointError for one missing, misshapen or left over.
+        """
         if self.ranks is None:
-            self._files.check(self.binding("f32"), ignored_tensors(self.spec, self.config))
+            self._files.check(binding or self.binding("f32"), ignored_tensors(self.spec, self.config))
         else:
             merged = self._merged("f32")
             self._files.check({**merged.binding, **merged.copies}, trtllm.tied_copies(self.spec))

@@ -34,12 +34,6 @@ def transposed(x: Value) -> Value:
     return emit("transpose", x)[0]
 
 
-def stacked(parts: Sequence[Value]) -> Value:
-    """Equal tensors as one with a new first dimension: the experts' matrices."""
-    shape = parts[0].type.shape
-    return emit("reshape", emit("concat", *parts, dim=0)[0], shape=(len(parts), *shape))[0]
-
-
 def fused_qkv(wanted: Wanted, name: str, *, grouped: bool = False, flipped: bool = False) -> Value:
     """The q, k or v that is `wanted`, of one tensor with all rows of q, then k, then v.
 

@@ -17,7 +17,7 @@ def share(graph: Graph) -> Rewritten:
     kept: dict[Hashable, Node] = {}
     memo: dict[Node, Node] = {}
     for node in graph.nodes:
-        inputs = tuple(Value(memo[v.node], v.index) for v in node.inputs)
+        inputs = tuple([v if (new := memo[v.node]) is v.node else Value(new, v.index) for v in node.inputs])
         new = node if inputs == node.inputs else Node(node.op, inputs, node.attrs, node.types)
         memo[node] = kept.setdefault(_key(new), new)
     outputs = tuple(Value(memo[v.node], v.index) for v in graph.outputs)
@@ -25,6 +25,8 @@ def share(graph: Graph) -> Rewritten:
 
 
 def _key(node: Node) -> Hashable:
-    if not node.is_leaf and get(node.op).writes:
+    if node.is_leaf:
+        return node.op, node.attrs, node.types
+    if get(node.op).writes:
         return node
     return node.op, node.inputs, repr(node.attrs), node.types  # repr: 0.0 and -0.0 are equal, and not the same

@@ -17,7 +17,7 @@ from penstock.ir.ops.sample import GOLDEN, MASK, mix
 
 def _concat(*parts: Type, dim: int) -> Type:
     head = parts[0]
-    for part in parts:
+    for part in {*parts}:
         if part.format != head.format or _without(part.shape, dim) != _without(head.shape, dim):
             raise ValueError(f"cannot concatenate {part} and {head} along {dim}")
     shape = list(head.shape)

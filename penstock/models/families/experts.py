@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
-from penstock.ir import Value, emit
+from penstock.ir import Value, emit, leaf, tensor
 from penstock.models.binding import Wanted
 from penstock.models.config import Reader
 from penstock.models.families import decoder as common
-from penstock.models.storage import stacked
 from penstock.spec import FeedForward, Moe, Router
 
 MAX_EXPERTS = 4096  # far beyond any model; each becomes nodes before tensors are compared
@@ -37,12 +35,10 @@ def from_experts(wanted: Wanted, prefix: str, gate: str, up: str, down: str) -> 
     assert isinstance(part, Moe)
     rows, columns = part.expert.size, wanted.spec.hidden_size
     names, shape = ((gate, up), (rows, columns)) if ".in." in wanted.part else ((down,), (columns, rows))
-    return stacked([_matrices(wanted, f"{prefix}.{i}", names, shape) for i in range(part.router.experts)])
-
-
-def _matrices(wanted: Wanted, prefix: str, names: Sequence[str], shape: tuple[int, int]) -> Value:
-    parts = [wanted.tensor(f"{prefix}.{name}.weight", *shape) for name in names]
-    return parts[0] if len(parts) == 1 else emit("concat", *parts, dim=0)[0]
+    owners = [f"{prefix}.{i}.{name}.weight" for i in range(part.router.experts) for name in names]
+    type = tensor(wanted.format, *shape)  # one for all: there are tens of thousands
+    below = emit("concat", *(leaf("tensor", owner, type) for owner in owners), dim=0)[0]
+    return emit("reshape", below, shape=wanted.shape)[0]
 
 
 def sparse_layers(reader: Reader, dense: FeedForward, moe: Moe) -> list[FeedForward]:

@@ -18,4 +18,5 @@ def test_a_mixture_multiplies_by_the_experts_of_a_token_alone() -> None:
     y = emit("moe", x, *emit("route", scores, chosen=2).outputs, w_in, w_out, act="silu")[0]
     work = work_of(Graph((y,), ("y",)), Profile(8, 64, 128))
     assert work["flops_per_token"] == 2 * (8 * 64 + 2 * 3 * 32 * 64)
-    assert work["weight_bytes"] == 2 * (8 * 64 + 8 * 3 * 32 * 64)
+    assert work["weight_bytes"] == 2 * 8 * 64
+    assert (work["expert_bytes"], work["expert_share"]) == (2 * 8 * 3 * 32 * 64, 2 / 8)

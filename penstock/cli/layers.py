@@ -1,0 +1,56 @@
+"""The layers of a model as people ask for them: `inspect` and `check` say them alike."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from penstock.spec import FeedForward, Latent, Mixer, Mlp, ModelSpec
+
+Data = dict[str, Any]
+
+
+def facts(spec: ModelSpec) -> list[Data]:
+    """Layers that are alike together, with their count."""
+    kinds = Counter((layer.mixer, layer.feedforward) for layer in spec.layers)
+    return [{"count": count, **_mixer(mixer), **_feedforward(part)} for (mixer, part), count in kinds.items()]
+
+
+def _mixer(mixer: Mixer) -> Data:
+    rope = mixer.rope
+    own = {"latent": mixer.rank, "rotated": mixer.rope.dim} if isinstance(mixer, Latent) else {}
+    bias = None if isinstance(mixer, Latent) else mixer.bias
+    return {
+        "heads": mixer.heads, "kv_heads": mixer.kv_heads, "head_dim": mixer.head_dim, **own, "window": mixer.window,
+        "positions": type(bias).__name__ if bias else "Rope" if rope else None,
+        "rope_theta": rope.theta if rope else None,
+        "rope_scaling": type(rope.scaling).__name__ if rope and rope.scaling else None,
+    }  # fmt: skip
+
+
+def _feedforward(part: FeedForward) -> Data:
+    if isinstance(part, Mlp):
+        return {"feedforward": part.size, "activation": part.act}
+    router = part.router
+    experts = {"experts": router.experts, "experts_per_token": router.chosen, "shared": bool(part.shared)}
+    return {"feedforward": part.expert.size, "activation": part.expert.act, **experts}
+
+
+def said(layer: Data) -> str:
+    """One of the facts as a line."""
+    scaling = f", {layer['rope_scaling']} rope" if layer["rope_scaling"] else ""
+    window = f", window {layer['window']}" if layer["window"] else ""
+    return f"{layer['count']} of {_heads(layer)}{window}{scaling}, feed-forward {_forward(layer)}"
+
+
+def _heads(layer: Data) -> str:
+    if "latent" in layer:
+        return f"{layer['heads']} heads over a latent of {layer['latent']} and {layer['rotated']} rotated"
+    return f"{layer['heads']} heads of {layer['head_dim']} over {layer['kv_heads']} KV heads"
+
+
+def _forward(layer: Data) -> str:
+    width = f"{layer['feedforward']} ({layer['activation']})"
+    if not layer.get("experts"):
+        return width
+    return f"{layer['experts_per_token']} of {layer['experts']} experts of {width}" + " and shared" * layer["shared"]
