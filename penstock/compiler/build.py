@@ -34,8 +34,8 @@ from penstock.kernels.device import detect
 from penstock.models.binding import random_binding
 from penstock.models.checkpoint import Checkpoint
 from penstock.models.decoder import build_forward
-from penstock.models.encoder import build_encoder
 from penstock.models.directory import ModelDirectory
+from penstock.models.encoder import build_encoder
 from penstock.models.registry import family_of
 from penstock.text.generation import generation_facts
 from penstock.text.legacy import copy_text

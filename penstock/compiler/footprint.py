@@ -29,14 +29,14 @@ def footprint(draft: Unplanned, device: Device) -> dict[str, Any]:
     buffers = _buffers(draft) + 4 * (profile.slots.size + profile.upload_size)
     request = sum(g.request_bytes(profile.max_seq_len, profile.block_size, profile.max_num_tokens) for g in groups)
     driver = _driver(draft) if device.kind == "cuda" else 0
-    fixed = weights + buffers + driver
+    fixed, block = weights + buffers + driver, sum(g.unit_bytes for g in groups if not g.by_slot)
     return {
         "weights": weights,
         "buffers": buffers,
         "driver": driver,
         "kv_per_token": kv,
         "kv_per_request": request,
-        "needed": fixed + request + sum(g.unit_bytes for g in groups if not g.by_slot),  # and the block that padding writes to
+        "needed": fixed + request + block,  # and the block that padding writes to
         "at_limits": fixed + request * profile.max_batch_size,
     }
 

@@ -97,7 +97,7 @@ class Engine:
 
     @property
     def besides(self) -> str:
-        """The group of states, if there is one, for which KV of a text's beginning is not all there is to find again."""
+        """The group of states, if there is one, without which KV of a text's beginning is of no use."""
         return next((g.name for g in (*self.by_slot, *self.groups) if g.by_slot or g.fixed), "")
 
     @property

@@ -15,7 +15,8 @@ from penstock.ir.ops.state import FIELDS, HEADER, ROW, SlotLayout
 
 MAX_NUMBERS = 2**31 - 1  # what the device's 32-bit indices reach
 MAX_BLOCK = 1024  # tokens
-_LEAST = {"max_seq_len": 2, "freqs": 0, "slot_rows": 0, "encoder": 0}  # a request is a token of prompt and one of output
+# A request is a token of prompt and one of output.
+_LEAST = {"max_seq_len": 2, "freqs": 0, "slot_rows": 0, "encoder": 0}
 _TUNED = (1, *(1 << i for i in range(2, 8)), 192, 224, *range(256, 513, 64), 2048, 8192)
 
 

@@ -35,6 +35,8 @@ def flaws(engine: Engine) -> Iterator[str]:
         yield "report: each pass has its name, two counts of nodes, and what fired"
     if DECODE not in engine.programs:
         yield f"programs: there is no {DECODE!r}"
+    if ENCODE in engine.programs and not engine.tokens.get("decoder_start"):
+        yield "tokens: decoder_start is a list of ids, at least one, where there is a program 'encode'"
     for name, program in engine.programs.items():
         if name not in (DECODE, ENCODE):
             yield f"programs: {name!r} is none that is known"
@@ -72,8 +74,9 @@ def _buffers(phase: Phase) -> int:
 
 
 def _is_tokens(tokens: Mapping[str, Any]) -> bool:
-    eos = tokens.get("eos", [])
-    return isinstance(eos, list) and _are_integers(*eos) and isinstance(tokens.get("generation", {}), Mapping)
+    lists = [tokens.get("eos", []), tokens.get("decoder_start", []), [tokens.get("forced_end") or 0]]
+    fit = all(isinstance(each, list) and _are_integers(*each) for each in lists)
+    return fit and isinstance(tokens.get("generation", {}), Mapping)
 
 
 def _is_pass(entry: Any) -> bool:

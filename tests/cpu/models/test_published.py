@@ -17,7 +17,6 @@ from penstock.spec import DynamicNtk, Linear, Llama3, ModelSpec, Yarn
 from tests.facts.pending import READ as STEMS
 from tests.facts.tensors import PARAMETERS, published_config, tensor_names
 
-
 UNCOUNTED = {"final_logits_bias"}  # weights that are no parameters to their publishers
 
 
