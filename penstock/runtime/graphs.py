@@ -105,8 +105,8 @@ class Bound:
 
 
 class Graphs:
-    """The captured buckets of an engine's programs, as far as steps within the limits can need them. The key of a bucket
-    of an encoder's runs has no logits.
+    """The captured buckets of an engine's programs, as far as steps within the limits can need them. The key of a
+    bucket of an encoder's runs has no logits.
 
     A bucket in which launches have nothing to do where every row is a single token is captured without them as well.
     Either graph gives such a step the same bits. The parts of controlled steps are captured once there are such.
