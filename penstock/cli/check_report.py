@@ -76,7 +76,7 @@ def _references(draft: Unplanned, device: Device) -> Data:
     """Ops that neither a kernel of ours nor a library runs on this GPU, with the reasons."""
     sizes = draft.profile.sizes(1, 1)
     found: Data = {}
-    for site in all_sites(draft.graphs.values()).values():
+    for site in all_sites(draft.every).values():
         able, refused = candidates(site, sizes, device, {})
         if not any(c.tactic_name != "reference" for c in able):
             found[site.op] = "; ".join(f"{name}: {why}" for name, why in refused.items()) or "no kernel"

@@ -22,7 +22,7 @@ from penstock.engine.device import Device
 from penstock.engine.manifest import Engine, Weight
 from penstock.engine.match import COMPILES_ONLY
 from penstock.engine.profile import Profile
-from penstock.engine.program import Call, KernelLaunch, Phase, Plan, Program, Site, Sizes
+from penstock.engine.program import DECODE, ENCODE, Call, KernelLaunch, Phase, Plan, Program, Site, Sizes
 from penstock.errors import BuildError
 from penstock.ir.graph import Graph, Type
 from penstock.kernels.compile import stored
@@ -44,12 +44,23 @@ class Unplanned:
     work: Mapping[str, float]
     report: tuple[Mapping[str, Any], ...] = ()
     family: str = ""  # that read the model's config
+    encode: Mapping[str, Graph] = field(default_factory=dict)  # the phases of an encoder's run, where there is one
+
+    @property
+    def programs(self) -> dict[str, Mapping[str, Graph]]:
+        """The phases of each."""
+        return {DECODE: self.graphs, **({ENCODE: self.encode} if self.encode else {})}
+
+    @property
+    def every(self) -> tuple[Graph, ...]:
+        """The phases of all programs, one after another."""
+        return tuple(graph for phases in self.programs.values() for graph in phases.values())
 
     def parts(self) -> Iterator[plugins.Part]:
         """What it is made with and of: the family, passes that fired, ops and formats."""
         yield "family", self.family
         yield from (("pass", each["pass"]) for each in self.report if any(each["fired"].values()))
-        for node in (n for graph in (*self.graphs.values(), *self.weights.values()) for n in graph.nodes):
+        for node in (n for graph in (*self.every, *self.weights.values()) for n in graph.nodes):
             yield "op", node.op
             yield from (("format", type.format.name) for type in node.types)
 
@@ -64,6 +75,7 @@ class Planned:
     seconds: Mapping[str, float] = field(default_factory=dict)
 
 
+Programs = Mapping[str, Program]
 Early = Callable[[Mapping[str, Weight]], None]
 
 
@@ -102,29 +114,29 @@ def plan_engine(
     with ThreadPoolExecutor(1) as aside:  # the device measures its rates while kernels compile
         roof = aside.submit(shop.roof, draft.format) if shop else None
         try:
-            selection = selector.run(tuple(draft.graphs.values()))
+            selection = selector.run(draft.every)
         finally:
             cache.save()
     selector.used.clear()  # of what was only tried
-    program = _program(draft, selector, device)
+    programs = {name: _program(name, phases, draft.profile, selector) for name, phases in draft.programs.items()}
     selector.compile_rest()
-    buffers, arena = _memory(program) if shop else ({}, 0)
-    _check_compiled(program, compiler)
+    buffers, arena = _memory(programs) if shop else ({}, 0)
+    _check_compiled(programs, compiler)
     weights = _laid_out(draft, selector)
     folder = kernel_folder(root, device, versions)
-    facts = _kernel_facts(program, folder)
+    facts = _kernel_facts(programs, folder)
     engine = Engine(
-        draft.spec, draft.profile, draft.format, device, versions, draft.source, {"decode": program}, weights,
+        draft.spec, draft.profile, draft.format, device, versions, draft.source, programs, weights,
         buffers, arena, facts, draft.tokens, draft.work, draft.report, roof=roof.result() if roof else {},
-        plugins=plugins.record((*draft.parts(), *_chosen(program, selector, weights))),
+        plugins=plugins.record((*draft.parts(), *_chosen(programs, selector, weights))),
     )  # fmt: skip
     return Planned(engine, rows_to_json(selection), folder, shop.seconds if shop else {})
 
 
-def _chosen(program: Program, selector: Selector, weights: Mapping[str, Weight]) -> Iterator[plugins.Part]:
+def _chosen(programs: Programs, selector: Selector, weights: Mapping[str, Weight]) -> Iterator[plugins.Part]:
     """What selection put in: tactics, the calls of their plans, layouts."""
     yield from (("tactic", key) for key in selector.used)
-    yield from (("call", x.name) for plan in _every(program) for x in plan.launches if isinstance(x, Call))
+    yield from (("call", x.name) for plan in _every(programs) for x in plan.launches if isinstance(x, Call))
     yield from (("layout", weight.layout) for weight in weights.values())
 
 
@@ -134,15 +146,16 @@ def kernel_folder(root: Path, device: Device, versions: Mapping[str, str]) -> Pa
     return root / "kernels" / "-".join((f"sm{device.capability}", *compilers))
 
 
-def _check_compiled(program: Program, compiler: Compiler) -> None:
+def _check_compiled(programs: Programs, compiler: Compiler) -> None:
     """Kernels that only a bucket between the tuned ones needs. Raises BuildError where one does not compile."""
-    if failed := compiler.refusals(_kernel_keys(program)):
+    if failed := compiler.refusals(_kernel_keys(programs)):
         raise BuildError(f"{len(failed)} kernels of buckets between the tuned ones do not compile: {failed}")
 
 
-def _program(draft: Unplanned, selector: Selector, device: Device) -> Program:
-    buckets = draft.profile.buckets() if device.kind == "cuda" else draft.profile.unpadded
-    phases = {name: Phase(graph, _plans(graph, selector, buckets)) for name, graph in draft.graphs.items()}
+def _program(name: str, graphs: Mapping[str, Graph], profile: Profile, selector: Selector) -> Program:
+    padded = profile.buckets() if name == DECODE else profile.encoder_buckets()
+    buckets = padded if selector.device.kind == "cuda" else profile.unpadded
+    phases = {name: Phase(graph, _plans(graph, selector, buckets)) for name, graph in graphs.items()}
     program = Program(phases, buckets)
     check_prepared(program, selector.kernels)
     return program
@@ -153,9 +166,12 @@ def _plans(graph: Graph, selector: Selector, buckets: Mapping[str, Sizes]) -> di
     return {key: {b: selector.plan(site, sizes) for b, sizes in buckets.items()} for key, site in sites.items()}
 
 
-def _memory(program: Program) -> tuple[dict[str, Offsets], int]:
-    lifetimes = Lifetimes.of(program.phases)
-    planned = {b: plan_memory(program.phases, sizes, b, lifetimes) for b, sizes in program.buckets.items()}
+def _memory(programs: Programs) -> tuple[dict[str, Offsets], int]:
+    """Of every bucket; no two programs have one of the same name."""
+    planned: dict[str, tuple[Offsets, int]] = {}
+    for program in programs.values():
+        lifetimes = Lifetimes.of(program.phases)
+        planned |= {b: plan_memory(program.phases, sizes, b, lifetimes) for b, sizes in program.buckets.items()}
     return {b: offsets for b, (offsets, _) in planned.items()}, max(top for _, top in planned.values())
 
 
@@ -183,23 +199,23 @@ def _settled(draft: Unplanned, selector: Selector) -> dict[str, Weight]:
 
 def _readers(draft: Unplanned) -> Iterator[tuple[str, Type, Site, int]]:
     """A weight's name and type, and a site that reads it as the input of that index."""
-    for graph in draft.graphs.values():
+    for graph in draft.every:
         for node in graph.nodes:
             for index, value in enumerate(node.inputs):
                 if value.node.op == "weight":
                     yield value.node.name, value.type, Site.of(node), index
 
 
-def _kernel_facts(program: Program, folder: Path) -> dict[str, Any]:
-    binaries = {key: stored(folder, key) for key in sorted(_kernel_keys(program))}
+def _kernel_facts(programs: Programs, folder: Path) -> dict[str, Any]:
+    binaries = {key: stored(folder, key) for key in sorted(_kernel_keys(programs))}
     return {key: binary.facts() for key, binary in binaries.items() if binary is not None}
 
 
-def _kernel_keys(program: Program) -> set[str]:
+def _kernel_keys(programs: Programs) -> set[str]:
     """The kernels that some plan launches."""
-    return {launch.kernel for plan in _every(program) for launch in plan.launches if isinstance(launch, KernelLaunch)}
+    return {launch.kernel for plan in _every(programs) for launch in plan.launches if isinstance(launch, KernelLaunch)}
 
 
-def _every(program: Program) -> Iterator[Plan]:
-    for phase in program.phases.values():
+def _every(programs: Programs) -> Iterator[Plan]:
+    for phase in (phase for program in programs.values() for phase in program.phases.values()):
         yield from (plan for by_bucket in phase.plans.values() for plan in by_bucket.values())

@@ -35,6 +35,7 @@ from penstock.models.binding import random_binding
 from penstock.models.checkpoint import Checkpoint
 from penstock.models.decoder import build_forward
 from penstock.models.directory import ModelDirectory
+from penstock.models.encoder import build_encoder
 from penstock.models.registry import family_of
 from penstock.text.generation import generation_facts
 from penstock.text.legacy import copy_text
@@ -48,6 +49,8 @@ class Frontend:
     before: Graph
     after: Graph
     checkpoint: Checkpoint | None
+    encoder: Graph | None = None  # as it was built
+    encoding: Graph | None = None  # after the passes
 
 
 def build(model: Path, options: BuildOptions, output: Path | None = None, progress: Progress = silent) -> Path:
@@ -120,20 +123,23 @@ def read_model(model: Path, options: BuildOptions, device: Device) -> Frontend:
     else:
         checkpoint = opened.checkpoint(binding)
     before = build_forward(spec, binding, format, profile.block_size, kv_format)
+    encoder = build_encoder(spec, binding, format, profile.block_size, kv_format)
     after, results = pipeline.run(before)
-    lowered = lower(after)
+    encoding, more = pipeline.run(encoder) if encoder else (None, ())
+    lowered = lower(after, encoding) if encoding else lower(after)
     profile = profile.for_groups(groups_of(lowered.graph.leaves("state")))
     graphs = step_graphs(profile, spec.vocab_size, lowered.graph)
+    runs = {"prepare": graphs["prepare"], "forward": lowered.others[0]} if encoding else {}
     source = {
         "model": str(model.resolve()), "weights": options.weights, "config": dict(opened.stored),
         "tactics": dict(options.pins),
     }  # fmt: skip
     draft = Unplanned(
         spec.to_json(), profile, format, graphs, lowered.weights, source,
-        generation_facts(model), work_of(lowered.graph, profile), pipeline.report(results),
-        family_of(opened.config).name,
+        generation_facts(model), work_of(lowered.graph, profile), pipeline.report((*results, *more)),
+        family_of(opened.config).name, runs,
     )  # fmt: skip
-    return Frontend(draft, before, after, checkpoint)
+    return Frontend(draft, before, after, checkpoint, encoder, encoding)
 
 
 def step_graphs(profile: Profile, vocab_size: int, forward: Graph) -> dict[str, Graph]:
@@ -157,7 +163,7 @@ def build_key(front: Frontend, device: Device) -> str:
         "files": tensor_facts(front.checkpoint) if front.checkpoint else [],
         "texts": text_facts(Path(draft.source["model"])),
         "profile": draft.profile.to_json(),
-        "graphs": {name: graph.key() for name, graph in draft.graphs.items()},
+        "graphs": {name: {n: g.key() for n, g in phases.items()} for name, phases in draft.programs.items()},
         "weights": {name: expression.key() for name, expression in draft.weights.items()},
         "tokens": dict(draft.tokens),
         "compiler": compiler_facts(device),
@@ -178,7 +184,11 @@ def write_engine(planned: Planned, front: Frontend, text: Path | None, part: Pat
 def _printed(front: Frontend) -> str:
     """The model's graph as built and after the passes, and every phase as a step runs it, whose numbers name values."""
     phases = "".join(f"\n# phase {name}, as it runs\n{graph}" for name, graph in front.draft.graphs.items())
-    return f"# as built\n{front.before}\n# after the passes\n{front.after}{phases}"
+    text = f"# as built\n{front.before}\n# after the passes\n{front.after}{phases}"
+    if front.encoder is None:
+        return text
+    runs = f"\n# encoder, as it runs\n{front.draft.encode['forward']}"
+    return f"{text}\n# encoder, as built\n{front.encoder}\n# encoder, after the passes\n{front.encoding}{runs}"
 
 
 def copy_kernels(planned: Planned, folder: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from penstock.compiler.passes.share import share
 from penstock.errors import GraphError
@@ -24,20 +25,34 @@ class Lowered:
 
     graph: Graph
     weights: Mapping[str, Graph]
+    others: tuple[Graph, ...] = ()
 
 
-def lower(graph: Graph) -> Lowered:
-    """Replace each maximal weight expression that something else reads by a `weight` leaf.
+def lower(first: Graph, *others: Graph) -> Lowered:
+    """Replace each maximal weight expression that something else reads by a `weight` leaf. Of several graphs, whose
+    results have different names, the weights are those of all.
 
     Equal expressions become one weight. Raises GraphError where a weight op reads a value of the step.
     """
-    graph = share(graph).graph
+    graph = share(_joined((first, *others))).graph
     made = _made_at_build(graph)
     roots = _roots(graph, made)
     names = _unique(_stem(v) for v in roots)
     swaps = {v: leaf("weight", name, v.type) for name, v in zip(names, roots, strict=True)}
     weights = {name: Graph((v,), ("weight",)) for name, v in zip(names, roots, strict=True)}
-    return Lowered(verify(substitute(graph, swaps), lowered()), weights)
+    parts = _parted(substitute(graph, swaps), (first, *others))
+    return Lowered(verify(parts[0], lowered()), weights, tuple(verify(part, lowered()) for part in parts[1:]))
+
+
+def _joined(graphs: Sequence[Graph]) -> Graph:
+    return Graph(tuple(v for g in graphs for v in g.outputs), tuple(n for g in graphs for n in g.names))
+
+
+def _parted(graph: Graph, like: Sequence[Graph]) -> list[Graph]:
+    """The inverse."""
+    ends = [*accumulate(len(each.names) for each in like)]
+    spans = [slice(end - len(each.names), end) for each, end in zip(like, ends, strict=True)]
+    return [Graph(graph.outputs[span], graph.names[span]) for span in spans]
 
 
 def _made_at_build(graph: Graph) -> set[Node]:

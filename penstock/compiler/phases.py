@@ -77,7 +77,7 @@ def check_prepared(program: Program, kernels: Mapping[str, Kernel]) -> None:
 
 def _behind_prepare(program: Program, bucket: str) -> Iterator[tuple[str, KernelLaunch | Call]]:
     """(op, launch) of a step in a bucket, in order, from the end of `prepare` on."""
-    for phase in (program.phases[name] for name in PLAIN):
+    for phase in (program.phases[name] for name in PLAIN if name in program.phases):
         for node in phase.graph.nodes:
             if not node.is_leaf and node.op != "prepare":
                 yield from ((node.op, launch) for launch in phase.plan(node, bucket).launches)

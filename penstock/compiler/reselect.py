@@ -19,6 +19,7 @@ from penstock.compiler.weights import write_weights
 from penstock.engine import store
 from penstock.engine.device import Device
 from penstock.engine.manifest import Engine, Weight
+from penstock.engine.program import DECODE, ENCODE
 from penstock.ir.graph import Graph, leaf
 from penstock.kernels.layouts import unpack
 from penstock.models.checkpoint import Checkpoint, read_header
@@ -67,12 +68,12 @@ def reselect(
 
 def _unplanned(engine: Engine, source: Mapping[str, Any]) -> Unplanned:
     """What the manifest says that does not depend on the device."""
-    graphs = {name: phase.graph for name, phase in engine.programs["decode"].phases.items()}
+    graphs = {name: {n: phase.graph for n, phase in p.phases.items()} for name, p in engine.programs.items()}
     expressions = {name: weight.expression for name, weight in engine.weights.items()}
     kept = {k: v for k, v in engine.source.items() if k != "base"}  # what is refitted from here on is this engine
     return Unplanned(
-        engine.spec, engine.profile, engine.format, graphs, expressions, {**kept, **source},
-        engine.tokens, engine.work, engine.report, _family(engine),
+        engine.spec, engine.profile, engine.format, graphs[DECODE], expressions, {**kept, **source},
+        engine.tokens, engine.work, engine.report, _family(engine), graphs.get(ENCODE, {}),
     )  # fmt: skip
 
 
@@ -83,7 +84,8 @@ def _family(engine: Engine) -> str:
 
 def _key(engine: Engine, device: Device, pins: Pins) -> str:
     """Identity: the engine's own key and graphs, its limits, the pins, device and compiler. Never a build's key."""
-    graphs = {name: phase.graph.key() for name, phase in engine.programs["decode"].phases.items()}
+    phases = ((name, n, p) for name, program in engine.programs.items() for n, p in program.phases.items())
+    graphs = {f"{program}.{name}": phase.graph.key() for program, name, phase in phases}
     facts = [engine.source.get("key"), graphs, engine.profile.to_json(), dict(pins), compiler_facts(device)]
     return f"reselect-{digest(facts)}"
 

@@ -17,13 +17,13 @@ def work_of(graph: Graph, profile: Profile) -> dict[str, float]:
     weight_bytes: read by every step, whatever its batch (an embedding that only looks rows up is not counted); of a
     mixture besides expert_bytes, all experts', and expert_share, the part of them that one token reads; flops_per_token: two for each number of each matrix that a token is multiplied with; flops_per_logit: likewise for
     each row of logits, the head's and those of a last layer whose other rows nobody asks for; kv_bytes_per_token: KV of
-    one position.
+    one position, without what a request keeps of an encoder's.
     """
     products = list(_products(graph.nodes))
     heads = [n for n in products if "L" in n.types[0].symbols]
     whole = (v for n in graph.nodes for v in n.inputs if v.node.op == "weight" and v not in _picked(n))
     read = {v.node.name: v.type for v in whole}
-    kv = sum(group.unit_bytes for group in groups_of(graph.leaves("state")) if not group.by_slot)
+    kv = sum(group.unit_bytes for group in groups_of(graph.leaves("state")) if not group.by_slot and not group.fixed)
     return {
         "weight_bytes": float(sum(t.nbytes() for t in read.values())),
         "flops_per_token": _flops(products) - _flops(heads),

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from penstock.ir.graph import Node
 
 BY_SLOT = "slots"  # the class of states that have a place for each slot, [num_slots, ...], and no blocks
+CROSS = "cross"  # the class of what an encoder made of a request's input, which does not grow with its text
 
 
 @dataclass(frozen=True)
 class StateGroup:
-    """`name`: its class (paged, windowed, slots) and number, as its states bear it. `window`: a token sees itself and
-    window - 1 before it, in each of these layers; 0: all."""
+    """`name`: its class (paged, windowed, cross, slots) and number, as its states bear it. `window`: a token sees
+    itself and window - 1 before it, in each of these layers; 0: all."""
 
     name: str
     window: int
@@ -26,6 +27,10 @@ class StateGroup:
     @property
     def by_slot(self) -> bool:
         return self.kind == BY_SLOT
+
+    @property
+    def fixed(self) -> bool:
+        return self.kind == CROSS
 
     @property
     def unit_bytes(self) -> int:

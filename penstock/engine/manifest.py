@@ -14,7 +14,7 @@ from penstock import plugins
 from penstock.engine.device import Device
 from penstock.engine.groups import StateGroup, groups_of
 from penstock.engine.profile import Profile
-from penstock.engine.program import Program, program_from_json, program_to_json
+from penstock.engine.program import ENCODE, Program, program_from_json, program_to_json
 from penstock.engine.sound import flaws
 from penstock.errors import EngineCorruptError, EngineSchemaError, ModelError, PluginError
 from penstock.ir.graph import Graph, Node, Type
@@ -84,6 +84,21 @@ class Engine:
     def by_slot(self) -> tuple[StateGroup, ...]:
         """Those whose states have a place for each slot."""
         return tuple(group for group in groups_of(self.states) if group.by_slot)
+
+    @property
+    def encoder(self) -> Program | None:
+        """The program of an encoder's runs, where the model has one."""
+        return self.programs.get(ENCODE)
+
+    @property
+    def zeroed(self) -> int:
+        """Bytes that are zero whenever a plan of any program starts."""
+        return max(program.zeroed for program in self.programs.values())
+
+    @property
+    def besides(self) -> str:
+        """The group of states, if there is one, without which KV of a text's beginning is of no use."""
+        return next((g.name for g in (*self.by_slot, *self.groups) if g.by_slot or g.fixed), "")
 
     @property
     def kv_format(self) -> str:

@@ -8,14 +8,26 @@ binaries. The CUDA context belongs to the process and is in no budget.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from penstock.engine.groups import StateGroup
 from penstock.engine.manifest import Engine
 from penstock.engine.profile import Profile
-from penstock.engine.program import CONTROLLED_TAIL, PLAIN, Call, Phase, Plan, bucket_name
+from penstock.engine.program import (
+    CONTROLLED_TAIL,
+    DECODE,
+    ENCODE,
+    FRONT,
+    PLAIN,
+    Call,
+    Phase,
+    Plan,
+    Program,
+    bucket_name,
+    encoder_bucket,
+)
 from penstock.errors import ResourceError
 from penstock.ir.graph import Node
 
@@ -112,7 +124,7 @@ def plan_run(engine: Engine, budget: int, limits: Limits | None = None) -> Memor
     whole = keys == bucket_keys(profile)
     fixed = MemoryPlan(
         weight_offsets(engine)[1],
-        aligned(engine.arena if whole else max(arena_top(engine, key) for key in keys)),
+        aligned(engine.arena if whole else max(arena_top(engine, *bucket) for bucket in _buckets(engine, keys))),
         slot_bytes(engine),
         (LIBRARY + LIBRARY_CODE) if calls_library(engine) else 0,
         _graphs(engine, keys, len(single_keys(engine, limits))),
@@ -225,7 +237,7 @@ def bucket_keys(profile: Profile, limits: Limits | None = None) -> list[Key]:
 
 def single_keys(engine: Engine, limits: Limits | None = None) -> list[Key]:
     """The buckets of steps in which every row is a single token that samples, where those need fewer launches."""
-    program, rows = engine.programs["decode"], (limits or engine.profile).max_batch_size
+    program, rows = engine.programs[DECODE], (limits or engine.profile).max_batch_size
     keys = {engine.profile.bucket(n, n) for n in range(1, rows + 1)}
     plans = [by_bucket for phase in program.phases.values() for by_bucket in phase.plans.values()]
     fewer = (key for key in keys for by_bucket in plans if _is_less(by_bucket[bucket_name(*key)]))
@@ -252,9 +264,7 @@ def weight_offsets(engine: Engine) -> tuple[dict[str, int], int]:
 def slot_bytes(engine: Engine) -> int:
     """Slots, upload and zeroed memory."""
     profile = engine.profile
-    return (
-        aligned(4 * profile.slots.size) + aligned(4 * profile.upload_size) + aligned(engine.programs["decode"].zeroed)
-    )
+    return aligned(4 * profile.slots.size) + aligned(4 * profile.upload_size) + aligned(engine.zeroed)
 
 
 def calls_library(engine: Engine) -> bool:
@@ -262,9 +272,19 @@ def calls_library(engine: Engine) -> bool:
     return any(isinstance(x, Call) for plan in _plans(engine) for x in plan.launches)
 
 
-def arena_top(engine: Engine, key: Key) -> int:
+def encoder_sizes(engine: Engine, keys: Iterable[Key]) -> tuple[int, ...]:
+    """T of the buckets of an encoder's runs beside steps in these; none where there is no encoder."""
+    return tuple(sorted({tokens for tokens, _ in keys})) if engine.encoder else ()
+
+
+def _buckets(engine: Engine, keys: Sequence[Key]) -> Iterator[tuple[Program, str]]:
+    """Of all programs."""
+    yield from ((engine.programs[DECODE], bucket_name(*key)) for key in keys)
+    yield from ((engine.programs[ENCODE], encoder_bucket(tokens)) for tokens in encoder_sizes(engine, keys))
+
+
+def arena_top(engine: Engine, program: Program, name: str) -> int:
     """Bytes of the arena that one bucket reaches."""
-    program, name = engine.programs["decode"], bucket_name(*key)
     sizes, top = program.buckets[name], 0
     for phase_name, phase in program.phases.items():
         offsets = iter(engine.buffers[name][phase_name])
@@ -280,13 +300,18 @@ def _graphs(engine: Engine, keys: Sequence[Key], singles: int) -> int:
     """What the driver keeps. A bucket may be captured whole, and in two parts; others have about as many launches as
     the smallest."""
     whole, tail = launches(engine, keys[0]), launches(engine, keys[0], (CONTROLLED_TAIL,))
-    count = len(keys)
-    return graph_bytes(3 * count + singles, (2 * count + singles) * whole + count * tail, len(engine.kernels))
+    count, runs = len(keys), encoder_sizes(engine, keys)
+    encoding = sum(_launches(engine.programs[ENCODE], encoder_bucket(runs[0]), FRONT) for _ in runs)
+    steps = (2 * count + singles) * whole + count * tail
+    return graph_bytes(3 * count + singles + len(runs), steps + encoding, len(engine.kernels))
 
 
 def launches(engine: Engine, key: Key, phases: Sequence[str] = PLAIN) -> int:
     """Of one step in a bucket, in those phases; a call counts as one."""
-    name, program = bucket_name(*key), engine.programs["decode"]
+    return _launches(engine.programs[DECODE], bucket_name(*key), phases)
+
+
+def _launches(program: Program, name: str, phases: Sequence[str]) -> int:
     return sum(len(program.phases[p].plan(node, name).launches) for p in phases for node in _work(program.phases[p]))
 
 
@@ -300,7 +325,7 @@ def _work(phase: Phase) -> list[Node]:
 
 
 def _plans(engine: Engine) -> Iterable[Any]:
-    for phase in engine.programs["decode"].phases.values():
+    for phase in (phase for program in engine.programs.values() for phase in program.phases.values()):
         for by_bucket in phase.plans.values():
             yield from by_bucket.values()
 

@@ -9,13 +9,14 @@ from functools import cached_property
 from typing import Any
 
 from penstock.engine.groups import StateGroup
-from penstock.engine.program import Sizes, bucket_name
+from penstock.engine.program import Sizes, bucket_name, encoder_bucket
 from penstock.errors import OptionError
 from penstock.ir.ops.state import FIELDS, HEADER, ROW, SlotLayout
 
 MAX_NUMBERS = 2**31 - 1  # what the device's 32-bit indices reach
 MAX_BLOCK = 1024  # tokens
-_LEAST = {"max_seq_len": 2, "freqs": 0, "slot_rows": 0}  # a request is a token of prompt and one of output
+# A request is a token of prompt and one of output.
+_LEAST = {"max_seq_len": 2, "freqs": 0, "slot_rows": 0, "encoder": 0}
 _TUNED = (1, *(1 << i for i in range(2, 8)), 192, 224, *range(256, 513, 64), 2048, 8192)
 
 
@@ -25,7 +26,8 @@ class Profile:
 
     max_batch_size: requests in a step; max_num_tokens: tokens in a step; max_seq_len: prompt and output of one request;
     block_size: tokens in a block of KV; freqs: rope frequencies kept by request (0 where the model's are fixed);
-    tables: groups of layers that keep blocks, each with a block table; slot_rows: 1 where layers keep state by slot.
+    tables: groups of layers that keep blocks, each with a block table; slot_rows: 1 where layers keep state by slot;
+    encoder: 1 where an encoder reads a request's input, of which max_seq_len is the limit as well.
     """
 
     max_batch_size: int
@@ -35,6 +37,7 @@ class Profile:
     freqs: int = 0
     tables: int = 1
     slot_rows: int = 0
+    encoder: int = 0
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
@@ -64,7 +67,8 @@ class Profile:
     def for_groups(self, groups: Sequence[StateGroup]) -> Profile:
         """Of a model with these groups of states."""
         paged = sum(not group.by_slot for group in groups)
-        return replace(self, tables=max(1, paged), slot_rows=int(paged < len(groups)))
+        encoder = int(any(group.fixed for group in groups))
+        return replace(self, tables=max(1, paged), slot_rows=int(paged < len(groups)), encoder=encoder)
 
     @property
     def table_width(self) -> int:
@@ -74,7 +78,7 @@ class Profile:
     @property
     def slots(self) -> SlotLayout:
         """The device's memory of running requests."""
-        own = {"freqs": self.freqs, "tables": self.tables, "slot_rows": self.slot_rows}
+        own = {"freqs": self.freqs, "tables": self.tables, "slot_rows": self.slot_rows, "encoder": self.encoder}
         return SlotLayout(self.max_batch_size, self.max_seq_len + 1, self.table_width, **own)
 
     @property
@@ -83,7 +87,7 @@ class Profile:
         that scores one more; and a step's worth of tokens, or a request's, whose KV was found.
         """
         found = max(self.max_num_tokens, self.max_seq_len)
-        per_slot = 1 + len(FIELDS) + self.tables * self.table_width + self.freqs + self.slots.controls
+        per_slot = 1 + len(FIELDS) + self.tables * self.table_width + self.freqs + self.encoder + self.slots.controls
         return HEADER + ROW * self.max_batch_size + 2 * (self.max_num_tokens + found + self.max_batch_size * per_slot)
 
     @cached_property
@@ -144,6 +148,10 @@ class Profile:
         """Every capture bucket by name."""
         pairs = ((t, n) for t in self.token_buckets for n in self.logit_buckets(t))
         return {bucket_name(t, n): self.sizes(t, n) for t, n in pairs}
+
+    def encoder_buckets(self) -> dict[str, Sizes]:
+        """Those of an encoder's runs, which give no logits."""
+        return {encoder_bucket(t): self.sizes(t, self.logit_buckets(t)[0]) for t in self.token_buckets}
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

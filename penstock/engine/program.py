@@ -105,6 +105,9 @@ class Call:
 
 Launch = KernelLaunch | Call
 
+DECODE: Final = "decode"  # the program of every engine: a step
+ENCODE: Final = "encode"  # of those with an encoder: a run of it, which has the phases of FRONT alone
+
 # The phases of a decode step. Its tail is another where a row asks for more than a token: see `compiler.phases`.
 FRONT: Final = ("prepare", "forward")
 TAIL: Final = "sample"
@@ -192,6 +195,11 @@ def site_from_json(data: Mapping[str, Any]) -> Site:
 def bucket_name(tokens: int, logits: int) -> str:
     """The name of the bucket of T tokens and L logit rows."""
     return f"T{tokens}.L{logits}"
+
+
+def encoder_bucket(tokens: int) -> str:
+    """The same of an encoder's run."""
+    return f"{ENCODE}.T{tokens}"
 
 
 def program_to_json(program: Program) -> dict[str, Any]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from penstock.engine.program import CONTROLLED_TAIL, PLAIN, KernelLaunch, Phase, Program
+from penstock.engine.program import CONTROLLED_TAIL, DECODE, ENCODE, FRONT, PLAIN, KernelLaunch, Phase, Program
 from penstock.engine.timings import is_number
 
 if TYPE_CHECKING:
@@ -33,16 +33,18 @@ def flaws(engine: Engine) -> Iterator[str]:
         yield "build_seconds: numbers"
     if not all(_is_pass(each) for each in engine.report):
         yield "report: each pass has its name, two counts of nodes, and what fired"
-    if "decode" not in engine.programs:
-        yield "programs: there is no 'decode'"
-    else:
-        yield from _of_program(engine, engine.programs["decode"])
+    if DECODE not in engine.programs:
+        yield f"programs: there is no {DECODE!r}"
+    if ENCODE in engine.programs and not engine.tokens.get("decoder_start"):
+        yield "tokens: decoder_start is a list of ids, at least one, where there is a program 'encode'"
+    for name, program in engine.programs.items():
+        if name not in (DECODE, ENCODE):
+            yield f"programs: {name!r} is none that is known"
+        yield from _of_program(engine, program, (*PLAIN, CONTROLLED_TAIL) if name == DECODE else FRONT)
 
 
-def _of_program(engine: Engine, program: Program) -> Iterator[str]:
-    yield from (
-        f"programs: there is no phase {name!r}" for name in (*PLAIN, CONTROLLED_TAIL) if name not in program.phases
-    )
+def _of_program(engine: Engine, program: Program, needed: Sequence[str]) -> Iterator[str]:
+    yield from (f"programs: there is no phase {name!r}" for name in needed if name not in program.phases)
     if not program.buckets or not all(_are_integers(s["T"], s["S"], s["L"]) for s in program.buckets.values()):
         yield "programs: buckets have integers T, S and L"
     tables, by_slot = len(engine.groups), bool(engine.by_slot)  # raises where a state's group is none
@@ -75,8 +77,9 @@ def _buffers(phase: Phase) -> int:
 
 
 def _is_tokens(tokens: Mapping[str, Any]) -> bool:
-    eos = tokens.get("eos", [])
-    return isinstance(eos, list) and _are_integers(*eos) and isinstance(tokens.get("generation", {}), Mapping)
+    lists = [tokens.get("eos", []), tokens.get("decoder_start", []), [tokens.get("forced_end") or 0]]
+    fit = all(isinstance(each, list) and _are_integers(*each) for each in lists)
+    return fit and isinstance(tokens.get("generation", {}), Mapping)
 
 
 def _is_pass(entry: Any) -> bool:

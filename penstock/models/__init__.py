@@ -6,6 +6,7 @@ from penstock.models.binding import Binding, declared, random_binding, shapes
 from penstock.models.checkpoint import Checkpoint
 from penstock.models.config import load_config, stored_format
 from penstock.models.decoder import build_forward, state_name
+from penstock.models.encoder import build_encoder
 from penstock.models.hub import resolve
 from penstock.models.registry import Family, family_of, ignored_tensors, read_spec, register, weights
 
@@ -13,6 +14,7 @@ __all__ = [
     "Binding",
     "Checkpoint",
     "Family",
+    "build_encoder",
     "build_forward",
     "declared",
     "family_of",

@@ -12,6 +12,7 @@ from penstock.ir.rewrite import substitute
 from penstock.spec import (
     AnyNorm,
     Attention,
+    EncoderSpec,
     FeedForward,
     Latent,
     LayerNorm,
@@ -21,6 +22,7 @@ from penstock.spec import (
     ModelSpec,
     Moe,
     Norm,
+    RelativeBias,
 )
 
 Binding = Mapping[str, Value]  # canonical name -> expression over `tensor` leaves
@@ -33,19 +35,32 @@ def shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
     out: dict[str, tuple[int, ...]] = {"embedding.weight": (spec.vocab_size, width)}
     if spec.embedding_size:
         out |= {"project_in.weight": (hidden, width), "project_out.weight": (width, hidden)}
-    if spec.learned_positions:
-        out["positions.weight"] = (spec.learned_positions, hidden)
-    out |= dict(_norm("embedding_norm", spec.embedding_norm, hidden))
-    for i, layer in enumerate(spec.layers):
-        out |= {f"layers.{i}.{name}": shape for name, shape in _layer(layer, hidden)}
-    out |= dict(_norm("final_norm", spec.final_norm, hidden))
+    if spec.encoder:
+        out |= dict(_below("encoder", _stack(spec.encoder, hidden)))
+    out |= dict(_stack(spec, hidden))
     return out | dict(_linear("head", spec.vocab_size, width, spec.head_bias))
 
 
+def _stack(stack: ModelSpec | EncoderSpec, hidden: int) -> Shapes:
+    """Of all layers, and what stands around them. A relative bias is a table of all layers, [buckets, heads]."""
+    if stack.learned_positions:
+        yield "positions.weight", (stack.learned_positions, hidden)
+    yield from _norm("embedding_norm", stack.embedding_norm, hidden)
+    attentions = [layer.mixer for layer in stack.layers if isinstance(layer.mixer, Attention)]
+    biases = {(m.bias.buckets, m.heads) for m in attentions if isinstance(m.bias, RelativeBias)}
+    assert len(biases) <= 1, "the layers of a stack share one relative bias"
+    yield from (("relative_bias.weight", shape) for shape in biases)
+    for i, layer in enumerate(stack.layers):
+        yield from _below(f"layers.{i}", _layer(layer, hidden))
+    yield from _norm("final_norm", stack.final_norm, hidden)
+
+
 def _layer(layer: LayerSpec, hidden: int) -> Shapes:
-    for name in ("mixer_norm", "mixer_post_norm", "feedforward_norm", "feedforward_post_norm"):
+    for name in ("mixer_norm", "mixer_post_norm", "cross_norm", "feedforward_norm", "feedforward_post_norm"):
         yield from _norm(name, getattr(layer, name), hidden)
     yield from _below("attention", _mixer(layer.mixer, hidden))
+    if layer.cross:
+        yield from _below("cross", _attention(layer.cross, hidden))
     yield from _below("feedforward", _feedforward(layer.feedforward, hidden))
 
 
@@ -137,13 +152,21 @@ class Wanted:
 
     @property
     def layer(self) -> int:
-        """The index of its layer; -1 where it is of none."""
-        return int(self.name.split(".", 2)[1]) if self.name.startswith("layers.") else -1
+        """The index of its layer, in its stack; -1 where it is of none."""
+        return int(self._own.split(".", 2)[1]) if self._own.startswith("layers.") else -1
 
     @property
     def part(self) -> str:
         """The name within its layer, or that of the whole: attention.q.weight, embedding.weight."""
-        return self.name.split(".", 2)[2] if self.layer >= 0 else self.name
+        return self._own.split(".", 2)[2] if self.layer >= 0 else self._own
+
+    @property
+    def of_encoder(self) -> bool:
+        return self.name.startswith("encoder.")
+
+    @property
+    def _own(self) -> str:
+        return self.name.removeprefix("encoder.")
 
     def tensor(self, name: str, *shape: int) -> Value:
         """The checkpoint's tensor of that name; without a shape it has the weight's own."""

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 
+from penstock.engine.groups import CROSS
 from penstock.ir import Graph, Type, Value, emit, leaf, tensor
 from penstock.models.binding import Binding
 from penstock.models.feedforward import feedforward
-from penstock.models.mixers import mix
+from penstock.models.mixers import cross, mix
 from penstock.models.step import Frequencies, Inputs, Weights, group_of
-from penstock.spec import Attention, LayerSpec, ModelSpec
+from penstock.spec import Attention, EncoderSpec, LayerSpec, Mixer, ModelSpec
 
 
 def build_forward(
@@ -19,14 +21,30 @@ def build_forward(
 
     `format` is what activations are rounded to, `kv_format` what KV is; None: the same. Results: "logits", f32[L,V],
     and each layer's state under its own name. The states of layers of one class and size bear one group name, the
-    attribute `group`, and read and write by the group's own block table.
+    attribute `group`, and read and write by the group's own block table. What an encoder made for each layer, the graph
+    of `models.encoder` has written; here it is only read.
     """
-    inputs, states, weights = Inputs.of(spec), _states(spec, kv_format or format, block_size), Weights(binding)
-    freqs, by_group = Frequencies(inputs), inputs.by_group(states)
-    h = _embed(spec, weights, inputs)
+    inputs, weights = Inputs.of(spec), Weights(binding)
+    states, seen = kv_states(spec, kv_format or format, block_size)
+    freqs, by_group = Frequencies(inputs), inputs.by_group([*states, *seen])
+
+    def mixing(i: int, within: Weights) -> Mixing:
+        def run(h: Value) -> Value:
+            own = by_group[group_of(states[i])]
+            y, states[i] = mix(h, states[i], spec.layers[i].mixer, within.below("attention"), own, freqs)
+            return y
+
+        return run
+
+    def looking(i: int, within: Weights) -> Mixing | None:
+        if (mixer := spec.layers[i].cross) is None:
+            return None
+        return lambda h: cross(h, seen[i], mixer, within.below("cross"), by_group[group_of(seen[i])])
+
+    h = embed(spec, spec, weights, weights, inputs)
     for i, layer in enumerate(spec.layers):
-        own = by_group[group_of(states[i])]
-        h, states[i] = _layer(h, states[i], layer, weights.below(f"layers.{i}"), own, freqs)
+        within = weights.below(f"layers.{i}")
+        h = block(h, layer, within, mixing(i, within), looking(i, within))
     logits = _logits(emit("take_rows", h, inputs.logit_rows)[0], spec, weights)
     return Graph((logits, *states), ("logits", *map(state_name, range(len(states)))))
 
@@ -36,47 +54,61 @@ def state_name(layer: int) -> str:
     return f"layers.{layer}.kv"
 
 
-def _states(spec: ModelSpec, format: str, block_size: int) -> list[Value]:
-    groups: dict[tuple[int, int, int], str] = {}
-    states = []
-    for i, mixer in enumerate(layer.mixer for layer in spec.layers):
+def kv_states(spec: ModelSpec, format: str, block_size: int) -> tuple[list[Value], list[Value]]:
+    """Each layer's own; and where there is an encoder, its keys and values for each layer. Groups are numbered in that
+    order."""
+    groups: dict[tuple[str, int, int, int], str] = {}
+
+    def state(kind: str, mixer: Mixer, name: str) -> Value:
         size = (mixer.kv_heads, mixer.head_dim, mixer.window)
-        kind, own = ("windowed", {"window": mixer.window}) if mixer.window else ("paged", {})
-        group = groups.setdefault(size, f"{kind}{len(groups)}")
+        group = groups.setdefault((kind, *size), f"{kind}{len(groups)}")
         parts = 2 if isinstance(mixer, Attention) else 1  # keys and values; or one of which both are made
         kv = tensor(format, "N", parts, mixer.kv_heads, block_size, mixer.head_dim)
-        states.append(leaf("state", state_name(i), kv, group=group, **own))
-    return states
+        return leaf("state", name, kv, group=group, **({"window": mixer.window} if mixer.window else {}))
+
+    mixers = [layer.mixer for layer in spec.layers]
+    own = [state("windowed" if m.window else "paged", m, state_name(i)) for i, m in enumerate(mixers)]
+    crosses = [(i, layer.cross) for i, layer in enumerate(spec.layers) if layer.cross]
+    return own, [state(CROSS, mixer, f"layers.{i}.cross") for i, mixer in crosses]
 
 
-def _embed(spec: ModelSpec, weights: Weights, inputs: Inputs) -> Value:
+def embed(spec: ModelSpec, stack: ModelSpec | EncoderSpec, weights: Weights, within: Weights, inputs: Inputs) -> Value:
+    """[T,E], of the model's table, and what a `stack` of layers with its weights `within` does to it."""
     h = emit("embedding", inputs.tokens, weights["embedding.weight"])[0]
     if spec.embedding_scale != 1.0:
         h = emit("scale", h, factor=_rounded(spec.embedding_scale, h.type))[0]
     if spec.embedding_size:
         h = weights.linear(h, "project_in")
-    if spec.learned_positions:
-        h = emit("add", h, emit("embedding", inputs.positions, weights["positions.weight"])[0])[0]
-    return weights.norm(h, "embedding_norm", spec.embedding_norm)
+    if stack.learned_positions:
+        h = emit("add", h, emit("embedding", inputs.positions, within["positions.weight"])[0])[0]
+    return within.norm(h, "embedding_norm", stack.embedding_norm)
 
 
-def _layer(
-    x: Value, kv: Value, spec: LayerSpec, weights: Weights, inputs: Inputs, freqs: Frequencies
-) -> tuple[Value, Value]:
-    post = spec.residual == "post"
-    h = x if post else weights.norm(x, "mixer_norm", spec.mixer_norm)
-    mixed, kv = mix(h, kv, spec.mixer, weights.below("attention"), inputs, freqs)
-    mixed = _scaled(weights.norm(mixed, "mixer_post_norm", spec.mixer_post_norm), spec)
+Mixing = Callable[[Value], Value]  # [T,E] -> [T,E]
+
+
+def block(x: Value, spec: LayerSpec, weights: Weights, mixing: Mixing, looking: Mixing | None = None) -> Value:
+    """A layer around its mixer, and the one that looks at an encoder: [T,E] -> [T,E]."""
+
+    def mixed(h: Value) -> Value:
+        return _scaled(weights.norm(mixing(h), "mixer_post_norm", spec.mixer_post_norm), spec)
+
     if spec.residual == "parallel":
-        h = weights.norm(x, "feedforward_norm", spec.feedforward_norm) if spec.feedforward_norm else h
-        return emit("add", emit("add", x, mixed)[0], _forward(h, spec, weights))[0], kv
-    x = emit("add", x, mixed)[0]
-    if post:
-        x = weights.norm(x, "mixer_norm", spec.mixer_norm)
-        x = emit("add", x, _forward(x, spec, weights))[0]
-        return weights.norm(x, "feedforward_norm", spec.feedforward_norm), kv
-    h = weights.norm(x, "feedforward_norm", spec.feedforward_norm)
-    return emit("add", x, _forward(h, spec, weights))[0], kv
+        h = weights.norm(x, "mixer_norm", spec.mixer_norm)
+        x, y = emit("add", x, mixed(h))[0], x
+        h = weights.norm(y, "feedforward_norm", spec.feedforward_norm) if spec.feedforward_norm else h
+        return emit("add", x, _forward(h, spec, weights))[0]
+    x = _added(x, "mixer_norm", spec, weights, mixed)
+    if looking is not None:
+        x = _added(x, "cross_norm", spec, weights, looking)
+    return _added(x, "feedforward_norm", spec, weights, lambda h: _forward(h, spec, weights))
+
+
+def _added(x: Value, norm: str, spec: LayerSpec, weights: Weights, part: Mixing) -> Value:
+    """A part of the layer, with its norm, added to x."""
+    if spec.residual == "post":
+        return weights.norm(emit("add", x, part(x))[0], norm, getattr(spec, norm))
+    return emit("add", x, part(weights.norm(x, norm, getattr(spec, norm))))[0]
 
 
 def _forward(h: Value, spec: LayerSpec, weights: Weights) -> Value:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from penstock.ir import Value, emit
 from penstock.models.step import Frequencies, Inputs, Weights
-from penstock.spec import Alibi, Attention, Latent, Mixer, Norm, Rope, attention_factor
+from penstock.spec import Alibi, Attention, Latent, Mixer, Norm, RelativeBias, Rope, attention_factor
 
 
 def mix(
@@ -31,6 +31,36 @@ def attention(
     attrs = {"window": spec.window, "softcap": spec.softcap or None, "extras": tuple(extras) or None}
     y = emit("attention", q, kv, *spans, *extras.values(), heads=spec.heads, scale=spec.scale, **attrs)[0]
     return weights.linear(y, "o", spec.out_bias), kv
+
+
+def cross(x: Value, kv: Value, spec: Attention, weights: Weights, inputs: Inputs) -> Value:
+    """x: [T,E], kv: [N,2,K,B,D], which an encoder's run has filled -> [T,E]."""
+    assert inputs.encoder_len is not None
+    spans = (inputs.query_start, inputs.query_len, inputs.context_len, inputs.encoder_len, inputs.block_table)
+    q = weights.linear(x, "q", spec.qkv_bias)
+    y = emit("cross_attention", q, kv, *spans, heads=spec.heads, scale=spec.scale)[0]
+    return weights.linear(y, "o", spec.out_bias)
+
+
+def filled(x: Value, kv: Value, spec: Attention, weights: Weights, inputs: Inputs) -> Value:
+    """What `cross` looks at: kv with keys and values of an encoder's result x, [T,E]."""
+    k, v = (weights.linear(x, part, spec.qkv_bias) for part in "kv")
+    return emit("kv_append", kv, k, v, inputs.positions, inputs.rows, inputs.block_table)[0]
+
+
+def bidirectional(x: Value, spec: Attention, weights: Weights, inputs: Inputs) -> Value:
+    """An encoder's attention, each token's to all of its sequence: [T,E] -> [T,E]."""
+    q, k, v = (weights.linear(x, part, spec.qkv_bias) for part in "qkv")
+    assert spec.kv_heads == spec.heads and isinstance(spec.bias, RelativeBias | None), "what encoders are built with"
+    bias = () if spec.bias is None else (_distances(spec.bias, weights, behind=True),)
+    spans = (inputs.query_start, inputs.query_len)
+    y = emit("encoder_attention", q, k, v, *spans, *bias, heads=spec.heads, scale=spec.scale)[0]
+    return weights.linear(y, "o", spec.out_bias)
+
+
+def _distances(bias: RelativeBias, weights: Weights, behind: bool) -> Value:
+    table = weights.of_stack("relative_bias.weight")
+    return emit("distances", table, max_distance=bias.max_distance, behind=behind)[0]
 
 
 def latent(
@@ -83,6 +113,8 @@ def _extras(spec: Attention, weights: Weights) -> dict[str, Value]:
     extras = {}
     if isinstance(spec.bias, Alibi):
         extras["slopes"] = emit("literal", shape=(spec.heads,), values=spec.bias.slopes)[0]
+    if isinstance(spec.bias, RelativeBias):
+        extras["distances"] = _distances(spec.bias, weights, behind=False)
     if spec.sinks:
         extras["sinks"] = weights["sinks"]
     return extras

@@ -26,6 +26,7 @@ class Inputs:
     slot_of_row: Value  # i32[S], where states are kept by slot; -1 is padding
     logit_rows: Value  # i32[L], indices into T
     freqs: Value | None  # f32[S,d/2] where the rope is fixed by request
+    encoder_len: Value | None  # i32[S], of each sequence's input, where an encoder has read it
 
     @classmethod
     def of(cls, spec: ModelSpec) -> Inputs:
@@ -37,6 +38,7 @@ class Inputs:
             block_table=_input("block_table", "S", "M"),
             logit_rows=_input("logit_rows", "L"),
             freqs=leaf("input", "freqs", tensor("f32", "S", rope.dim // 2)) if rope else None,
+            encoder_len=_input("encoder_len", "S") if spec.encoder else None,
         )
 
     def by_group(self, states: Iterable[Value]) -> dict[str, Inputs]:
@@ -83,6 +85,10 @@ class Weights:
 
     def __getitem__(self, name: str) -> Value:
         return self.binding[f"{self.prefix}.{name}" if self.prefix else name]
+
+    def of_stack(self, name: str) -> Value:
+        """A weight that all layers of a stack share: the encoder's, or the decoder's."""
+        return self.binding[self.prefix.partition("layers.")[0] + name]
 
     def linear(self, x: Value, name: str, bias: bool = False, out: str | None = None) -> Value:
         """x times the matrix `name`, plus its bias where the model has one."""

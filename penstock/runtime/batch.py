@@ -94,9 +94,11 @@ def _upload(engine: Engine, batch: Batch) -> Numbers:
     pairs: list[Any] = []
     for slot in range(batch.rows):
         drawn = {"temperature": batch.temperature, "top_k": batch.top_k, "top_p": batch.top_p, "seed": slot}
-        fields = slot_numbers({"length": batch.context, **drawn}, freqs)
+        read = batch.context + batch.tokens if layout.encoder else None  # an input as long as the text
+        fields = slot_numbers({"length": batch.context, **drawn}, freqs, read)
         places = [layout.field(name) + slot for name in FIELDS]
         places += range(layout.freqs_at + slot * layout.freqs, layout.freqs_at + (slot + 1) * layout.freqs)
+        places += [layout.encoder_at + slot] * layout.encoder
         pairs += [np.stack([np.array(places), fields], 1)]
         for index, table in enumerate(tables):
             start = layout.table_of(slot, index)

@@ -55,7 +55,7 @@ class BeamStream:
         times = self.arrival, self.finished if texts else None, self.finished, self.admitted
         metrics = RequestMetrics(*times, request.num_reused, request.num_preemptions)
         done = self.finish_reason is not None
-        return RequestOutput(request.id, self.prompt, request.prompt, texts or none, done, metrics, self.notes)
+        return RequestOutput(request.id, self.prompt, request.given, texts or none, done, metrics, self.notes)
 
     def _completion(self, index: int, found: Hypothesis) -> CompletionOutput:
         tokens, last = found.tokens, found.tokens[-1]

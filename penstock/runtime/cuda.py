@@ -109,13 +109,14 @@ class CudaBackend:
             stream = torch.cuda.Stream()
             if calls_library(engine):
                 _warm_up(stream)
-            arena, zeroed = region.take(self.plan.arena), region.take(engine.programs["decode"].zeroed).zero_()
+            arena, zeroed = region.take(self.plan.arena), region.take(engine.zeroed).zero_()
             slots, upload = region.numbers(profile.slots.size), region.numbers(profile.upload_size)
             rows = (limits or profile).max_batch_size
             own = pool.allocate(engine, self.num_blocks, rows, region.take)
             self.states: Mapping[str, Any] = {"slots": slots, **own}
             memory = Memory(arena, zeroed, upload, loading.weights, self.states, kernels)
             self._lanes: tuple[_Lane, ...] = tuple(self._lane() for _ in range(RING))
+            self._encoder_lanes = tuple(self._lane() for _ in range(RING if engine.encoder else 0))
         with self._stage("capture"), _no_more_than(self.plan):
             self.graphs = Graphs(engine, memory, stream, limits)
             self.graphs.capture_sparse()
@@ -141,6 +142,13 @@ class CudaBackend:
                     driver.copy(lane.results[name].data_ptr(), results[name].data_ptr(), size, self._stream)
             lane.done.record()
         return Ticket(self._count, logits)
+
+    def encode(self, upload: Numbers, tokens: int, rows: int) -> None:
+        lane = self._encoder_lanes[(self._count + 1) % RING]  # beside that of the step to come
+        with self._range("upload"):
+            self._send(lane, upload)
+        with self._range(f"encoder's run of {tokens} tokens, {rows} rows"):
+            self.graphs.find_encoder(tokens).graph.replay()
 
     def _send(self, lane: _Lane, upload: Numbers) -> None:
         """Unless the device has these numbers already, as in every step of the same decoding rows."""
@@ -261,7 +269,7 @@ class CudaBackend:
         """Give the device's memory back."""
         torch.cuda.synchronize()
         self.graphs.close()
-        self._lanes, self.states = (), {}
+        self._lanes, self._encoder_lanes, self.states = (), (), {}
         self._pinned.free()
         torch.cuda.empty_cache()
 

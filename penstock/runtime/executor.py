@@ -164,6 +164,8 @@ class Executor:
             self.log.launching(plan)
         launched, slow = time.monotonic(), self.backend.slow_steps
         try:
+            if plan.admitted and self.engine.encoder is not None:
+                self._read_sources(plan)
             upload = self._encoder.encode(plan, self._source)
             if plan.saved:
                 self.backend.save_blocks(plan.saved)
@@ -191,6 +193,11 @@ class Executor:
         stats.steps += 1
         stats.controlled_steps += plan.controlled
         self._counted = now
+
+    def _read_sources(self, plan: StepPlan) -> None:
+        """Let an encoder read what it has to of those who are admitted, at once, before the step that they join."""
+        upload = self._encoder.encode_sources(plan.admitted, self._source)
+        self.backend.encode(upload, sum(len(each.request.source) for each in plan.admitted), len(plan.admitted))
 
     def _job(self, request: Request) -> Job | None:
         """Of a request in a plan, unless it has ended."""
@@ -296,7 +303,7 @@ class Executor:
         live.stream.end(event.finish_reason or "stop", now)
         if live.stream.index == 0:
             self.stats.requests += 1
-            self.stats.prompt_tokens += live.request.prompt_length
+            self.stats.prompt_tokens += len(live.request.given)
         live.sink(live.stream.output())
 
     def _fail(self, live: Job, error: PenstockError) -> None:
@@ -318,11 +325,12 @@ class Executor:
 
 
 def _kv_manager(engine: Engine, backend: Backend, reuse: bool) -> KvManager:
-    """Pools as large as the backend's; prefixes are not found again where a state is kept by slot."""
+    """Pools as large as the backend's; prefixes are not found again where there is state besides."""
     size, hosts = engine.profile.block_size, backend.host_blocks
     pools = [BlockPool(count, size, index) for index, count in enumerate(backend.num_blocks)]
-    tables = [Tables(p, group.window, host_blocks=hosts) for p, group in zip(pools, engine.groups, strict=True)]
-    return KvManager(tables, reuse and not engine.by_slot, bool(engine.by_slot))
+    pairs = zip(pools, engine.groups, strict=True)
+    tables = [Tables(pool, group.window, group.fixed, hosts) for pool, group in pairs]
+    return KvManager(tables, reuse and not engine.besides, bool(engine.by_slot))
 
 
 def _said(error: BaseException) -> str:

@@ -9,8 +9,22 @@ from functools import cached_property
 from typing import Any
 
 from penstock.engine.manifest import Engine
-from penstock.engine.memory import Key, Limits, bucket_keys, single_keys
-from penstock.engine.program import CONTROLLED, CONTROLLED_TAIL, FRONT, PLAIN, Call, Phase, Plan, Sizes, bucket_name
+from penstock.engine.memory import Key, Limits, bucket_keys, encoder_sizes, single_keys
+from penstock.engine.program import (
+    CONTROLLED,
+    CONTROLLED_TAIL,
+    DECODE,
+    ENCODE,
+    FRONT,
+    PLAIN,
+    Call,
+    Phase,
+    Plan,
+    Program,
+    Sizes,
+    bucket_name,
+    encoder_bucket,
+)
 from penstock.ir.graph import Node, Value
 from penstock.ir.lazy import torch
 from penstock.ir.op import get
@@ -26,11 +40,12 @@ class Kind(Enum):
     SINGLES = "a plain step in which every row is a single token, without the launches that then have nothing to do"
     FRONT = "a step up to its logits"
     TAIL = "from the logits on, where rows may be controlled"
+    ENCODER = "an encoder's run"
 
     @property
     def phases(self) -> tuple[str, ...]:
         """Of the program, those it replays."""
-        return {Kind.FRONT: FRONT, Kind.TAIL: (CONTROLLED_TAIL,)}.get(self, PLAIN)
+        return {Kind.FRONT: FRONT, Kind.ENCODER: FRONT, Kind.TAIL: (CONTROLLED_TAIL,)}.get(self, PLAIN)
 
 
 NEAR, MARGIN = 1.12, 8  # a bucket so many times as large, and tokens, is little larger
@@ -90,7 +105,8 @@ class Bound:
 
 
 class Graphs:
-    """The captured buckets of an engine's decode program, as far as steps within the limits can need them.
+    """The captured buckets of an engine's programs, as far as steps within the limits can need them. The key of a
+    bucket of an encoder's runs has no logits.
 
     A bucket in which launches have nothing to do where every row is a single token is captured without them as well.
     Either graph gives such a step the same bits. The parts of controlled steps are captured once there are such.
@@ -107,6 +123,9 @@ class Graphs:
         self._captured: dict[tuple[Key, Kind], Captured] = {}
         self._wanted = [(key, Kind.WHOLE) for key in bucket_keys(engine.profile, limits)]
         self._wanted += [(key, Kind.SINGLES) for key in single_keys(engine, limits)]
+        self._wanted += [
+            ((size, 0), Kind.ENCODER) for size in encoder_sizes(engine, bucket_keys(engine.profile, limits))
+        ]
         self.stream = stream
         self._pool = torch.cuda.graph_pool_handle()
 
@@ -123,7 +142,7 @@ class Graphs:
     @cached_property
     def reference_nodes(self) -> int:
         """Nodes of a step of one token that run by their reference, the last resort."""
-        program = self.engine.programs["decode"]
+        program = self.engine.programs[DECODE]
         plans = (
             phase.plan(node, bucket_name(1, 1))
             for phase in program.phases.values()
@@ -136,7 +155,7 @@ class Graphs:
         """The tuned buckets, largest first: enough for any step, at worst padded to the next of them."""
         whole = [key for key, kind in self._wanted if kind is Kind.WHOLE]
         tuned = {*self.engine.profile.tuned_buckets, whole[-1][0]}
-        for kind in (Kind.WHOLE, Kind.SINGLES):
+        for kind in (Kind.WHOLE, Kind.SINGLES, Kind.ENCODER):
             for key in reversed([k for k, its in self._wanted if its is kind and k[0] in tuned]):
                 self.capture(key, kind)
 
@@ -157,6 +176,13 @@ class Graphs:
         self.larger += 1
         fits = ((k, found) for (k, kind), found in self._captured.items() if kind in kinds)
         return min((fit for fit in fits if fit[0][0] >= key[0] and fit[0][1] >= key[1]), key=lambda fit: fit[0])[1]
+
+    def find_encoder(self, tokens: int) -> Captured:
+        """The same of an encoder's run."""
+        key = self.engine.profile.bucket(tokens, 1)[0], 0
+        fits = sorted(k for k, kind in self._captured if kind is Kind.ENCODER and k >= key)
+        self.larger += fits[0] != key
+        return self._captured[fits[0], Kind.ENCODER]
 
     def parts(self, tokens: int, logits: int) -> tuple[Captured, Captured]:
         """A controlled step in two graphs, up to its logits and from them on: of its own bucket, or of one little
@@ -193,6 +219,10 @@ class Graphs:
 
     def capture(self, key: Key, kind: Kind) -> None:
         """Bind the nodes of a bucket to its memory, and capture those of that kind; with a FRONT its TAIL."""
+        if kind is Kind.ENCODER:
+            bound = self._bound(self.engine.programs[ENCODE], encoder_bucket(key[0]), False, FRONT)
+            self._captured[key, kind] = Captured(self._recorded(bound), bound.named)
+            return
         parts = kind is Kind.FRONT
         bound = self.bind(key, kind is Kind.SINGLES, CONTROLLED if parts else PLAIN)
         for each in (Kind.FRONT, Kind.TAIL) if parts else (kind,):
@@ -212,7 +242,9 @@ class Graphs:
 
     def bind(self, key: Key, singles: bool = False, phases: Sequence[str] = PLAIN) -> Bound:
         """The step of a bucket on this memory; `singles`: one in which every row is a single token."""
-        program, name = self.engine.programs["decode"], bucket_name(*key)
+        return self._bound(self.engine.programs[DECODE], bucket_name(*key), singles, phases)
+
+    def _bound(self, program: Program, name: str, singles: bool, phases: Sequence[str]) -> Bound:
         sizes = program.buckets[name]
         named: dict[str, Any] = {"upload": self.memory.upload}
         nodes: list[BoundNode] = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -89,13 +89,15 @@ class Intake:
         self._resolver = Resolver(engine.tokens.get("generation", {}))
         self._rope = engine.model_spec.request_rope
         ends = tokenizer.eos_token_ids if tokenizer else ()
+        self._start = tuple(engine.tokens.get("decoder_start", ()))  # what a decoder begins with, behind an encoder
+        self._forced_end: int | None = engine.tokens.get("forced_end")
         self._eos = frozenset(engine.tokens.get("eos", ())) | frozenset(ends)
 
     def prepare(self, new: Submission) -> Order:
         """Raises PromptError, SamplingError and the like."""
         params, notes = self._resolver.resolve(new.params)
         numbers = prompt_numbers(new.prompt_token_ids, self._engine.vocab_size)
-        self._refuse_vain(params, len(numbers))
+        self._refuse_vain(params, len(self._start or numbers))
         if params.use_beam_search:
             return Order(new, (self._search(new, params, notes, numbers),))
         if params.width == 1:
@@ -117,6 +119,11 @@ class Intake:
         limits = self._scheduler.limits
         if params.stop and self._tokenizer is None:
             raise SamplingError(f"stop={params.stop!r} needs a tokenizer, and there is none; use stop_token_ids")
+        if self._start and params.prompt_logprobs is not None:
+            raise SamplingError(
+                f"prompt_logprobs={params.prompt_logprobs} asks how likely the prompt is, and this model's encoder, "
+                f"which reads it, predicts nothing; leave it out"
+            )
         room = limits.max_seq_len - length
         if params.min_tokens > room > 0:
             raise SamplingError(
@@ -143,7 +150,7 @@ class Intake:
         request.controlled = request.looks_back or controls.num_logprobs > 0 or request.lockstep
         request.keys = [*keys]
         self._check(request)
-        source = Source(numbers, slot_numbers(fields_of(params, index), freqs), np.array(controls.numbers, np.int32))
+        source = self._source(numbers, fields_of(params, index), freqs, controls)
         stream = Stream(request, new.prompt, params, new.arrival, self._tokenizer, notes, index)
         return Job(new.id, request, stream, source, sink, new.streaming)
 
@@ -153,7 +160,9 @@ class Intake:
         pattern.controlled = True
         controls = self._controls(params, pattern)
         pattern.looks_back = controls.adjusts
-        group = BeamGroup(pattern, BeamRules(params.width, params.length_penalty, params.early_stopping))
+        ahead = max(0, len(self._start) - 1)  # forced, which counts as generated
+        rules = params.width, params.length_penalty, params.early_stopping, ahead, pattern.forced_end
+        group = BeamGroup(pattern, BeamRules(*rules))
         count, most = group.search.num_candidates, min(MOST_LOGPROBS, self._engine.vocab_size)
         if count > most:
             raise SamplingError(
@@ -162,7 +171,7 @@ class Intake:
             )
         self._check(group.leader)
         controls = replace(controls, num_logprobs=1 + count, by_adjusted=True)
-        source = Source(numbers, slot_numbers(fields_of(params), freqs), np.array(controls.numbers, np.int32))
+        source = self._source(numbers, fields_of(params), freqs, controls)
         stream = BeamStream(group, new.prompt, params, new.arrival, self._tokenizer, notes)
         return Job(new.id, group.leader, stream, source, new.sink, False)
 
@@ -171,14 +180,24 @@ class Intake:
         assert params.max_tokens is not None
         has_text = params.detokenize and self._tokenizer is not None
         request = Request(
-            id, new.prompt_token_ids, params.max_tokens, self._scheduler.limits.max_seq_len, self._eos,
+            id, self._start or new.prompt_token_ids, params.max_tokens, self._scheduler.limits.max_seq_len, self._eos,
             frozenset(params.stop_token_ids), params.ignore_eos, hears_all=new.streaming or has_text,
             priority=new.priority, scores=params.prompt_logprobs is not None,
+            source=new.prompt_token_ids if self._start else (),
+            forced_end=None if params.ignore_eos else self._forced_end,
         )  # fmt: skip
         freqs = tuple(inverse_frequencies(self._rope, request.max_length)) if self._rope else ()
         # A rope of its own makes other KV.
         request.salt = np.array(freqs, np.float32).tobytes() + new.cache_salt.encode()
         return request, freqs
+
+    def _source(
+        self, numbers: Numbers, fields: Mapping[str, float], freqs: Sequence[float], controls: Controls
+    ) -> Source:
+        own = np.array(controls.numbers, np.int32)
+        if not self._start:
+            return Source(numbers, slot_numbers(fields, freqs), own)
+        return Source(np.array(self._start, np.int32), slot_numbers(fields, freqs, len(numbers)), own, numbers)
 
     def _check(self, request: Request) -> None:
         """Refuse it if it could never run; else work out the names of its blocks."""

@@ -12,7 +12,7 @@ from penstock.engine.manifest import Engine
 from penstock.engine.match import COMPILES_ONLY, mismatch
 from penstock.engine.memory import plan_run
 from penstock.engine.profile import Profile
-from penstock.errors import EngineMismatch, OptionError, ResourceError
+from penstock.errors import EngineMismatch, OptionError, ResourceError, UnsupportedError
 from penstock.kernels.device import detect, software
 from penstock.runtime.executor import Executor
 from penstock.runtime.kv.pool import CPU_POOL_BYTES
@@ -88,10 +88,10 @@ class RunLimits:
         """KV blocks of each group that host_cache_size holds. Raises OptionError for not even one, or for a model whose
         prefixes are not found again, ResourceError for too many."""
         size, block = self.host_cache_size, engine.block_bytes
-        if size and engine.by_slot:
+        if size and engine.besides:
             raise OptionError(
                 f"host_cache_size={size} keeps prefixes, and this model's are not found again: it has state besides KV "
-                f"({engine.by_slot[0].name}); leave it out"
+                f"({engine.besides}); leave it out"
             )
         if 0 < size < block:
             raise OptionError(f"host_cache_size={size} is less than a KV block of {block} bytes; give that, or 0")
@@ -170,11 +170,16 @@ def open_loop(
     chosen, host_blocks = asked.within(opened.profile), asked.host_blocks(opened)
     check_match(opened)
     target = asked.inter_token_latency_target
+    if target is not None and opened.encoder is not None:
+        raise UnsupportedError(
+            f"inter_token_latency_target={target} is not built yet for models with an encoder, whose runs no budget "
+            f"cuts; lower max_num_tokens instead, which bounds them"
+        )
     pace = None if target is None else Pace(opened, target, store.timing(directory))
 
     def open_executor() -> Executor:
-        if opened.by_slot and asked.enable_prefix_caching:
-            say(f"prefixes are not found again: the model has state besides KV ({opened.by_slot[0].name})")
+        if opened.besides and asked.enable_prefix_caching:
+            say(f"prefixes are not found again: the model has state besides KV ({opened.besides})")
         backend = open_backend(opened, directory, memory or Memory(), chosen, say, host_blocks)
         return Executor(opened, backend, tokenizer, chosen, asked.enable_prefix_caching, pace)
 

@@ -43,6 +43,12 @@ class Stream:
 
     def score(self, token: int, scores: Scores, row: int) -> None:
         """Take the log-probabilities that a row of logits gave, before the token that was sampled from it."""
+        request = self.request
+        if request.forced_end is not None and len(request.output) + 1 == request.output_limit:
+            token = token if token in request.end_ids else request.forced_end
+            if token == request.forced_end:
+                self.logprobs.append({token: 0.0})
+                return
         self.logprobs.append(_by_token(token, scores, row, self.params.logprobs or 0))
         self.total += float(scores.chosen[row])
 
@@ -95,7 +101,7 @@ class Stream:
         times = self.arrival, self.first_token, self.finished, self.admitted
         metrics = RequestMetrics(*times, self.request.num_reused, self.request.num_preemptions)
         done = self.finish_reason is not None
-        prompt = (self.prompt, self.request.prompt)
+        prompt = (self.prompt, self.request.given)
         return RequestOutput(self.request.id, *prompt, (completion,), done, metrics, self.notes, of_prompt)
 
 

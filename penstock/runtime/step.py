@@ -87,6 +87,10 @@ class Backend(Protocol):
         first steps of a kind have to be captured."""
         ...
 
+    def encode(self, upload: Numbers, tokens: int, rows: int) -> None:
+        """Start an encoder's run over so many tokens of so many whole inputs: before whatever is launched next."""
+        ...
+
     def read(self, ticket: Ticket) -> list[int]:
         """Wait for a step; the token of each of its logit rows."""
         ...
@@ -154,6 +158,8 @@ class CpuBackend:
         ]
         self.last: dict[str, Any] = {}  # named results of the last step, for tests and for looking inside
         self._phases = {name: _Phase(name, phase) for name, phase in engine.programs["decode"].phases.items()}
+        encoder = engine.encoder.phases if engine.encoder else {}
+        self._encoder = [_Phase(name, phase) for name, phase in encoder.items()]
         self._results: dict[int, tuple[list[int], Scores | None]] = {}
         self._scores: Scores | None = None  # of the step that was read last
         self._count = 0
@@ -178,6 +184,13 @@ class CpuBackend:
         scores = Scores(*(leaves[name].numpy() for name in SCORES)) if tail.controlled else None
         self._results[self._count] = leaves["sampled"].tolist(), scores
         return Ticket(self._count, logits)
+
+    def encode(self, upload: Numbers, tokens: int, rows: int) -> None:
+        sizes = {**self.engine.profile.sizes(tokens, 0), "S": rows}
+        leaves: dict[str, Any] = {**self.weights, **self.states, "upload": torch.from_numpy(upload)}
+        with torch.no_grad(), using_threads(self.threads):
+            for phase in self._encoder:
+                leaves |= phase.run(leaves, sizes)
 
     def _quickest_threads(self) -> int:
         """All of torch's threads where they clearly pay, else one; timed on the thread that will run the steps.

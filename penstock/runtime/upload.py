@@ -25,19 +25,22 @@ class Source:
     """What uploads take from a request: its prompt, and what its slot holds of it beside its block table."""
 
     prompt: Numbers
-    slot: Numbers  # FIELDS, then rope frequencies
+    slot: Numbers  # FIELDS, then rope frequencies, then how much an encoder reads
     controls: Numbers = field(default_factory=lambda: np.zeros(0, np.int32))  # the first numbers, as many as are used
+    read: Numbers = field(default_factory=lambda: NOTHING)  # by an encoder, before all else
 
 
-def slot_numbers(fields: Mapping[str, float], freqs: Sequence[float] = ()) -> Numbers:
+def slot_numbers(fields: Mapping[str, float], freqs: Sequence[float] = (), read: int | None = None) -> Numbers:
     """A slot's FIELDS before its first step: 0 where not given. `freqs`: rope frequencies where each request has its
-    own. Floats travel as their bits.
+    own. `read`: how many tokens an encoder reads, where there is one. Floats travel as their bits.
     """
-    numbers = np.zeros(len(FIELDS) + len(freqs), np.int32)
+    numbers = np.zeros(len(FIELDS) + len(freqs) + (read is not None), np.int32)
     floats = numbers.view(np.float32)
     for name, value in fields.items():
         (floats if name in REALS else numbers)[FIELDS.index(name)] = value
-    floats[len(FIELDS) :] = freqs
+    floats[len(FIELDS) : len(FIELDS) + len(freqs)] = freqs
+    if read is not None:
+        numbers[-1] = read
     return numbers
 
 
@@ -78,6 +81,19 @@ class Encoder:
         if steady:
             self._steady = (plan.decoders, upload)
         return upload
+
+    def encode_sources(self, admitted: Sequence[Admission], source: Callable[[Request], Source]) -> Numbers:
+        """The upload of an encoder's run over what it reads of these: whole rows, in slots of length 0, that give no
+        logits. The step's own upload writes the slots anew."""
+        self._steady = self._decoders = None
+        rows = [(each.slot, len(source(each.request).read), 0) for each in admitted]
+        self._numbers[HEADER : HEADER + ROW * len(rows)] = np.array(rows, np.int32).ravel()
+        end = begin = HEADER + ROW * len(rows)
+        for slot, request, tables, _ in admitted:
+            own = source(request)
+            end = self._history(self._slot(end, slot, 0, own.slot, NOTHING, tables), slot, 0, own.read)
+        self._numbers[:HEADER] = len(rows), sum(count for _, count, _ in rows), 0, (end - begin) // 2
+        return self._numbers[:end]
 
     def _rows(self, plan: StepPlan) -> None:
         count = len(plan.decoders.requests)
@@ -128,8 +144,9 @@ class Encoder:
             fields = np.array([layout.field(name) + slot for name in FIELDS], np.int32)
             freqs = self._count[: layout.freqs] + (layout.freqs_at + slot * layout.freqs)
             controls = self._count[: layout.controls] + (layout.controls_at + slot * layout.controls)
+            encoder = self._count[: layout.encoder] + (layout.encoder_at + slot)
             tables = [self._count[: layout.table] + layout.table_of(slot, i) for i in range(layout.tables)]
-            self._places[slot] = np.concatenate([fields, freqs]), controls, *tables
+            self._places[slot] = np.concatenate([fields, freqs, encoder]), controls, *tables
         return self._places[slot]
 
     def _prompt(self, at: int, chunk: Chunk, prompt: Numbers) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from penstock.spec.layer import AnyNorm, Attention, FeedForward, Latent, LayerNorm, Mixer, Mlp, Moe, Norm, Router
-from penstock.spec.model import LayerSpec, ModelSpec
+from penstock.spec.model import EncoderSpec, LayerSpec, ModelSpec
 from penstock.spec.position import (
     Alibi,
     DynamicNtk,
@@ -23,6 +23,7 @@ __all__ = [
     "AnyNorm",
     "Attention",
     "DynamicNtk",
+    "EncoderSpec",
     "FeedForward",
     "Latent",
     "LayerNorm",

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from penstock.spec.json import dump, kind, load
-from penstock.spec.layer import AnyNorm, FeedForward, Mixer
+from penstock.spec.layer import AnyNorm, Attention, FeedForward, Mixer
 from penstock.spec.position import Rope
 
 
@@ -20,7 +20,7 @@ class LayerSpec:
 
     "serial": x + s f(norm(x)), first the mixer, then the feed-forward; "parallel": both read the layer's x, and
     without a feedforward_norm the mixer's normalised one; "post": norm(x + s f(x)). A post_norm normalises what is
-    added.
+    added. `cross`: a second mixer between the two, which looks at what an encoder made of its input.
     """
 
     mixer: Mixer
@@ -31,15 +31,31 @@ class LayerSpec:
     feedforward_post_norm: AnyNorm | None = None
     residual: str = "serial"
     residual_scale: float = 1.0  # s
+    cross: Attention | None = None
+    cross_norm: AnyNorm | None = None
 
     def __post_init__(self) -> None:
         assert self.residual in ("serial", "parallel", "post"), self.residual
+        assert not (self.cross and self.residual == "parallel"), "nobody looks at an encoder in parallel"
+
+
+@kind
+@dataclass(frozen=True, slots=True)
+class EncoderSpec:
+    """What reads a whole input before the decoder begins: layers in which every token sees all, over the decoder's own
+    embedding."""
+
+    layers: tuple[LayerSpec, ...]
+    final_norm: AnyNorm | None
+    embedding_norm: AnyNorm | None = None
+    learned_positions: int = 0
 
 
 @kind
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """A decoder: embedding, layers, final norm, head. Sizes in numbers, positions in tokens."""
+    """A decoder: embedding, layers, final norm, head; behind an encoder where it has one. Sizes in numbers, positions
+    in tokens."""
 
     layers: tuple[LayerSpec, ...]
     vocab_size: int
@@ -54,6 +70,10 @@ class ModelSpec:
     head_bias: bool = False
     logit_scale: float = 1.0
     logit_softcap: float = 0.0  # logits become softcap * tanh(logit / softcap), after scaling
+    encoder: EncoderSpec | None = None
+
+    def __post_init__(self) -> None:
+        assert all(bool(self.encoder) == bool(layer.cross) for layer in self.layers), "all layers look at it, or none"
 
     @property
     def window(self) -> int:
@@ -71,16 +91,21 @@ class ModelSpec:
     def to_json(self) -> dict[str, Any]:
         """JSON values only; equal neighbouring layers are written once, with their count."""
         data: dict[str, Any] = dump(self)
-        data["layers"] = _runs(data["layers"])
+        for stack in filter(None, (data, data["encoder"])):
+            stack["layers"] = _runs(stack["layers"])
         return data
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> ModelSpec:
         """The inverse of `to_json`. Raises ModelError for what is no spec."""
-        layers = [run["layer"] for run in data.get("layers", ()) for _ in range(run["count"])]
-        spec = load({**data, "layers": layers})
+        encoder = data.get("encoder")
+        spec = load({**_unrolled(data), "encoder": _unrolled(encoder) if encoder else None})
         assert isinstance(spec, cls)
         return spec
+
+
+def _unrolled(stack: dict[str, Any]) -> dict[str, Any]:
+    return {**stack, "layers": [run["layer"] for run in stack.get("layers", ()) for _ in range(run["count"])]}
 
 
 def _runs(layers: list[Any]) -> list[dict[str, Any]]:

@@ -98,7 +98,7 @@ class RelativeBias:
     """A learned bias on the scores, of `buckets` by the distance of query and key. (Raffel et al. 2020, T5.)
 
     The first half of the distances has a bucket each, the others share logarithmically up to `max_distance`. All layers
-    of a stack read one table.
+    of a stack read one table. In an encoder half of the buckets are for keys behind the query, which are as many.
     """
 
     buckets: int

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,27 +16,48 @@ Allowed = tuple[Callable[[Any], bool], str]
 def generation_facts(directory: Path) -> dict[str, Any]:
     """{"eos": ids, "generation": generation_config.json's content}; both empty where the files are silent.
 
+    Of a model with an encoder also "decoder_start": the ids that its decoder begins with, and "forced_end": the one
+    that a text ends with which a limit cuts, or None.
+
     Raises ConfigError for an end that is no token id of the model, or a sampling default that no request could have.
     """
     path, other = directory / "generation_config.json", directory / "config.json"
     generation, config = read_json(path), read_json(other)
     vocab = config.get("vocab_size")
     limit = vocab if _integer(vocab, 1) else None
-    stated = {file: _ids(file, facts, limit) for file, facts in ((other, config), (path, generation))}
+    files = ((path, generation), (other, config))
+    stated = {file: _ids(file, facts, limit) for file, facts in reversed(files)}
     for key, allowed in _DEFAULTS.items():
         _check(path, generation, key, allowed)
-    return {"eos": stated[path if "eos_token_id" in generation else other], "generation": generation}
+    found = {"eos": stated[path if "eos_token_id" in generation else other], "generation": generation}
+    return {**found, **_decoder_facts(files, limit)} if config.get("is_encoder_decoder") else found
 
 
-def _ids(path: Path, facts: Mapping[str, Any], vocab: int | None) -> list[int]:
-    """The ids of a file's eos_token_id; `vocab`: the size of the model's vocabulary, where it is known."""
-    value = facts.get("eos_token_id")
+def _decoder_facts(files: Sequence[tuple[Path, Mapping[str, Any]]], vocab: int | None) -> dict[str, Any]:
+    """Of several ids to end with the first is the one that is forced."""
+
+    def ids(key: str) -> list[int]:
+        return next((_ids(file, facts, vocab, key) for file, facts in files if facts.get(key) is not None), [])
+
+    start = ids("decoder_start_token_id")[:1] or ids("bos_token_id")[:1]
+    if not start:
+        raise ConfigError(
+            f"{files[-1][0]} says neither decoder_start_token_id nor bos_token_id, and the model's decoder begins with "
+            f"one; add it"
+        )
+    end = ids("forced_eos_token_id")
+    return {"decoder_start": [*start, *ids("forced_bos_token_id")[:1]], "forced_end": end[0] if end else None}
+
+
+def _ids(path: Path, facts: Mapping[str, Any], vocab: int | None, key: str = "eos_token_id") -> list[int]:
+    """The ids of a file's `key`; `vocab`: the size of the model's vocabulary, where it is known."""
+    value = facts.get(key)
     ids = value if isinstance(value, list) else [] if value is None else [value]
     for token in ids:
         if not _integer(token, 0) or (vocab is not None and token >= vocab):
             most = "0 or more" if vocab is None else f"from 0 to {vocab - 1}"
             raise ConfigError(
-                f"{path}: eos_token_id = {value!r} holds {token!r}, which is no token id {most}; "
+                f"{path}: {key} = {value!r} holds {token!r}, which is no token id {most}; "
                 "give an id, a list of ids, or null"
             )
     return ids

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 from penstock.ir import Graph
 from penstock.models.binding import bind
 from penstock.models.decoder import build_forward
+from penstock.models.encoder import build_encoder
 from penstock.spec import Attention, LayerSpec, Llama3, Mlp, ModelSpec, Norm, Rope
 from tests.golden import families
 
@@ -56,3 +59,17 @@ ODD: dict[str, ModelSpec] = {
 def forward(spec: ModelSpec, format: str = "bf16") -> Graph:
     """The graph as a builder makes it, over tensors that bear the canonical names behind "model."."""
     return build_forward(spec, bind(spec, format, lambda wanted: f"model.{wanted.name}"), format, BLOCK)
+
+
+def encoder(spec: ModelSpec, format: str = "bf16") -> Graph:
+    """The same of its encoder."""
+    graph = build_encoder(spec, bind(spec, format, lambda wanted: f"model.{wanted.name}"), format, BLOCK)
+    assert graph is not None
+    return graph
+
+
+# By the name of its golden file, every program of every family.
+PROGRAMS: dict[str, Callable[[], Graph]] = {
+    **{name: partial(forward, spec) for name, spec in GOLDEN.items()},
+    **{f"{name}.encode": partial(encoder, spec) for name, spec in GOLDEN.items() if spec.encoder},
+}

@@ -77,7 +77,7 @@ def attention(
     for start, count, context, blocks in spans:
         if count:
             lowest = max(0, context - count - window + 1) // kv.shape[3] if window else 0
-            keys, values = _gather(kv, blocks, lowest, context)
+            keys, values = gathered(kv, blocks, lowest, context)
             for first, rows in query_tiles(context - count, count):
                 tile = q[start + first : start + first + len(rows)].float().unflatten(-1, (heads, -1))
                 y = attend_tile(tile, rows, lowest, keys, values, known, scale, window, softcap)
@@ -85,7 +85,7 @@ def attention(
     return out
 
 
-def _gather(kv: Any, blocks: Any, lowest: int, context: int) -> tuple[Any, Any]:
+def gathered(kv: Any, blocks: Any, lowest: int, context: int) -> tuple[Any, Any]:
     """Keys and values of one sequence from its block `lowest` on, block by block: two tensors [n,K,B,D].
 
     Those below no query sees; they may be another's by now.
@@ -106,10 +106,10 @@ def query_tiles(position: int, count: int) -> Iterator[tuple[int, range]]:
 
 def attend_tile(
     q: Any, rows: range, lowest: int, keys: Any, values: Any, extras: Mapping[str, Any],
-    scale: float, window: int, softcap: float,
+    scale: float, window: int, softcap: float, length: int = 0,
 ) -> Any:  # fmt: skip
     """q: [t,H,D] at positions `rows`, t <= QUERY_TILE; keys, values: [n,K,B,D] from block `lowest` on. Returns
-    [t,H,D].
+    [t,H,D]. `length`: each query sees so many keys; 0: those up to its own.
 
     Places of the tile without a query may see no key at all: theirs are numbers that nobody reads.
     """
@@ -124,7 +124,7 @@ def attend_tile(
     start = rows.start - lead - lowest * block
     for bias in _biases(extras, start, (kv_heads, group), n, block):
         scores = scores + bias
-    scores = scores.masked_fill(_hidden(start, group, n, block, window, str(q.device)), -torch.inf)
+    scores = scores.masked_fill(_hidden(start, group, n, block, window, length, str(q.device)), -torch.inf)
     highest = scores.amax((0, 3), keepdim=True)
     if "sinks" in extras:
         sinks = extras["sinks"].repeat_interleave(QUERY_TILE).view(1, kv_heads, -1, 1)
@@ -154,13 +154,15 @@ def _biases(
 
 
 @lru_cache(maxsize=32)
-def _hidden(start: int, group: int, blocks: int, block: int, window: int, device: str) -> Any:
+def _hidden(start: int, group: int, blocks: int, block: int, window: int, length: int, device: str) -> Any:
     """Which keys the queries of a tile at `start`, counted from the first key on, must not see: bool[n,1,G*tile,B].
 
     Every layer asks for the same.
     """
     at = torch.arange(start, start + QUERY_TILE, device=device).repeat(group)[:, None]
     key = torch.arange(blocks * block, device=device).view(blocks, 1, 1, block)
+    if length:
+        return (key >= length).expand(-1, -1, len(at), -1)
     return (key > at) | (key <= at - window) if window else key > at
 
 

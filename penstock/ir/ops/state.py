@@ -33,6 +33,7 @@ class SlotLayout:
     controls: int = CONTROLS  # as `ir.ops.control` numbers them
     tables: int = 1  # block tables of a slot: one for each group of layers that keeps blocks
     slot_rows: int = 0  # 1: rows are told their slot, for what is kept by slot
+    encoder: int = 0  # 1: a slot keeps how long its input is, which an encoder has read
 
     def field(self, name: str) -> int:
         """Index of slot 0's value of a one-number field."""
@@ -43,8 +44,12 @@ class SlotLayout:
         return len(FIELDS) * self.num_slots
 
     @property
-    def table_at(self) -> int:
+    def encoder_at(self) -> int:
         return self.freqs_at + self.num_slots * self.freqs
+
+    @property
+    def table_at(self) -> int:
+        return self.encoder_at + self.num_slots * self.encoder
 
     def table_of(self, slot: int, group: int = 0) -> int:
         """Where a slot's block table of one group begins."""
@@ -112,7 +117,7 @@ def _prepare(slots: Type, upload: Type, **attrs: int) -> tuple[Type, ...]:
     by_logit = [tensor("f32" if name in REALS else "i32", "L") for name in BY_LOGIT]
     freqs = (tensor("f32", "S", layout.freqs),) if layout.freqs else ()
     table = tensor("i32", "S", layout.table)
-    others = (*(table,) * (layout.tables - 1), *(tensor("i32", "S"),) * layout.slot_rows)
+    others = (*(table,) * (layout.tables - 1), *(tensor("i32", "S"),) * (layout.slot_rows + layout.encoder))
     return (slots, *by_token, *by_row, table, *by_logit, *freqs, *others)
 
 
@@ -129,8 +134,8 @@ def table_name(group: int) -> str:
 
 def prepared(layout: SlotLayout) -> tuple[str, ...]:
     """The names of what `prepare` returns."""
-    others = (*map(table_name, range(1, layout.tables)), *("slot_of_row",) * layout.slot_rows)
-    return (*ALWAYS, *(("freqs",) if layout.freqs else ()), *others)
+    by_row = (*("slot_of_row",) * layout.slot_rows, *("encoder_len",) * layout.encoder)
+    return (*ALWAYS, *(("freqs",) if layout.freqs else ()), *map(table_name, range(1, layout.tables)), *by_row)
 
 
 def prepare_example(
@@ -191,10 +196,11 @@ def prepare(slots: Any, upload: Any, *, sizes: Any = None, **attrs: int) -> Any:
         _padded((length + count)[chosen] - left, sizes["L"]), _padded(slot[chosen], sizes["L"], -1),
     )  # fmt: skip
     if layout.freqs:
-        own = slots[layout.freqs_at : layout.table_at].view(layout.num_slots, layout.freqs)[slot]
+        own = slots[layout.freqs_at : layout.encoder_at].view(layout.num_slots, layout.freqs)[slot]
         out = (*out, _padded(own, sizes["S"]).view(torch.float32))
     by_slot = (_padded(slot, sizes["S"], -1),) if layout.slot_rows else ()
-    return (slots, *out, *others, *by_slot)
+    encoder = (_padded(slots[layout.encoder_at + slot], sizes["S"]),) if layout.encoder else ()
+    return (slots, *out, *others, *by_slot, *encoder)
 
 
 def _write(slots: Any, pairs: Any) -> None:

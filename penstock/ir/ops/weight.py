@@ -6,6 +6,7 @@ like any other, so the manifest states every weight's origin and refit can compu
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from penstock import formats
@@ -95,6 +96,29 @@ def unit_rows(x: Any) -> Any:
 def literal(*, shape: tuple[int, ...], values: tuple[float, ...]) -> Any:
     """Numbers that follow from the spec, such as rope frequencies."""
     return torch.tensor(values, dtype=torch.float32).reshape(shape)
+
+
+def _distances(x: Type, *, max_distance: int, behind: bool) -> Type:
+    buckets, heads = (int(d) for d in x.shape)
+    if max_distance <= (buckets >> behind) // 2 or (buckets >> behind) < 2:
+        raise ValueError(f"{buckets} buckets do not end at distance {max_distance}")
+    return Type((heads, (2 if behind else 1) * max_distance + 1), formats.F32)
+
+
+@op(_distances, weight=True)
+def distances(x: Any, *, max_distance: int, behind: bool) -> Any:
+    """A bias of each of some buckets as one of each distance, f32[H,R], beyond the last of which it does not change.
+
+    x: [buckets,H]. The first half of the buckets have a distance each, the others share logarithmically. R distances
+    from 0 to max_distance; or with keys `behind` the query, of which the second half of the buckets is, from -that to
+    that, negative for those before it. (Raffel et al. 2020; as Hugging Face's T5 rounds, in float32.)
+    """
+    apart = torch.arange(-max_distance, max_distance + 1) if behind else torch.arange(max_distance + 1)
+    count = x.shape[0] >> behind
+    exact, far = count // 2, apart.abs()
+    share = torch.log(far.clamp_min(1).float() / exact) / math.log(max_distance / exact) * (count - exact)
+    bucket = torch.where(far < exact, far, (exact + share.long()).clamp_max(count - 1))
+    return x.float()[bucket + (apart > 0) * (count if behind else 0)].T
 
 
 @op(lambda *, shape, format, **_: Type(shape, formats.parse(format)), weight=True)

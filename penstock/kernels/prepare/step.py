@@ -24,7 +24,7 @@ WRITERS = 32  # programs that share the upload's writes
 MOST_TABLES = 4  # block tables that the kernel has arguments for
 PAIRS = 8192  # (row, token) pairs that a program compares to find its tokens' rows
 
-NAMES = (*ALWAYS[1:], "freqs", *map(table_name, range(1, MOST_TABLES)), "slot_of_row")
+NAMES = (*ALWAYS[1:], "freqs", *map(table_name, range(1, MOST_TABLES)), "slot_of_row", "encoder_len")
 
 assert FIELDS == ("length", "temperature", "top_k", "top_p", "min_p", "seed"), (
     "the kernels number the fields in this order"
@@ -83,8 +83,13 @@ def _expand(site: Site, sizes: Sizes, device: Device, warps: int) -> KernelUse:
         (*pointers, ("T", "i32"), ("S", "i32"), ("L", "i32")),
         (
             *(("SLOTS", layout.num_slots), ("HISTORY", layout.history), ("M", layout.table), ("FREQS", layout.freqs)),
-            *(("TABLES", layout.tables), ("SLOT_ROWS", layout.slot_rows)),
-            *(("FREQS_AT", layout.freqs_at), ("TABLE_AT", layout.table_at), ("HISTORY_AT", layout.history_at)),
+            *(("TABLES", layout.tables), ("SLOT_ROWS", layout.slot_rows), ("ENCODER", layout.encoder)),
+            *(
+                ("FREQS_AT", layout.freqs_at),
+                ("ENCODER_AT", layout.encoder_at),
+                ("TABLE_AT", layout.table_at),
+                ("HISTORY_AT", layout.history_at),
+            ),
             *(("BLOCK_T", block_t), ("BLOCK_S", block_s)),
             *(("BLOCK_M", min(1024, max(16, next_power_of_2(layout.table)))),),
             ("BLOCK_FREQS", max(16, next_power_of_2(layout.freqs))),

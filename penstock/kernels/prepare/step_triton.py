@@ -45,8 +45,9 @@ def _asked(upload, row, live):  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _expand_rows(  # type: ignore[no-untyped-def]
-    slots, upload, query_start, query_len, context_len, slot_of_row, S, SLOT_ROWS: tl.constexpr, BLOCK_S: tl.constexpr
-):
+    slots, upload, query_start, query_len, context_len, slot_of_row, encoder_len, S, SLOT_ROWS: tl.constexpr,
+    ENCODER: tl.constexpr, ENCODER_AT: tl.constexpr, BLOCK_S: tl.constexpr,
+):  # fmt: skip
     """Everything that is one number for a row; padding is zero, its slot -1."""
     row, live, count, ends = _counts(upload, BLOCK_S)
     slot = tl.load(upload + HEADER + ROW * row, mask=live, other=0)
@@ -56,6 +57,9 @@ def _expand_rows(  # type: ignore[no-untyped-def]
     tl.store(context_len + row, tl.where(live, context, 0), mask=row < S)
     if SLOT_ROWS:
         tl.store(slot_of_row + row, tl.where(live, slot, -1), mask=row < S)
+    if ENCODER:
+        own = tl.load(slots + ENCODER_AT + slot, mask=live, other=0)
+        tl.store(encoder_len + row, tl.where(live, own, 0), mask=row < S)
 
 
 @triton.jit
@@ -204,6 +208,7 @@ def expand(  # type: ignore[no-untyped-def]
     block_table2,
     block_table3,
     slot_of_row,
+    encoder_len,
     T,
     S,
     L,
@@ -213,7 +218,9 @@ def expand(  # type: ignore[no-untyped-def]
     FREQS: tl.constexpr,
     TABLES: tl.constexpr,
     SLOT_ROWS: tl.constexpr,
+    ENCODER: tl.constexpr,
     FREQS_AT: tl.constexpr,
+    ENCODER_AT: tl.constexpr,
     TABLE_AT: tl.constexpr,
     HISTORY_AT: tl.constexpr,
     BLOCK_T: tl.constexpr,
@@ -229,7 +236,10 @@ def expand(  # type: ignore[no-untyped-def]
     program = tl.program_id(0)
     by_logit = 1 + S + (L + BLOCK_T - 1) // BLOCK_T
     if program == 0:
-        _expand_rows(slots, upload, query_start, query_len, context_len, slot_of_row, S, SLOT_ROWS, BLOCK_S)
+        _expand_rows(
+            slots, upload, query_start, query_len, context_len, slot_of_row, encoder_len, S, SLOT_ROWS, ENCODER,
+            ENCODER_AT, BLOCK_S,
+        )  # fmt: skip
     elif program <= S:
         _expand_tables(
             slots, upload, block_table, block_table1, block_table2, block_table3, freqs, program - 1, SLOTS, TABLES, M,

@@ -22,14 +22,19 @@ class BeamRules:
     """`early_stopping`: when no better hypothesis is expected, once there are `width`. True: at once. False: as soon
     as the best live beam, ended now, would be no better than the worst of them. "never": as soon as it would not even
     be at the greatest length (with a positive length penalty; otherwise as False).
+
+    ahead: tokens before the first that the rules count as generated. forced_end: the last token of a text that has its
+    greatest length, as good as certain.
     """
 
     width: int
     length_penalty: float = 1.0
     early_stopping: bool | Literal["never"] = False
+    ahead: int = 0
+    forced_end: int | None = None
 
     def score(self, total: float, length: int) -> float:
-        return total / math.pow(length, self.length_penalty)
+        return total / math.pow(length + self.ahead, self.length_penalty)
 
 
 class Hypothesis(NamedTuple):
@@ -76,6 +81,8 @@ class BeamSearch:
         """
         assert len(candidates) == len(self.live) and not self.done
         width, last = self.rules.width, self.length + 1 == self.limit
+        if last and self.rules.forced_end is not None:
+            candidates = [[(self.rules.forced_end, 0.0)]] * len(candidates)
         every = [
             Pick(rank, token, self.live[rank][1] + logprob)
             for rank, tokens in enumerate(candidates)

@@ -15,7 +15,8 @@ from penstock.runtime.schedule.request import Request
 class Draft:
     """`room`: tokens that the step may still take, `share` of them of prompts. `logits`: logit rows that are nobody's
     yet; each prompt under way has one, and so has whoever is admitted. `known`: tokens whose KV is found that may come
-    with the step's upload. `spare`: blocks of each group that prompts leave to those who decode.
+    with the step's upload. `spare`: blocks of each group that prompts leave to those who decode. `sources`: tokens that
+    an encoder may still read before the step.
     """
 
     kv: KvManager
@@ -25,6 +26,7 @@ class Draft:
     logits: int
     known: int
     spare: int
+    sources: int
     grown: list[Grown] = field(default_factory=list)
     chunks: list[Chunk] = field(default_factory=list)
     admitted: list[Admission] = field(default_factory=list)
@@ -39,6 +41,7 @@ class Draft:
         if admission.request.looks_back:
             self.known -= admission.num_reused
         self.logits -= 1
+        self.sources -= len(admission.request.source)
         self.give(admission.request)
 
     def fill(self, prompts: Iterable[Request]) -> None:

@@ -51,7 +51,7 @@ class WaitingQueue:
         insort(self._places, _Place(request.priority, request.arrival))
         self._requests[request.arrival] = request
         heapq.heappush(self._arrivals, request.arrival)
-        self.num_tokens += request.prompt_length
+        self.num_tokens += len(request.given)
         self._see_oldest()
 
     def remove(self, request: Request) -> None:
@@ -60,7 +60,7 @@ class WaitingQueue:
         index = bisect_left(self._places, place)
         assert self._places[index] == place, f"request {request.id} does not wait"
         del self._places[index], self._requests[request.arrival]
-        self.num_tokens -= request.prompt_length
+        self.num_tokens -= len(request.given)
         self._see_oldest()
 
     def admit(self, request: Request) -> None:

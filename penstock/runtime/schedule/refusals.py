@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from penstock.errors import OptionError, PromptError, QueueFullError, UnsupportedError
 from penstock.runtime.kv.manager import KvManager
-from penstock.runtime.kv.tables import Tables
+from penstock.runtime.kv.tables import Rule, Tables
 from penstock.runtime.schedule.limits import Limits
 from penstock.runtime.schedule.queue import WaitingQueue
 from penstock.runtime.schedule.request import Request
@@ -32,9 +32,28 @@ def refuse_impossible(request: Request, kv: KvManager, limits: Limits) -> None:
             f"the prompt of request {request.id!r} has {length} tokens, the limit is {limit - 1} (max_seq_len="
             f"{limit} less 1 to generate); shorten it or raise max_seq_len"
         )
+    if request.source:
+        _refuse_source(request, kv, limits)
     for tables in kv.groups:
         if (tables.most(request.max_length) if group is None else group.num_blocks(tables)) > tables.pool.num_usable:
             raise PromptError(_too_long(request, tables))
+
+
+def _refuse_source(request: Request, kv: KvManager, limits: Limits) -> None:
+    length, most = len(request.source), min(limits.max_num_tokens, limits.max_seq_len)
+    if length > most:
+        raise PromptError(
+            f"the input of request {request.id!r} has {length} tokens, the limit is {most}: an encoder reads it whole, "
+            f"in one run of max_num_tokens={limits.max_num_tokens}, and max_seq_len={limits.max_seq_len} bounds it as "
+            f"well; shorten it, or raise the lower limit"
+        )
+    for tables in kv.groups:
+        if tables.rule is Rule.FIXED and tables.blocks_for(length) > tables.pool.num_usable:
+            raise PromptError(
+                f"the input of request {request.id!r} has {length} tokens, and the whole pool of what an encoder makes "
+                f"holds {tables.pool.num_usable * tables.pool.block_size}; shorten it, or raise "
+                f"gpu_memory_utilization or max_gpu_bytes"
+            )
 
 
 def _too_long(request: Request, tables: Tables) -> str:
@@ -55,9 +74,9 @@ def refuse_full(request: Request, waiting: WaitingQueue, limits: Limits) -> None
             f"request {request.id!r} is refused: {len(waiting)} requests wait, the limit is max_num_queued_reqs="
             f"{limits.max_num_queued_reqs}; try again later, or send fewer at a time"
         )
-    tokens = waiting.num_tokens + request.prompt_length
+    tokens = waiting.num_tokens + len(request.given)
     if limits.max_num_queued_tokens is not None and len(waiting) and tokens > limits.max_num_queued_tokens:
         raise QueueFullError(
-            f"request {request.id!r} is refused: with its {request.prompt_length} tokens {tokens} would wait, the "
+            f"request {request.id!r} is refused: with its {len(request.given)} tokens {tokens} would wait, the "
             f"limit is max_num_queued_tokens={limits.max_num_queued_tokens}; try again later, or send fewer at a time"
         )

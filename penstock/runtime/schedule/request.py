@@ -30,9 +30,10 @@ class Request:
     `priority`: the lower, the sooner. `salt`: requests share KV only where it is the same. `controlled`: its logit rows
     need the controlled tail. `lockstep`: no step takes a token of it before the host knows its last sample. `scores`:
     every token of its prompt gives a logit row. `looks_back`: what it samples depends on the tokens of its slot, not on
-    KV alone. `group`: whose beam it is. The second block follows from the first and is kept, because every step asks
-    for it of every request. The scheduler alone changes the third; all else is derived. The host lags the device:
-    `num_sampled` samples are launched, of which `output` are known.
+    KV alone. `group`: whose beam it is. `source`: what an encoder reads first, where there is one; then `prompt` is
+    what the decoder begins with. `forced_end`: its last token, where a limit ends it. The second block follows from the
+    first and is kept, because every step asks for it of every request. The scheduler alone changes the third; all else
+    is derived. The host lags the device: `num_sampled` samples are launched, of which `output` are known.
 
     A request that is preempted gives its slot and blocks back and waits again: `goal` tokens, its prompt and what it
     had sampled, are computed anew before it goes on. One in lockstep has a goal one token further for each sample.
@@ -53,6 +54,8 @@ class Request:
     scores: bool = False
     looks_back: bool = False
     group: BeamGroup | None = None
+    source: tuple[int, ...] = ()
+    forced_end: int | None = None
 
     prompt_length: int = field(init=False)
     output_limit: int = field(init=False)  # tokens it may sample: `max_tokens`, or less where `max_seq_len` ends it
@@ -80,6 +83,11 @@ class Request:
         if self.finish_reason is not None:
             return Status.FINISHED
         return Status.WAITING if self.slot is None else Status.RUNNING
+
+    @property
+    def given(self) -> tuple[int, ...]:
+        """The tokens that the caller gave."""
+        return self.source or self.prompt
 
     @property
     def members(self) -> tuple[Request, ...]:
@@ -144,7 +152,9 @@ class Request:
         output = self.output
         known = len(output)
         assert known <= self.num_computed - self.prompt_length, f"request {self.id} was told a token it did not sample"
-        output.append(token)
+        last = known + 1 == self.output_limit
+        forced = last and self.forced_end is not None and token not in self.end_ids
+        output.append(self.forced_end if forced and self.forced_end is not None else token)
         if token in self.end_ids:
             return "stop"
-        return "length" if known + 1 == self.output_limit else None
+        return "length" if last else None

@@ -116,7 +116,7 @@ class Scheduler:
         room = self.limits.max_num_tokens - decoding
         logits = self.limits.max_batch_size - decoding - len(self._slots.prompts)
         known = max(self.limits.max_num_tokens, self.limits.max_seq_len)
-        draft = Draft(self.kv, room, room, logits, known, decoding)
+        draft = Draft(self.kv, room, room, logits, known, decoding, self.limits.max_num_tokens)
         if not (self._slots.prompts or self._waiting):
             return draft
         for request in [r for r in self._slots.prompts.values() if r.keeps_step and not self._lacks_block(r)]:
@@ -201,6 +201,8 @@ class Scheduler:
         for request in tuple(self._waiting) if self._slots.num_free else ():
             if draft.full or not draft.logits or len(request.members) > self._slots.num_free:
                 return
+            if len(request.source) > draft.sources:
+                return
             keys = self._shareable(request)
             found = self.kv.found(keys)
             reused = found.num * self.kv.block_size
@@ -208,7 +210,7 @@ class Scheduler:
                 return
             spare, group = len(self._slots.occupied), request.group
             left = [spare + (group.num_spare(tables) if group else 0) for tables in self.kv.groups]
-            asked = request.goal, left, found, draft.length(request, request.goal - reused)
+            asked = request.goal, left, found, draft.length(request, request.goal - reused), len(request.source)
             fit = self.kv.fit(keys, *asked)
             if fit is Fit.NO:
                 return
@@ -220,7 +222,7 @@ class Scheduler:
         return [] if request.scoring else request.keys[: (request.goal - 1) // self.kv.block_size]
 
     def _enter(
-        self, request: Request, keys: Sequence[bytes], asked: tuple[int, Sequence[int], Found, int]
+        self, request: Request, keys: Sequence[bytes], asked: tuple[int, Sequence[int], Found, int, int]
     ) -> Admission:
         self._waiting.admit(request)
         slot = self._slots.seat(request)
@@ -286,7 +288,7 @@ class Scheduler:
                 continue
             reason = request.accept(token)
             if reason is not None:
-                events.append(self._end(request, reason, token))
+                events.append(self._end(request, reason, request.output[-1]))  # which may have been forced
                 continue
             if request.lockstep:
                 self._go_on(request)

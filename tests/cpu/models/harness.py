@@ -24,6 +24,8 @@ class Request:
     freqs: tuple[float, ...] | None = None  # where the model's rope is fixed by request
     done: int = 0
     blocks: list[int] = field(default_factory=list)
+    source: list[int] = field(default_factory=list)  # what an encoder reads
+    cross: list[int] = field(default_factory=list)  # blocks of what it makes of that
 
 
 class Pool:
@@ -45,6 +47,10 @@ class Pool:
     def reserve(self, request: Request, num_tokens: int) -> None:
         while len(request.blocks) * self.block_size < num_tokens:
             request.blocks.append(self.free.pop())
+
+    def reserve_cross(self, request: Request) -> None:
+        while len(request.cross) * self.block_size < len(request.source):
+            request.cross.append(self.free.pop())
 
     def release(self, request: Request) -> None:
         self.free += request.blocks
@@ -94,11 +100,36 @@ def _inputs(batch: Sequence[tuple[Request, int]], pad_tokens: int, pad_rows: int
         "logit_rows": (ends - 1).tolist(),
     }
     lists["block_table1"] = lists["block_table"]  # of a second group, which has a pool of its own
+    if batch[0][0].source:
+        lists["block_table1"] = _table([r.cross for r, _ in batch], pad_rows)
+        lists["encoder_len"] = [len(r.source) for r, _ in batch] + [0] * pad_rows
     feed = {name: torch.tensor(values, dtype=torch.int32) for name, values in lists.items()}
     freqs = [r.freqs for r, _ in batch if r.freqs is not None]
     if freqs:
         feed["freqs"] = torch.tensor(freqs + [freqs[0]] * pad_rows, dtype=torch.float32)
     return feed
+
+
+def encode(graph: Graph, pool: Pool, requests: Sequence[Request], *, pad_tokens: int = 0, pad_rows: int = 0) -> None:
+    """One run of an encoder over the requests' sources, whole."""
+    for request in requests:
+        pool.reserve_cross(request)
+    counts, table = [len(r.source) for r in requests], _table([r.cross for r in requests], pad_rows)
+    lists = {
+        "tokens": [t for r in requests for t in r.source] + [0] * pad_tokens,
+        "positions": [i for n in counts for i in range(n)] + [0] * pad_tokens,
+        "rows": [s for s, n in enumerate(counts) for _ in range(n)] + [-1] * pad_tokens,
+        "query_start": [sum(counts[:i]) for i in range(len(counts))] + [0] * pad_rows,
+        "query_len": counts + [0] * pad_rows,
+        "block_table1": table,
+    }
+    out = interpret(graph, pool.feed | {name: torch.tensor(x, dtype=torch.int32) for name, x in lists.items()})
+    assert all(out[name] is pool.feed[name] for name in graph.names), "states are replaced in place"
+
+
+def _table(blocks: Sequence[list[int]], pad_rows: int) -> list[list[int]]:
+    width = max(map(len, blocks))
+    return [own + [0] * (width - len(own)) for own in blocks] + [[0] * width] * pad_rows
 
 
 def greedy(

@@ -42,6 +42,7 @@ _SHORT = [1.0, 1.1, 1.25, 1.5, 2.0, 2.5]
 _LONG = [1.0, 1.7, 2.9, 4.1, 7.7, 8.0]
 _LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 
+ENCODERS: dict[str, tuple[str, dict[str, Any]]] = {}  # of encoder-decoders, which have tests of their own
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", {}),
     "llama-mha-tied": ("llama", {"num_key_value_heads": None, "tie_word_embeddings": True}),
@@ -101,7 +102,8 @@ AMENDED: dict[str, Any] = {}  # what a case does to Transformers' model before i
 
 for _found in pkgutil.iter_modules(cases.__path__):
     _module = importlib.import_module(f"{cases.__name__}.{_found.name}")
-    CASES |= _module.CASES
+    CASES |= getattr(_module, "CASES", {})
+    ENCODERS |= getattr(_module, "ENCODERS", {})
     AMENDED |= getattr(_module, "AMENDED", {})
 
 
@@ -120,7 +122,7 @@ def save_twin(case: str, directory: Path, changes: Mapping[str, Any] | None = No
 
     `changes`: keys of the config that differ from the case's.
     """
-    family, more = CASES[case]
+    family, more = CASES.get(case) or ENCODERS[case]
     torch.manual_seed(sum(map(ord, case)))
     model = _made(family, more, changes or {})
     with torch.no_grad():
@@ -141,7 +143,8 @@ def _made(family: str, keys: dict[str, Any], changes: Mapping[str, Any]) -> Any:
         return REFERENCES[family]({key: changes.get(key, value) for key, value in keys.items()})
     config = transformers.AutoConfig.for_model(family, **{**_sizes(family, keys), **keys, **changes})
     config.architectures = None  # save_pretrained fills it in
-    return transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=torch.float32)
+    known = transformers.AutoModelForSeq2SeqLM if config.is_encoder_decoder else transformers.AutoModelForCausalLM
+    return known.from_config(config, attn_implementation="eager", dtype=torch.float32)
 
 
 @torch.no_grad()
