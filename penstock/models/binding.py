@@ -193,7 +193,10 @@ def random_binding(binding: Binding) -> dict[str, Value]:
     depth stay near one; norms are about one, biases about zero. The seed is a hash of the tensor's name.
     """
     graph = Graph(tuple(binding.values()), tuple(binding))
-    swaps = {node[0]: _random(node.name, node.types[0]) for node in graph.leaves("tensor")}
+    floats = [node for node in graph.leaves("tensor") if node.types[0].format.is_float]
+    swaps = {node[0]: _random(node.name, node.types[0]) for node in floats}
+    packed = (node for node in graph.nodes if node.op == "mxfp4")  # whose bytes at random would be no weights
+    swaps |= {node[0]: _random(node.inputs[0].node.name, node.types[0]) for node in packed}
     return dict(zip(graph.names, substitute(graph, swaps).outputs, strict=True))
 
 
