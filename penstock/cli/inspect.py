@@ -70,12 +70,20 @@ def _plugin(name: str, entry: Data) -> str:
 
 
 def _layer(layer: Data) -> str:
+    mixer = f"{layer['count']} of {_mixer(layer)}"
+    if "feedforward" not in layer:
+        return mixer
+    mixture = f"{layer['experts_per_token']} of {layer['experts']} experts of " if layer.get("experts") else ""
+    return f"{mixer}, feed-forward {mixture}{layer['feedforward']} ({layer['activation']})"
+
+
+def _mixer(layer: Data) -> str:
+    heads = f"{layer['heads']} heads of {layer['head_dim']}"
+    if "state" in layer:
+        return f"{heads} with states of {layer['state']}, behind a convolution of {layer['kernel']}"
     scaling = f", {layer['rope_scaling']} rope" if layer["rope_scaling"] else ""
     window = f", window {layer['window']}" if layer["window"] else ""
-    heads = f"{layer['heads']} heads of {layer['head_dim']} over {layer['kv_heads']} KV heads"
-    mixture = f"{layer['experts_per_token']} of {layer['experts']} experts of " if layer.get("experts") else ""
-    forward = f"feed-forward {mixture}{layer['feedforward']} ({layer['activation']})"
-    return f"{layer['count']} of {heads}{window}{scaling}, {forward}"
+    return f"{heads} over {layer['kv_heads']} KV heads{window}{scaling}"
 
 
 def _limits(data: Data) -> str:

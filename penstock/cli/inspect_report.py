@@ -16,7 +16,7 @@ from penstock.engine.memory import least_budget, plan_run, request_bytes
 from penstock.engine.profile import Profile
 from penstock.engine.program import PLAIN, KernelLaunch, Phase, Plan, Site, bucket_name
 from penstock.ir.ops.state import FIELDS, table_name
-from penstock.spec import FeedForward, Mixer, Mlp
+from penstock.spec import Attention, FeedForward, Mixer, Mlp, StateSpace
 
 Data = dict[str, Any]
 ALL = 1 << 60  # bytes: more than any device has
@@ -66,16 +66,20 @@ def _spec(engine: Engine) -> Data:
 
 
 def _mixer(mixer: Mixer) -> Data:
-    rope = mixer.rope
+    if isinstance(mixer, StateSpace):
+        return {"heads": mixer.heads, "head_dim": mixer.head_dim, "state": mixer.state, "kernel": mixer.kernel}
+    rope, bias = mixer.rope, mixer.bias if isinstance(mixer, Attention) else None
     return {
         "heads": mixer.heads, "kv_heads": mixer.kv_heads, "head_dim": mixer.head_dim, "window": mixer.window,
-        "positions": type(mixer.bias).__name__ if mixer.bias else "Rope" if rope else None,
+        "positions": type(bias).__name__ if bias else "Rope" if rope else None,
         "rope_theta": rope.theta if rope else None,
         "rope_scaling": type(rope.scaling).__name__ if rope and rope.scaling else None,
     }  # fmt: skip
 
 
-def _feedforward(part: FeedForward) -> Data:
+def _feedforward(part: FeedForward | None) -> Data:
+    if part is None:
+        return {}
     if isinstance(part, Mlp):
         return {"feedforward": part.size, "activation": part.act}
     router = part.router

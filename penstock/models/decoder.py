@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import struct
+from itertools import chain
 
+from penstock.engine.groups import BY_SLOT
 from penstock.ir import Graph, Type, Value, emit, leaf, tensor
-from penstock.models.binding import Binding
+from penstock.models.binding import Binding, mixer_name
 from penstock.models.feedforward import feedforward
 from penstock.models.mixers import mix
 from penstock.models.step import Frequencies, Inputs, Weights, group_of
-from penstock.spec import Attention, LayerSpec, ModelSpec
+from penstock.spec import Attention, LayerSpec, ModelSpec, StateSpace
 
 
 def build_forward(
@@ -21,32 +23,48 @@ def build_forward(
     and each layer's state under its own name. The states of layers of one class and size bear one group name, the
     attribute `group`, and read and write by the group's own block table.
     """
-    inputs, states, weights = Inputs.of(spec), _states(spec, kv_format or format, block_size), Weights(binding)
-    freqs, by_group = Frequencies(inputs), inputs.by_group(states)
+    inputs, weights = Inputs.of(spec), Weights(binding)
+    states = _states(spec, format, kv_format or format, block_size)
+    names = [value.node.name for value in chain(*states)]
+    freqs, by_group = Frequencies(inputs), inputs.by_group(chain(*states))
     h = _embed(spec, weights, inputs)
     for i, layer in enumerate(spec.layers):
-        own = by_group[group_of(states[i])]
+        own = by_group[group_of(states[i][0])]
         h, states[i] = _layer(h, states[i], layer, weights.below(f"layers.{i}"), own, freqs)
     logits = _logits(emit("take_rows", h, inputs.logit_rows)[0], spec, weights)
-    return Graph((logits, *states), ("logits", *map(state_name, range(len(states)))))
+    return Graph((logits, *chain(*states)), ("logits", *names))
 
 
-def state_name(layer: int) -> str:
-    """The name of a layer's KV state: of its leaf, its result, and its pool in a feed."""
-    return f"layers.{layer}.kv"
+def state_name(layer: int, part: str = "kv") -> str:
+    """The name of a layer's state: of its leaf, its result, and its pool in a feed."""
+    return f"layers.{layer}.{part}"
 
 
-def _states(spec: ModelSpec, format: str, block_size: int) -> list[Value]:
-    groups: dict[tuple[int, int, int], str] = {}
-    states = []
+def _states(spec: ModelSpec, format: str, kv_format: str, block_size: int) -> list[tuple[Value, ...]]:
+    """Of each layer."""
+    groups: dict[tuple[int, ...], str] = {}
+    states: list[tuple[Value, ...]] = []
     for i, mixer in enumerate(layer.mixer for layer in spec.layers):
+        if isinstance(mixer, StateSpace):
+            states.append(_by_slot(i, mixer, format, groups))
+            continue
         size = (mixer.kv_heads, mixer.head_dim, mixer.window)
         kind, own = ("windowed", {"window": mixer.window}) if mixer.window else ("paged", {})
         group = groups.setdefault(size, f"{kind}{len(groups)}")
         parts = 2 if isinstance(mixer, Attention) else 1  # keys and values; or one of which both are made
-        kv = tensor(format, "N", parts, mixer.kv_heads, block_size, mixer.head_dim)
-        states.append(leaf("state", state_name(i), kv, group=group, **own))
+        kv = tensor(kv_format, "N", parts, mixer.kv_heads, block_size, mixer.head_dim)
+        states.append((leaf("state", state_name(i), kv, group=group, **own),))
     return states
+
+
+def _by_slot(i: int, mixer: StateSpace, format: str, groups: dict[tuple[int, ...], str]) -> tuple[Value, ...]:
+    """The last inputs of its convolution, as they came, and the state itself, in which errors would add up."""
+    sizes = (mixer.channels, mixer.kernel, mixer.heads, mixer.head_dim, mixer.state)
+    group = groups.setdefault(sizes, f"{BY_SLOT}{len(groups)}")
+    past = tensor(format, "N", mixer.channels, mixer.kernel - 1)
+    state = tensor("f32", "N", mixer.heads, mixer.head_dim, mixer.state)
+    parts = (("conv", past), ("state", state))
+    return tuple(leaf("state", state_name(i, part), type, group=group) for part, type in parts)
 
 
 def _embed(spec: ModelSpec, weights: Weights, inputs: Inputs) -> Value:
@@ -61,26 +79,33 @@ def _embed(spec: ModelSpec, weights: Weights, inputs: Inputs) -> Value:
 
 
 def _layer(
-    x: Value, kv: Value, spec: LayerSpec, weights: Weights, inputs: Inputs, freqs: Frequencies
-) -> tuple[Value, Value]:
-    post = spec.residual == "post"
-    h = x if post else weights.norm(x, "mixer_norm", spec.mixer_norm)
-    mixed, kv = mix(h, kv, spec.mixer, weights.below("attention"), inputs, freqs)
+    x: Value, states: tuple[Value, ...], spec: LayerSpec, weights: Weights, inputs: Inputs, freqs: Frequencies
+) -> tuple[Value, tuple[Value, ...]]:
+    h = x if spec.residual == "post" else weights.norm(x, "mixer_norm", spec.mixer_norm)
+    mixed, *after = mix(h, states, spec.mixer, weights.below(mixer_name(spec.mixer)), inputs, freqs)
     mixed = _scaled(weights.norm(mixed, "mixer_post_norm", spec.mixer_post_norm), spec)
+    return _joined(x, h, mixed, spec, weights), tuple(after)
+
+
+def _joined(x: Value, h: Value, mixed: Value, spec: LayerSpec, weights: Weights) -> Value:
+    """The stream x, what the mixer made of h, and the feed-forward."""
     if spec.residual == "parallel":
         h = weights.norm(x, "feedforward_norm", spec.feedforward_norm) if spec.feedforward_norm else h
-        return emit("add", emit("add", x, mixed)[0], _forward(h, spec, weights))[0], kv
+        return emit("add", emit("add", x, mixed)[0], _forward(h, spec, weights))[0]
     x = emit("add", x, mixed)[0]
-    if post:
+    if spec.feedforward is None:
+        return x
+    if spec.residual == "post":
         x = weights.norm(x, "mixer_norm", spec.mixer_norm)
         x = emit("add", x, _forward(x, spec, weights))[0]
-        return weights.norm(x, "feedforward_norm", spec.feedforward_norm), kv
+        return weights.norm(x, "feedforward_norm", spec.feedforward_norm)
     h = weights.norm(x, "feedforward_norm", spec.feedforward_norm)
-    return emit("add", x, _forward(h, spec, weights))[0], kv
+    return emit("add", x, _forward(h, spec, weights))[0]
 
 
 def _forward(h: Value, spec: LayerSpec, weights: Weights) -> Value:
     """What a layer's feed-forward adds."""
+    assert spec.feedforward
     y = feedforward(h, spec.feedforward, weights.below("feedforward"))
     return _scaled(weights.norm(y, "feedforward_post_norm", spec.feedforward_post_norm), spec)
 
