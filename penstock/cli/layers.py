@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from penstock.spec import FeedForward, Latent, Mixer, Mlp, ModelSpec
+from penstock.spec import FeedForward, Latent, Mixer, Mlp, ModelSpec, StateSpace
 
 Data = dict[str, Any]
 
@@ -17,6 +17,8 @@ def facts(spec: ModelSpec) -> list[Data]:
 
 
 def _mixer(mixer: Mixer) -> Data:
+    if isinstance(mixer, StateSpace):
+        return {"heads": mixer.heads, "head_dim": mixer.head_dim, "state": mixer.state, "kernel": mixer.kernel}
     rope = mixer.rope
     own = {"latent": mixer.rank, "rotated": mixer.rope.dim} if isinstance(mixer, Latent) else {}
     bias = None if isinstance(mixer, Latent) else mixer.bias
@@ -28,7 +30,9 @@ def _mixer(mixer: Mixer) -> Data:
     }  # fmt: skip
 
 
-def _feedforward(part: FeedForward) -> Data:
+def _feedforward(part: FeedForward | None) -> Data:
+    if part is None:
+        return {}
     if isinstance(part, Mlp):
         return {"feedforward": part.size, "activation": part.act}
     router = part.router
@@ -38,19 +42,24 @@ def _feedforward(part: FeedForward) -> Data:
 
 def said(layer: Data) -> str:
     """One of the facts as a line."""
-    scaling = f", {layer['rope_scaling']} rope" if layer["rope_scaling"] else ""
-    window = f", window {layer['window']}" if layer["window"] else ""
-    return f"{layer['count']} of {_heads(layer)}{window}{scaling}, feed-forward {_forward(layer)}"
+    scaling = f", {layer['rope_scaling']} rope" if layer.get("rope_scaling") else ""
+    window = f", window {layer['window']}" if layer.get("window") else ""
+    forward = f", feed-forward {_forward(layer)}" if "feedforward" in layer else ""
+    return f"{layer['count']} of {_heads(layer)}{window}{scaling}{forward}"
 
 
 def _heads(layer: Data) -> str:
     if "latent" in layer:
         return f"{layer['heads']} heads over a latent of {layer['latent']} and {layer['rotated']} rotated"
-    return f"{layer['heads']} heads of {layer['head_dim']} over {layer['kv_heads']} KV heads"
+    heads = f"{layer['heads']} heads of {layer['head_dim']}"
+    if "state" in layer:
+        return f"{heads} with states of {layer['state']}, behind a convolution of {layer['kernel']}"
+    return f"{heads} over {layer['kv_heads']} KV heads"
 
 
 def _forward(layer: Data) -> str:
     width = f"{layer['feedforward']} ({layer['activation']})"
     if not layer.get("experts"):
         return width
-    return f"{layer['experts_per_token']} of {layer['experts']} experts of {width}" + " and shared" * layer["shared"]
+    shared = " and shared" if layer["shared"] else ""
+    return f"{layer['experts_per_token']} of {layer['experts']} experts of {width}{shared}"

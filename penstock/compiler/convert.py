@@ -23,7 +23,7 @@ from penstock.models.config import stored_format
 from penstock.models.directory import ModelDirectory
 from penstock.models.registry import family_of
 from penstock.models.trtllm.fields import KEPT
-from penstock.spec import ModelSpec, Moe
+from penstock.spec import AnyAttention, ModelSpec, Moe
 from penstock.text.legacy import copy_text
 
 
@@ -115,8 +115,10 @@ def _check_ranks(spec: ModelSpec, tp: int, pp: int) -> None:
     if pp > len(spec.layers):
         raise OptionError(f"pp_size={pp} exceeds the model's {len(spec.layers)} layers; lower it")
     for layer in spec.layers:
-        mlp = layer.feedforward.expert if isinstance(layer.feedforward, Moe) else layer.feedforward
-        heads, kv, size = layer.mixer.heads, layer.mixer.kv_heads, mlp.size
+        mlp, mixer = layer.feedforward.expert if isinstance(layer.feedforward, Moe) else layer.feedforward, layer.mixer
+        if not mlp or not isinstance(mixer, AnyAttention):
+            continue  # what their layout has no words for is refused by name when its config is written
+        heads, kv, size = mixer.heads, mixer.kv_heads, mlp.size
         if heads % tp or size % tp or (kv % tp and tp % kv):
             raise OptionError(
                 f"tp_size={tp} does not divide the model's {heads} heads, {kv} KV heads (of which it may also be a "

@@ -158,6 +158,11 @@ def _append(inputs: tuple[Type, ...], outputs: tuple[Type, ...], attrs: Attrs, s
     return Cost(float(sum(prod(t.concrete(sizes)) for t in inputs[1:3]) * inputs[0].format.bytes), 0.0)
 
 
+def _by_slot(inputs: tuple[Type, ...], outputs: tuple[Type, ...], attrs: Attrs, sizes: Sizes, _: int | None) -> Cost:
+    """Each sequence's state, read and written."""
+    return Cost(2.0 * sizes["S"] * inputs[0].nbytes({"N": 1}), 0.0)
+
+
 def _gather(inputs: tuple[Type, ...], outputs: tuple[Type, ...], attrs: Attrs, sizes: Sizes, _: int | None) -> Cost:
     """The rows that are looked up, as many bytes as the result."""
     return Cost(float(outputs[0].nbytes(sizes)), 0.0)
@@ -188,7 +193,7 @@ def _upload(sizes: Sizes) -> int:
 
 _RULES: dict[str, Rule] = {
     "linear": _linear, "attention": _attention, "kv_append": _append, "embedding": _gather, "take_rows": _gather,
-    "moe": _moe,
+    "moe": _moe, "causal_conv": _by_slot, "selective_scan": _by_slot,
     "latent_attention": _latent_attention, "latent_append": _append, "head_linear": _head_linear,
     "prepare": _prepare, "commit": _commit,
 }  # fmt: skip

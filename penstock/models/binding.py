@@ -23,6 +23,7 @@ from penstock.spec import (
     Moe,
     Norm,
     RelativeBias,
+    StateSpace,
 )
 
 Binding = Mapping[str, Value]  # canonical name -> expression over `tensor` leaves
@@ -58,10 +59,11 @@ def _stack(stack: ModelSpec | EncoderSpec, hidden: int) -> Shapes:
 def _layer(layer: LayerSpec, hidden: int) -> Shapes:
     for name in ("mixer_norm", "mixer_post_norm", "cross_norm", "feedforward_norm", "feedforward_post_norm"):
         yield from _norm(name, getattr(layer, name), hidden)
-    yield from _below("attention", _mixer(layer.mixer, hidden))
+    yield from _below(mixer_name(layer.mixer), _mixer(layer.mixer, hidden))
     if layer.cross:
         yield from _below("cross", _attention(layer.cross, hidden))
-    yield from _below("feedforward", _feedforward(layer.feedforward, hidden))
+    if layer.feedforward:
+        yield from _below("feedforward", _feedforward(layer.feedforward, hidden))
 
 
 def _below(prefix: str, shapes: Shapes) -> Shapes:
@@ -81,8 +83,27 @@ def _norm(name: str, norm: AnyNorm | None, *shape: int) -> Shapes:
         yield f"{name}.bias", shape
 
 
+def mixer_name(mixer: Mixer) -> str:
+    """What the names of its weights begin with, behind the layer's."""
+    return "mixer" if isinstance(mixer, StateSpace) else "attention"
+
+
 def _mixer(mixer: Mixer, hidden: int) -> Shapes:
-    return _attention(mixer, hidden) if isinstance(mixer, Attention) else _latent(mixer, hidden)
+    match mixer:
+        case Attention():
+            return _attention(mixer, hidden)
+        case Latent():
+            return _latent(mixer, hidden)
+    return _state_space(mixer, hidden)
+
+
+def _state_space(mixer: StateSpace, hidden: int) -> Shapes:
+    """Rows of `in`: the gate, the convolution's channels, and the step of each head."""
+    yield from _linear("in", mixer.size + mixer.channels + mixer.heads, hidden, mixer.bias)
+    yield from _linear("conv", mixer.channels, mixer.kernel, mixer.kernel_bias)
+    yield from ((name, (mixer.heads,)) for name in ("decay", "step_bias", "skip"))
+    yield from _norm("norm", Norm(mixer.eps), mixer.size)
+    yield from _linear("out", hidden, mixer.size, mixer.bias)
 
 
 def _latent(mixer: Latent, hidden: int) -> Shapes:
@@ -168,13 +189,21 @@ class Wanted:
     def _own(self) -> str:
         return self.name.removeprefix("encoder.")
 
+    @property
+    def attention(self) -> Attention:
+        """Its layer's mixer, where that attends by queries, keys and values."""
+        mixer = self.spec.layers[self.layer].mixer
+        assert isinstance(mixer, Attention), mixer
+        return mixer
+
     def tensor(self, name: str, *shape: int) -> Value:
         """The checkpoint's tensor of that name; without a shape it has the weight's own."""
         return leaf("tensor", name, tensor(self.format, *(shape or self.shape)))
 
 
 Source = Callable[[Wanted], Value | str]
-EXACT = ("correction", "sinks")  # read in float32, whatever the model's format: they add to float32 scores
+# Read in float32, whatever the model's format: what enters sums that are float32.
+EXACT = ("correction", "decay", "sinks", "skip", "step_bias")
 
 
 def bind(spec: ModelSpec, format: str, source: Source) -> dict[str, Value]:
@@ -216,7 +245,10 @@ def random_binding(binding: Binding) -> dict[str, Value]:
     depth stay near one; norms are about one, biases about zero. The seed is a hash of the tensor's name.
     """
     graph = Graph(tuple(binding.values()), tuple(binding))
-    swaps = {node[0]: _random(node.name, node.types[0]) for node in graph.leaves("tensor")}
+    floats = [node for node in graph.leaves("tensor") if node.types[0].format.is_float]
+    swaps = {node[0]: _random(node.name, node.types[0]) for node in floats}
+    packed = (node for node in graph.nodes if node.op == "mxfp4")  # whose bytes at random would be no weights
+    swaps |= {node[0]: _random(node.inputs[0].node.name, node.types[0]) for node in packed}
     return dict(zip(graph.names, substitute(graph, swaps).outputs, strict=True))
 
 

@@ -12,6 +12,7 @@ from typing import Any, TypeGuard
 
 from penstock.errors import CheckpointError
 from penstock.formats import FLOATS, known, parse
+from penstock.ir.graph import Type
 from penstock.ir.lazy import torch
 from penstock.models.binding import Binding, declared
 from penstock.text.files import parse_json
@@ -119,7 +120,7 @@ class Checkpoint:
         wanted = declared(binding)
         if missing := sorted(wanted.keys() - self.tensors.keys()):
             raise CheckpointError(f"{self.directory} lacks {_some(missing)}, which the config implies; fetch it again")
-        found = ((name, self.tensors[name], type.shape) for name, type in wanted.items())
+        found = ((name, self.tensors[name], type) for name, type in wanted.items())
         if wrong := [_mismatch(*each) for each in found if not _fits(*each[1:])]:
             raise CheckpointError(f"{self.directory}: {_some(wrong)}; config.json and the weights are of two models")
         patterns = [re.compile(p) for p in ignored]
@@ -256,13 +257,19 @@ def _check_index(directory: Path, tensors: Mapping[str, TensorInfo]) -> None:
             raise CheckpointError(f"{directory}: {_some(wrong)} not in the shard that {INDEX} names; fetch it again")
 
 
-def _fits(info: TensorInfo, shape: tuple[Any, ...]) -> bool:
-    """The stored tensor has the shape, and is a dense float that can be converted."""
-    return bool(info.shape == shape and info.dtype in READ)
+def _fits(info: TensorInfo, type: Type) -> bool:
+    """The stored tensor has the shape, and is a dense float that can be converted; or as is, where it is no float."""
+    return bool(info.shape == type.shape and info.dtype in _stored(type))
 
 
-def _mismatch(name: str, info: TensorInfo, shape: tuple[Any, ...]) -> str:
-    return f"{name} is {info.dtype}{list(info.shape)}, expected F32, F16 or BF16 of {list(shape)}"
+def _stored(type: Type) -> list[str]:
+    return [f.safetensors_dtype for f in (FLOATS if type.format.is_float else (type.format,))]
+
+
+def _mismatch(name: str, info: TensorInfo, type: Type) -> str:
+    *others, last = _stored(type)
+    expected = f"{', '.join(others)} or {last}" if others else last
+    return f"{name} is {info.dtype}{list(info.shape)}, expected {expected} of {list(type.shape)}"
 
 
 def _converted(tensor: Any, format: str | None) -> Any:

@@ -71,11 +71,16 @@ def load_config(directory: str | Path) -> dict[str, Any]:
 
 
 def stored_format(config: Mapping[str, Any]) -> str:
-    """The format that the config says its weights are stored in, under either spelling; f32 where it says nothing.
+    """The format that the config says its weights are stored in, under either spelling; where it says nothing f32, or
+    bf16 for packed ones, which unpack to that.
 
     Raises ConfigError for one that is no dense float format.
     """
-    name = config.get("dtype") or config.get("torch_dtype") or "float32"
+    name = (
+        config.get("dtype")
+        or config.get("torch_dtype")
+        or ("bfloat16" if config.get("quantization_config") else "float32")
+    )
     floats = {f.torch_dtype: f.name for f in FLOATS}
     name = name.removeprefix("torch.") if isinstance(name, str) else name
     if name not in floats:

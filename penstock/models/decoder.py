@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
+from itertools import chain
 
-from penstock.engine.groups import CROSS
+from penstock.engine.groups import BY_SLOT, CROSS
 from penstock.ir import Graph, Type, Value, emit, leaf, tensor
-from penstock.models.binding import Binding
+from penstock.models.binding import Binding, mixer_name
 from penstock.models.feedforward import feedforward
 from penstock.models.mixers import cross, mix
 from penstock.models.step import Frequencies, Inputs, Weights, group_of
-from penstock.spec import Attention, EncoderSpec, LayerSpec, Mixer, ModelSpec
+from penstock.spec import AnyAttention, Attention, EncoderSpec, LayerSpec, ModelSpec, StateSpace
 
 
 def build_forward(
@@ -25,13 +26,15 @@ def build_forward(
     of `models.encoder` has written; here it is only read.
     """
     inputs, weights = Inputs.of(spec), Weights(binding)
-    states, seen = kv_states(spec, kv_format or format, block_size)
-    freqs, by_group = Frequencies(inputs), inputs.by_group([*states, *seen])
+    own, seen = states_of(spec, format, kv_format or format, block_size)
+    states, names = list(own), [value.node.name for value in chain(*own)]
+    freqs, by_group = Frequencies(inputs), inputs.by_group([*chain(*own), *seen])
 
     def mixing(i: int, within: Weights) -> Mixing:
         def run(h: Value) -> Value:
-            own = by_group[group_of(states[i])]
-            y, states[i] = mix(h, states[i], spec.layers[i].mixer, within.below("attention"), own, freqs)
+            mixer, mine = spec.layers[i].mixer, by_group[group_of(states[i][0])]
+            y, *after = mix(h, states[i], mixer, within.below(mixer_name(mixer)), mine, freqs)
+            states[i] = tuple(after)
             return y
 
         return run
@@ -46,30 +49,46 @@ def build_forward(
         within = weights.below(f"layers.{i}")
         h = block(h, layer, within, mixing(i, within), looking(i, within))
     logits = _logits(emit("take_rows", h, inputs.logit_rows)[0], spec, weights)
-    return Graph((logits, *states), ("logits", *map(state_name, range(len(states)))))
+    return Graph((logits, *chain(*states)), ("logits", *names))
 
 
-def state_name(layer: int) -> str:
-    """The name of a layer's KV state: of its leaf, its result, and its pool in a feed."""
-    return f"layers.{layer}.kv"
+def state_name(layer: int, part: str = "kv") -> str:
+    """The name of a layer's state: of its leaf, its result, and its pool in a feed."""
+    return f"layers.{layer}.{part}"
 
 
-def kv_states(spec: ModelSpec, format: str, block_size: int) -> tuple[list[Value], list[Value]]:
+def states_of(
+    spec: ModelSpec, format: str, kv_format: str, block_size: int
+) -> tuple[list[tuple[Value, ...]], list[Value]]:
     """Each layer's own; and where there is an encoder, its keys and values for each layer. Groups are numbered in that
     order."""
-    groups: dict[tuple[str, int, int, int], str] = {}
+    groups: dict[tuple[str | int, ...], str] = {}
 
-    def state(kind: str, mixer: Mixer, name: str) -> Value:
+    def paged(kind: str, mixer: AnyAttention, name: str) -> Value:
         size = (mixer.kv_heads, mixer.head_dim, mixer.window)
         group = groups.setdefault((kind, *size), f"{kind}{len(groups)}")
         parts = 2 if isinstance(mixer, Attention) else 1  # keys and values; or one of which both are made
-        kv = tensor(format, "N", parts, mixer.kv_heads, block_size, mixer.head_dim)
+        kv = tensor(kv_format, "N", parts, mixer.kv_heads, block_size, mixer.head_dim)
         return leaf("state", name, kv, group=group, **({"window": mixer.window} if mixer.window else {}))
 
-    mixers = [layer.mixer for layer in spec.layers]
-    own = [state("windowed" if m.window else "paged", m, state_name(i)) for i, m in enumerate(mixers)]
+    own: list[tuple[Value, ...]] = []
+    for i, mixer in enumerate(layer.mixer for layer in spec.layers):
+        if isinstance(mixer, StateSpace):
+            own.append(_by_slot(i, mixer, format, groups))
+        else:
+            own.append((paged("windowed" if mixer.window else "paged", mixer, state_name(i)),))
     crosses = [(i, layer.cross) for i, layer in enumerate(spec.layers) if layer.cross]
-    return own, [state(CROSS, mixer, f"layers.{i}.cross") for i, mixer in crosses]
+    return own, [paged(CROSS, mixer, state_name(i, "cross")) for i, mixer in crosses]
+
+
+def _by_slot(i: int, mixer: StateSpace, format: str, groups: dict[tuple[str | int, ...], str]) -> tuple[Value, ...]:
+    """The last inputs of its convolution, as they came, and the state itself, in which errors would add up."""
+    sizes = (mixer.channels, mixer.kernel, mixer.heads, mixer.head_dim, mixer.state)
+    group = groups.setdefault((BY_SLOT, *sizes), f"{BY_SLOT}{len(groups)}")
+    past = tensor(format, "N", mixer.channels, mixer.kernel - 1)
+    state = tensor("f32", "N", mixer.heads, mixer.head_dim, mixer.state)
+    parts = (("conv", past), ("state", state))
+    return tuple(leaf("state", state_name(i, part), type, group=group) for part, type in parts)
 
 
 def embed(spec: ModelSpec, stack: ModelSpec | EncoderSpec, weights: Weights, within: Weights, inputs: Inputs) -> Value:
@@ -101,6 +120,8 @@ def block(x: Value, spec: LayerSpec, weights: Weights, mixing: Mixing, looking: 
     x = _added(x, "mixer_norm", spec, weights, mixed)
     if looking is not None:
         x = _added(x, "cross_norm", spec, weights, looking)
+    if spec.feedforward is None:
+        return x
     return _added(x, "feedforward_norm", spec, weights, lambda h: _forward(h, spec, weights))
 
 
@@ -113,6 +134,7 @@ def _added(x: Value, norm: str, spec: LayerSpec, weights: Weights, part: Mixing)
 
 def _forward(h: Value, spec: LayerSpec, weights: Weights) -> Value:
     """What a layer's feed-forward adds."""
+    assert spec.feedforward
     y = feedforward(h, spec.feedforward, weights.below("feedforward"))
     return _scaled(weights.norm(y, "feedforward_post_norm", spec.feedforward_post_norm), spec)
 

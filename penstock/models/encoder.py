@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from functools import partial
+from itertools import chain
 
 from penstock.ir import Graph, Value
 from penstock.models.binding import Binding
-from penstock.models.decoder import block, embed, kv_states
+from penstock.models.decoder import block, embed, states_of
 from penstock.models.mixers import bidirectional, filled
 from penstock.models.step import Inputs, Weights, group_of
 from penstock.spec import Attention, ModelSpec
@@ -22,8 +23,8 @@ def build_encoder(
     if encoder is None:
         return None
     inputs, weights = Inputs.of(spec), Weights(binding)
-    own, states = kv_states(spec, kv_format or format, block_size)
-    by_group, within = inputs.by_group([*own, *states]), weights.below("encoder")
+    own, states = states_of(spec, format, kv_format or format, block_size)
+    by_group, within = inputs.by_group([*chain(*own), *states]), weights.below("encoder")
     h = embed(spec, encoder, weights, within, inputs)
     for i, layer in enumerate(encoder.layers):
         assert isinstance(layer.mixer, Attention), "encoders attend"

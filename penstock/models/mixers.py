@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from penstock.ir import Value, emit
 from penstock.models.step import Frequencies, Inputs, Weights
-from penstock.spec import Alibi, Attention, Latent, Mixer, Norm, RelativeBias, Rope, attention_factor
+from penstock.spec import Alibi, Attention, Latent, Mixer, Norm, RelativeBias, Rope, StateSpace, attention_factor
 
 
 def mix(
-    x: Value, state: Value, spec: Mixer, weights: Weights, inputs: Inputs, freqs: Frequencies
-) -> tuple[Value, Value]:
-    """x: [T,E] and a layer's state -> ([T,E], the state after this step)."""
-    if isinstance(spec, Attention):
-        return attention(x, state, spec, weights, inputs, freqs)
-    return latent(x, state, spec, weights, inputs, freqs)
+    x: Value, states: tuple[Value, ...], spec: Mixer, weights: Weights, inputs: Inputs, freqs: Frequencies
+) -> tuple[Value, ...]:
+    """x: [T,E] and a layer's states -> ([T,E], the states after this step)."""
+    match spec:
+        case Attention():
+            return attention(x, states[0], spec, weights, inputs, freqs)
+        case Latent():
+            return latent(x, states[0], spec, weights, inputs, freqs)
+    return state_space(x, states[0], states[1], spec, weights, inputs)
 
 
 def attention(
@@ -80,6 +83,22 @@ def latent(
     spans = (inputs.query_start, inputs.query_len, inputs.context_len, inputs.block_table)
     y = emit("latent_attention", q, kv, *spans, heads=spec.heads, scale=spec.scale, rank=spec.rank)[0]
     return weights.linear(emit("head_linear", y, weights["values.weight"])[0], "o", spec.bias), kv
+
+
+def state_space(
+    x: Value, past: Value, state: Value, spec: StateSpace, weights: Weights, inputs: Inputs
+) -> tuple[Value, Value, Value]:
+    """x: [T,E], past: [N,C,kernel-1], state: f32[N,H,P,W] -> ([T,E], the convolution's last inputs, the state)."""
+    sizes = (spec.size, spec.channels, spec.heads)
+    gate, entering, step = emit("split", weights.linear(x, "in", spec.bias), sizes=sizes).outputs
+    where = (inputs.query_start, inputs.query_len, inputs.context_len, inputs.slot_of_row)
+    bias = (weights["conv.bias"],) if spec.kernel_bias else ()
+    past, entering = emit("causal_conv", past, entering, weights["conv.weight"], *where, *bias, act=spec.act).outputs
+    heads = (weights[name] for name in ("decay", "step_bias", "skip"))
+    limits = {"groups": spec.groups, "least": spec.least_step or None, "most": spec.most_step or None}
+    state, y = emit("selective_scan", state, entering, step, *heads, *where, **limits).outputs
+    y = weights.norm(emit("glu", gate, y, act=spec.act)[0], "norm", Norm(spec.eps))
+    return weights.linear(y, "out", spec.bias), past, state
 
 
 def _rotated(x: Value, heads: int, rope: Rope, inputs: Inputs, freqs: Frequencies) -> Value:

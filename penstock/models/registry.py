@@ -32,6 +32,10 @@ class Family:
     source: Source  # where a canonical weight comes from: a tensor's name, or an expression over tensors
     ignored: tuple[str, ...] = ()  # regular expressions of checkpoint tensors that are no weights
     renamed: tuple[tuple[str, str], ...] = ()  # (pattern, replacement) from other spellings of tensors to `source`'s
+    by_config: Callable[[Mapping[str, Any]], Source] | None = None  # `source` of a config, where files are of two kinds
+
+    def source_of(self, config: Mapping[str, Any]) -> Source:
+        return self.by_config(config) if self.by_config else self.source
 
 
 _FAMILIES: dict[str, Family] = {}  # by architecture
@@ -86,7 +90,7 @@ def read_spec(config: Mapping[str, Any]) -> ModelSpec:
 
 def weights(spec: ModelSpec, config: Mapping[str, Any], format: str) -> dict[str, Value]:
     """Canonical name -> expression over this family's checkpoint tensors, each read in `format`."""
-    return bind(spec, format, family_of(config).source)
+    return bind(spec, format, family_of(config).source_of(config))
 
 
 def ignored_tensors(spec: ModelSpec, config: Mapping[str, Any]) -> tuple[str, ...]:
@@ -94,7 +98,7 @@ def ignored_tensors(spec: ModelSpec, config: Mapping[str, Any]) -> tuple[str, ..
     family = family_of(config)
     if not spec.tied_head:
         return family.ignored
-    head = sourced(replace(spec, tied_head=False), "head.weight", "f32", family.source)
+    head = sourced(replace(spec, tied_head=False), "head.weight", "f32", family.source_of(config))
     return (*family.ignored, *map(re.escape, declared({"head": head})))
 
 

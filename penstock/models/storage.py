@@ -39,7 +39,7 @@ def fused_qkv(wanted: Wanted, name: str, *, grouped: bool = False, flipped: bool
 
     `grouped`: by KV head, each with its queries first. `flipped`: the matrix multiplies from the right.
     """
-    mixer = wanted.spec.layers[wanted.layer].mixer
+    mixer = wanted.attention
     kv_heads, size = mixer.kv_heads, mixer.head_dim
     sizes, index = (mixer.heads * size, kv_heads * size, kv_heads * size), "qkv".index(wanted.part.split(".")[1])
     if flipped and len(wanted.shape) == 2:

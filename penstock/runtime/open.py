@@ -98,7 +98,7 @@ class RunLimits:
         there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         if size > there:
             raise ResourceError(f"host_cache_size={size} is more than the {there} bytes of this host; lower it")
-        return size // block
+        return size // block if size else 0  # without KV a block has no bytes
 
     def within(self, profile: Profile) -> Limits:
         """The scheduler's limits. Raises OptionError for one that is no integer, or above the profile's."""

@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
-from penstock.spec.layer import AnyNorm, Attention, FeedForward, Latent, LayerNorm, Mixer, Mlp, Moe, Norm, Router
+from penstock.spec.layer import (
+    AnyAttention,
+    AnyNorm,
+    Attention,
+    FeedForward,
+    Latent,
+    LayerNorm,
+    Mixer,
+    Mlp,
+    Moe,
+    Norm,
+    Router,
+    StateSpace,
+)
 from penstock.spec.model import EncoderSpec, LayerSpec, ModelSpec
 from penstock.spec.position import (
     Alibi,
@@ -20,6 +33,7 @@ from penstock.spec.rope import attention_factor, inverse_frequencies
 
 __all__ = [
     "Alibi",
+    "AnyAttention",
     "AnyNorm",
     "Attention",
     "DynamicNtk",
@@ -40,6 +54,7 @@ __all__ = [
     "Rope",
     "Router",
     "Scaling",
+    "StateSpace",
     "Yarn",
     "alibi_slopes",
     "attention_factor",

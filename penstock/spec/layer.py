@@ -84,7 +84,38 @@ class Latent:
         return self.rope.dim + self.rank
 
 
-Mixer = Attention | Latent
+@kind
+@dataclass(frozen=True, slots=True)
+class StateSpace:
+    """H heads of P numbers, each with a state of P x N that decays and is added to, behind a short convolution of all
+    that enters it; its output is gated, then normalised. (Dao and Gu 2024, Mamba-2.)
+    """
+
+    heads: int
+    head_dim: int  # P
+    state: int  # N
+    groups: int  # of heads that are written and read alike
+    kernel: int  # inputs of the convolution, the token's own included
+    act: str  # behind the convolution, and of the gate
+    eps: float  # of the norm
+    bias: bool = False  # of the products into and out of the mixer
+    kernel_bias: bool = True
+    least_step: float = 0.0
+    most_step: float = 0.0  # 0: none
+
+    @property
+    def size(self) -> int:
+        """Numbers of all heads."""
+        return self.heads * self.head_dim
+
+    @property
+    def channels(self) -> int:
+        """Of the convolution: the heads, and what each group is written and read by."""
+        return self.size + 2 * self.groups * self.state
+
+
+Mixer = Attention | Latent | StateSpace
+AnyAttention = Attention | Latent  # what keeps a cache of all that came before
 
 
 @kind

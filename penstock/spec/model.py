@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from penstock.spec.json import dump, kind, load
-from penstock.spec.layer import AnyNorm, Attention, FeedForward, Mixer
+from penstock.spec.layer import AnyAttention, AnyNorm, Attention, FeedForward, Mixer
 from penstock.spec.position import Rope
 
 
@@ -20,11 +20,12 @@ class LayerSpec:
 
     "serial": x + s f(norm(x)), first the mixer, then the feed-forward; "parallel": both read the layer's x, and
     without a feedforward_norm the mixer's normalised one; "post": norm(x + s f(x)). A post_norm normalises what is
-    added. `cross`: a second mixer between the two, which looks at what an encoder made of its input.
+    added. `cross`: a second mixer between the two, which looks at what an encoder made of its input. Without a
+    feed-forward a layer is its mixer alone.
     """
 
     mixer: Mixer
-    feedforward: FeedForward
+    feedforward: FeedForward | None
     mixer_norm: AnyNorm | None
     feedforward_norm: AnyNorm | None
     mixer_post_norm: AnyNorm | None = None
@@ -36,6 +37,7 @@ class LayerSpec:
 
     def __post_init__(self) -> None:
         assert self.residual in ("serial", "parallel", "post"), self.residual
+        assert self.feedforward or (self.residual == "serial" and not self.feedforward_norm), "nothing to normalise for"
         assert not (self.cross and self.residual == "parallel"), "nobody looks at an encoder in parallel"
 
 
@@ -76,15 +78,20 @@ class ModelSpec:
         assert all(bool(self.encoder) == bool(layer.cross) for layer in self.layers), "all layers look at it, or none"
 
     @property
+    def attentions(self) -> list[AnyAttention]:
+        """The mixers of the layers that attend."""
+        return [layer.mixer for layer in self.layers if isinstance(layer.mixer, AnyAttention)]
+
+    @property
     def window(self) -> int:
         """The widest of its layers' windows; 0 where a layer sees all."""
-        windows = [layer.mixer.window for layer in self.layers]
+        windows = [mixer.window for mixer in self.attentions]
         return max(windows, default=0) if all(windows) else 0
 
     @property
     def request_rope(self) -> Rope | None:
         """The rope whose frequencies are fixed by request; None where all are constants of the model."""
-        ropes = {rope for rope in (layer.mixer.rope for layer in self.layers) if rope and rope.by_request}
+        ropes = {rope for rope in (mixer.rope for mixer in self.attentions) if rope and rope.by_request}
         assert len(ropes) <= 1, "at most one rope of a model may depend on the request"
         return next(iter(ropes), None)
 

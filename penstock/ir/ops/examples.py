@@ -75,11 +75,13 @@ def singles_beside(sizes: Mapping[str, int]) -> int:
 
 
 def example_blocks(types: Sequence[Type], sizes: Mapping[str, int]) -> int:
-    """Blocks, the dummy included, of a pool in which every sequence of an example has its own.
+    """Blocks, the dummy included, of a pool in which every sequence of an example has its own; or as many slots.
 
-    The site's cache, [N,2,K,B,D], says how many tokens a block holds; without one the number does not matter.
+    The site's cache, [N,2,K,B,D], says how many tokens a block holds; without one there may be a state by slot.
     """
-    block = next((int(t.shape[3]) for t in types if "N" in t.symbols and len(t.shape) == 5), 16)
+    block = next((int(t.shape[3]) for t in types if "N" in t.symbols and len(t.shape) == 5), 0)
+    if not block:
+        return sizes.get("S", 1)
     return 1 + sizes.get("S", 1) * min(sizes.get("M", 1), -(-(CONTEXT + most_queries(sizes)) // block))
 
 

@@ -92,6 +92,26 @@ def unit_rows(x: Any) -> Any:
     return torch.nn.functional.normalize(x.float(), dim=-1)
 
 
+def _mxfp4(blocks: Type, scales: Type, *, format: str) -> Type:
+    if {blocks.format, scales.format} != {formats.U8} or blocks.shape != (*scales.shape, 16):
+        raise ValueError(f"blocks {blocks} and scales {scales}, expected u8[...,16] and u8[...]")
+    return Type((*scales.shape[:-1], 32 * int(scales.shape[-1])), formats.parse(format))
+
+
+@op(_mxfp4, weight=True)
+def mxfp4(blocks: Any, scales: Any, *, format: str) -> Any:
+    """4-bit floats, two to a byte and the lower half first, times a power of two for each 32 of them: exact in bf16.
+
+    A scale s means 2^(s - 127), and 255 no number. (OCP Microscaling Formats 1.0, 2023: MXFP4.)
+    """
+    half = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0], dtype=torch.bfloat16)
+    each = torch.cat([half, -half])
+    byte = torch.arange(256)
+    both = torch.stack([each[byte & 15], each[byte >> 4]], -1)
+    numbers = both[blocks.int()].flatten(-2)  # [...,G,32]
+    return (numbers * scales.view(torch.float8_e8m0fnu).to(torch.bfloat16)[..., None]).flatten(-2)
+
+
 @op(lambda *, shape, values: Type(shape, formats.F32), weight=True)
 def literal(*, shape: tuple[int, ...], values: tuple[float, ...]) -> Any:
     """Numbers that follow from the spec, such as rope frequencies."""

@@ -82,7 +82,7 @@ def source(wanted: Wanted) -> str | Value:
 
 
 def _projection(wanted: Wanted, name: str, index: int) -> Value:
-    mixer, hidden = wanted.spec.layers[wanted.layer].mixer, wanted.spec.hidden_size
+    mixer, hidden = wanted.attention, wanted.spec.hidden_size
     sizes = [count * mixer.head_dim for count in (mixer.heads, mixer.kv_heads, mixer.kv_heads)]
     return part(wanted.tensor(name, sum(sizes), hidden), sizes, index)
 

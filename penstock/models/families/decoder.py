@@ -11,7 +11,7 @@ from typing import Any
 from penstock.models.binding import Source, Wanted
 from penstock.models.config import IGNORED, MAX_SIZE, NEUTRAL, Reader
 from penstock.models.rope_config import reach, read_rope
-from penstock.spec import AnyNorm, Attention, FeedForward, LayerSpec, ModelSpec, Norm
+from penstock.spec import AnyAttention, AnyNorm, Attention, FeedForward, LayerSpec, ModelSpec, Norm
 
 SILU = {"silu": "silu", "swish": "silu"}
 ROTARY_BUFFERS = r"(model\.)?layers\.\d+\.self_attn\.rotary_emb\.inv_freq"  # saved by transformers up to 4.31
@@ -128,7 +128,7 @@ def assemble(
     reader: Reader, layers: Sequence[LayerSpec], norm: AnyNorm | None, limit: int, *, tied: bool = False, **facts: Any
 ) -> ModelSpec:
     """A decoder of these layers; `tied` is the family's default, `facts` further fields of the spec."""
-    ropes = {layer.mixer.rope for layer in layers if layer.mixer.rope}
+    ropes = {layer.mixer.rope for layer in layers if isinstance(layer.mixer, AnyAttention) and layer.mixer.rope}
     return ModelSpec(
         layers=tuple(layers),
         vocab_size=reader.size("vocab_size"),

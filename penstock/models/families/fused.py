@@ -16,7 +16,7 @@ def one_of(wanted: Wanted, name: str, sizes: Sequence[int], index: int) -> Value
 
 def qkv(wanted: Wanted, name: str) -> Value:
     """The query, key or value rows that `wanted`, attention.q.weight or such, is."""
-    mixer = wanted.spec.layers[wanted.layer].mixer
+    mixer = wanted.attention
     sizes = [heads * mixer.head_dim for heads in (mixer.heads, mixer.kv_heads, mixer.kv_heads)]
     return one_of(wanted, name, sizes, "qkv".index(wanted.part.split(".")[1]))
 

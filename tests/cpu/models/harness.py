@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from penstock.engine.groups import BY_SLOT
 from penstock.ir import Graph
 from penstock.ir.interpret import interpret
 from penstock.models import Binding
@@ -26,6 +27,7 @@ class Request:
     blocks: list[int] = field(default_factory=list)
     source: list[int] = field(default_factory=list)  # what an encoder reads
     cross: list[int] = field(default_factory=list)  # blocks of what it makes of that
+    slot: int = -1
 
 
 class Pool:
@@ -37,14 +39,19 @@ class Pool:
     def __init__(self, graph: Graph, tensors: Mapping[str, torch.Tensor], num_blocks: int = 64, seed: int = 0) -> None:
         generator = torch.Generator().manual_seed(seed)
         self.feed: dict[str, Any] = dict(tensors)
+        self.block_size = 64  # where no state keeps blocks
         for node in graph.leaves("state"):
             shape = node.types[0].concrete({"N": num_blocks})
             dtype = getattr(torch, node.types[0].format.torch_dtype)
             self.feed[node.name] = (torch.randn(shape, generator=generator) * 50).to(dtype)
-            self.block_size = int(node.types[0].shape[3])
+            if not str(dict(node.attrs)["group"]).startswith(BY_SLOT):
+                self.block_size = int(node.types[0].shape[3])
+        self.slots = torch.randperm(num_blocks, generator=generator).tolist()
         self.free = (torch.randperm(num_blocks - 1, generator=generator) + 1).tolist()  # block 0 is the padding's
 
     def reserve(self, request: Request, num_tokens: int) -> None:
+        if request.slot < 0:
+            request.slot = self.slots.pop()
         while len(request.blocks) * self.block_size < num_tokens:
             request.blocks.append(self.free.pop())
 
@@ -54,7 +61,8 @@ class Pool:
 
     def release(self, request: Request) -> None:
         self.free += request.blocks
-        request.blocks = []
+        self.slots.append(request.slot)
+        request.blocks, request.slot = [], -1
 
 
 def load_tensors(checkpoint: Checkpoint, binding: Binding) -> dict[str, torch.Tensor]:
@@ -97,6 +105,7 @@ def _inputs(batch: Sequence[tuple[Request, int]], pad_tokens: int, pad_rows: int
         "query_len": counts + [0] * pad_rows,
         "context_len": [span.stop for span in spans] + [0] * pad_rows,
         "block_table": [r.blocks + [0] * (width - len(r.blocks)) for r, _ in batch] + [[0] * width] * pad_rows,
+        "slot_of_row": [r.slot for r, _ in batch] + [-1] * pad_rows,
         "logit_rows": (ends - 1).tolist(),
     }
     lists["block_table1"] = lists["block_table"]  # of a second group, which has a pool of its own

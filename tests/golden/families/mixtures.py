@@ -8,6 +8,7 @@ _ROPE, _NORM, _PLAIN = Rope(1e6, 8), Norm(1e-5), LayerNorm(1e-5, bias=False)
 _LATENT = Latent(4, 24, 16, 8, 24**-0.5, Rope(1e4, 8, interleaved=True), query_rank=24)
 _GROUPS = Router(8, 3, "sigmoid", renormalize=1.0, factor=2.5, correction=True, groups=4, kept_groups=2, group_top=2)
 _EXPERT = Mlp(24, "silu")
+_CLAMPED = Moe(Router(4, 2, "top_softmax", bias=True), Mlp(24, "swiglu_clamped", bias=True, limit=7.0))
 
 
 def _model(layer: LayerSpec, **facts: object) -> ModelSpec:
@@ -30,6 +31,13 @@ FAMILIES: dict[str, ModelSpec] = {
     ),
     "dbrx": _model(
         LayerSpec(_attention(clip=8.0), Moe(Router(4, 2, renormalize=1.0), _EXPERT), _PLAIN, _PLAIN),
+    ),
+    "gpt_oss": ModelSpec(
+        tuple(
+            LayerSpec(_attention(qkv_bias=True, out_bias=True, sinks=True, window=window), _CLAMPED, _NORM, _NORM)
+            for window in (6, 0)
+        ),
+        *(48, 32, _NORM, 64),
     ),
     "deepseek_v3": ModelSpec(
         (

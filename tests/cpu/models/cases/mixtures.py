@@ -27,6 +27,14 @@ _GROK: dict[str, Any] = {
     "num_experts_per_tok": 2, "tie_word_embeddings": True,
 }  # fmt: skip
 
+_GPT_OSS: dict[str, Any] = {
+    "num_local_experts": 5, "num_experts_per_tok": 2, "intermediate_size": 32, "hidden_size": 64, "head_dim": 12,
+    "sliding_window": 9, "rope_parameters": {
+        "rope_type": "yarn", "rope_theta": 150000.0, "factor": 4.0, "original_max_position_embeddings": 32,
+        "beta_fast": 32.0, "beta_slow": 1.0, "truncate": False,
+    },
+}  # fmt: skip
+
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "mixtral": ("mixtral", {"num_local_experts": 4}),
     "mixtral-one-expert-window": (
@@ -68,6 +76,19 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             **_LATENT, "q_lora_rank": 16, "n_group": 1, "topk_group": 1, "rope_interleave": False,
             "attention_bias": True, "norm_topk_prob": False, "n_shared_experts": 1,
         },
+    ),
+    "gpt-oss": ("gpt_oss", _GPT_OSS),
+    "gpt-oss-one-expert": (
+        "gpt_oss",
+        {
+            **_GPT_OSS, "num_experts_per_tok": 1, "attention_bias": False, "num_key_value_heads": 4,
+            "layer_types": ["full_attention", "sliding_attention", "sliding_attention"], "num_hidden_layers": 3,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+        },
+    ),
+    "gpt-oss-every-expert-tied": (
+        "gpt_oss",
+        {**_GPT_OSS, "num_experts_per_tok": 5, "num_key_value_heads": 1, "tie_word_embeddings": True},
     ),
     "grok-1": ("grok-1", _GROK),
     "grok-1-untied-one-expert": ("grok-1", {**_GROK, "tie_word_embeddings": False, "num_experts_per_tok": 1}),
