@@ -220,6 +220,11 @@ def on_attention(
     return [q, kv, start, counts, context, table, *extras]
 
 
+def spans_of(rows: Sequence[tuple[int, int]], sizes: Mapping[str, int], room: int, device: Any) -> tuple[Any, Any, Any]:
+    """query_start, query_len, context_len of rows cut to the bucket, of at most `room` tokens each."""
+    return _spans(_fitted(rows, {**sizes, "M": 1}, room), device)
+
+
 def _spans(fitted: Sequence[tuple[int, int]], device: Any) -> tuple[Any, Any, Any]:
     """query_start, query_len, context_len."""
     import torch

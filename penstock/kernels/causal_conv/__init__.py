@@ -1,0 +1,1 @@
+"""A short causal convolution over each channel, whose last inputs are kept by slot."""

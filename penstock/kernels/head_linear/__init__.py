@@ -1,0 +1,1 @@
+"""A matrix for each head."""

@@ -1,0 +1,1 @@
+"""Keys and latents into the cache."""

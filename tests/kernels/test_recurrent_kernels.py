@@ -1,0 +1,28 @@
+"""The convolution and the scan by slot, interpreted against the references, and compiled with no GPU at hand."""
+
+from __future__ import annotations
+
+import pytest
+
+from penstock.engine.device import CPU, H200
+from penstock.kernels.registry import tactics
+from tests.kernels.cases.recurrent import CASES, conv, scan, sizes
+from tests.kernels.resources import compile_problems
+from tests.kernels.subprocess_cases import failures
+
+
+@pytest.mark.parametrize("op", ["causal_conv", "selective_scan"])
+def test_agrees_with_reference(op: str) -> None:
+    assert failures("tests.kernels.cases.recurrent", (op,)) == []
+
+
+def test_compiles_without_spills() -> None:
+    published = [(conv("bf16", 10240), sizes(64, 64)), (scan("bf16", 128, 64, 128, 8), sizes(2048, 4))]
+    assert compile_problems([*CASES, *published]) == []
+
+
+def test_who_cannot() -> None:
+    (by_slot,), (by_token,) = tactics("causal_conv"), tactics("selective_scan")
+    assert "needs a CUDA device" in str(by_slot.supports(conv("bf16", 8), sizes(1, 1), CPU))
+    assert "5000 sequences; at most 4096" in str(by_token.supports(scan("bf16", 2, 4, 8, 1), sizes(5000, 5000), H200))
+    assert "17 inputs of a channel" in str(by_slot.supports(conv("bf16", 8, 17), sizes(1, 1), H200))
