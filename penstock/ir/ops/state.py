@@ -154,6 +154,9 @@ def _upload_example(
     """Slots at length 0 with random histories, and an upload of rows of so many tokens, of which the first sample."""
     slots = torch.zeros(layout.size, dtype=torch.int32, device=device)
     slots[layout.history_at :] = integers(0, 100, (slots.numel() - layout.history_at,), generator, device)
+    slots[layout.encoder_at : layout.table_at] = integers(
+        1, 100, (layout.num_slots * layout.encoder,), generator, device
+    )
     upload = torch.zeros(sizes["U"], dtype=torch.int32, device=device)
     sampling = min(sizes["L"], len(counts))
     header = [len(counts), sum(counts), sampling, 1]

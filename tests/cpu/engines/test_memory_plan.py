@@ -53,7 +53,8 @@ def test_weights_do_not_overlap(engine: Engine) -> None:
 
 
 def test_every_bucket_reaches_as_far_into_the_arena_as_it_was_planned(engine: Engine) -> None:
-    assert max(arena_top(engine, key) for key in bucket_keys(engine.profile)) == engine.arena
+    program = engine.programs["decode"]
+    assert max(arena_top(engine, program, name) for name in program.buckets) == engine.arena
 
 
 def test_lower_limits_take_less_and_hold_every_step_within_them(engine: Engine) -> None:

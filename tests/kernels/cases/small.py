@@ -77,8 +77,9 @@ def steps() -> Iterator[Case]:
         SlotLayout(21, 130, 17, 6),
         SlotLayout(300, 24, 1030, 3),
         SlotLayout(9, 70, 40, 2, tables=4, slot_rows=1),
+        SlotLayout(6, 60, 8, 3, tables=2, encoder=1),
     )
-    shapes = (sizes(7, 3, 2), sizes(150, 20, 11), sizes(40, 130, 33), sizes(30, 8, 5))
+    shapes = (sizes(7, 3, 2), sizes(150, 20, 11), sizes(40, 130, 33), sizes(30, 8, 5), sizes(20, 5, 4))
     for layout, shape in zip(layouts, shapes, strict=True):
         arena, upload = tensor("i32", layout.size), tensor("i32", "U")
         yield site("prepare", arena, upload, **layout.attrs()), shape

@@ -1,0 +1,1 @@
+"""Attention of an encoder over whole inputs."""
