@@ -1,4 +1,4 @@
-"""docs/support.md, made from the registry: `python tools/support_matrix.py`, or --check.
+"""docs/support.md, made from the registry: `python -m tools.support_matrix`, or --check.
 
 A cell says of a family, a format and a generation of GPUs what is known: tested; compiled only; in part on the slow
 reference; refused. Tested on a CPU is what has a twin in tests/cpu/models/twins.py; on a GPU what has a record in
@@ -19,9 +19,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
 from penstock.compiler.build import read_model
 from penstock.compiler.options import BuildOptions
 from penstock.compiler.select import all_sites
@@ -36,6 +33,7 @@ from tests.facts.pending import READ, REFUSED
 from tests.facts.tensors import published_config
 from tests.shrunk import SHRUNK
 
+ROOT = Path(__file__).resolve().parents[1]
 PAGE, RECORDS = ROOT / "docs" / "support.md", ROOT / "bench" / "results" / "h200" / "families.jsonl"
 # heading -> (dtype, kv_cache_dtype)
 FORMATS = {

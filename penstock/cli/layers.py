@@ -53,4 +53,5 @@ def _forward(layer: Data) -> str:
     width = f"{layer['feedforward']} ({layer['activation']})"
     if not layer.get("experts"):
         return width
-    return f"{layer['experts_per_token']} of {layer['experts']} experts of {width}" + " and shared" * layer["shared"]
+    shared = " and a shared one" if layer["shared"] else ""
+    return f"{layer['experts_per_token']} of {layer['experts']} experts of {width}{shared}"

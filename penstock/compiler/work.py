@@ -15,7 +15,8 @@ def work_of(graph: Graph, profile: Profile) -> dict[str, float]:
     """Facts of the lowered forward graph.
 
     weight_bytes: read by every step, whatever its batch (an embedding that only looks rows up is not counted); of a
-    mixture besides expert_bytes, all experts', and expert_share, the part of them that one token reads; flops_per_token: two for each number of each matrix that a token is multiplied with; flops_per_logit: likewise for
+    mixture besides expert_bytes, all experts', and expert_share, the part of them that one token reads.
+    flops_per_token: two for each number of each matrix that a token is multiplied with; flops_per_logit: likewise for
     each row of logits, the head's and those of a last layer whose other rows nobody asks for; kv_bytes_per_token: KV of
     one position.
     """

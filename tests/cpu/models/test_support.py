@@ -24,7 +24,7 @@ llama bfloat16 scored: 0.00234 nat apart, at most 0.02000; 100.0 % close
 
 
 def test_the_page_is_in_step() -> None:
-    assert PAGE.read_text("utf-8") == page(), "run python tools/support_matrix.py"
+    assert PAGE.read_text("utf-8") == page(), "run python -m tools.support_matrix"
 
 
 def test_what_passed_on_a_gpu_is_tested(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
