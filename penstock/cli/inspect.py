@@ -148,8 +148,8 @@ def _roof(data: Data) -> str:
     lines = [
         "work and roof",
         f"  a step reads {amount(work['weight_bytes'])} of weights{_experts(work)}, and "
-        f"{amount(work['kv_bytes_per_token'])} of KV for each position of context; a token costs "
-        f"{amount(flops, 'FLOP')}",
+        f"{amount(work['kv_bytes_per_token'])} of KV for each position of context; "
+        f"a token costs {amount(flops, 'FLOP')}",
         f"  {at} a step of one token takes at least {duration(roof['seconds_per_token'])}: "
         f"{roof['tokens_per_s']:.0f} tok/s, context not counted",
     ]

@@ -61,5 +61,5 @@ def _forward(layer: Data) -> str:
     width = f"{layer['feedforward']} ({layer['activation']})"
     if not layer.get("experts"):
         return width
-    shared = " and shared" if layer["shared"] else ""
+    shared = " and a shared one" if layer["shared"] else ""
     return f"{layer['experts_per_token']} of {layer['experts']} experts of {width}{shared}"

@@ -61,6 +61,12 @@ def _is_free(architecture: str, family: Family) -> bool:
     return other is None
 
 
+def families_known() -> tuple[Family, ...]:
+    """Each once, in the order of their files; plugins' that are loaded behind ours."""
+    _load_built_in()
+    return tuple({id(family): family for family in _FAMILIES.values()}.values())
+
+
 def family_of(config: Mapping[str, Any]) -> Family:
     """The family that reads this config: by `architectures` where it says so, else by `model_type`.
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
+
 from penstock.compiler.work import work_of
+from penstock.engine.manifest import Engine
 from penstock.engine.profile import Profile
 from penstock.ir import Graph, emit
+from penstock.ir.cost import cost
 from penstock.ir.graph import leaf, tensor
 
 
@@ -20,3 +24,16 @@ def test_a_mixture_multiplies_by_the_experts_of_a_token_alone() -> None:
     assert work["flops_per_token"] == 2 * (8 * 64 + 2 * 3 * 32 * 64)
     assert work["weight_bytes"] == 2 * 8 * 64
     assert (work["expert_bytes"], work["expert_share"]) == (2 * 8 * 3 * 32 * 64, 2 / 8)
+
+
+def test_a_step_reads_the_experts_that_its_tokens_meet() -> None:
+    """As the cost of the op itself has it, whatever the batch."""
+    engine = object.__new__(Engine)
+    object.__setattr__(engine, "work", {"weight_bytes": 1000.0, "expert_bytes": 4096.0, "expert_share": 2 / 8})
+    types = [tensor("bf16", *s) for s in (("T", 16), ("T", 2), ("T", 2), (8, 2 * 8, 16), (8, 16, 8))]
+    for tokens in (1, 2, 64):
+        experts, dense = cost("moe", types, types[:1], (), {"T": tokens}).bytes, 1000.0
+        around = 2 * 16 * 2 * tokens + 2 * 2 * 2 * tokens  # the op's other operands and its result
+        size = sum(t.nbytes() for t in types[3:])
+        object.__setattr__(engine, "work", {**engine.work, "expert_bytes": float(size)})
+        assert engine.step_bytes(tokens) == pytest.approx(dense + experts - around)
