@@ -63,6 +63,7 @@ def _moe(reader: Reader) -> Moe:
     experts, chosen = own.size("moe_num_experts", 4, MAX_EXPERTS), own.size("moe_top_k", 1)
     if chosen > experts:
         raise own.refused("moe_top_k", chosen, f"at most moe_num_experts = {experts}")
+    own.assume(moe_normalize_expert_weights=1.0)
     power = own.optional_number("moe_normalize_expert_weights") or 0.0
     if power not in (0.0, 1.0, 2.0):
         raise own.refused("moe_normalize_expert_weights", power, "null, 1 or 2")
