@@ -50,7 +50,8 @@ def convert(
     layout adds 1 to Gemma's norms and rounds the sum, so in 16 bits those are not what they were. Raises ModelError,
     CheckpointError, OptionError or UnsupportedError before any work; ResourceError when the disk is full. Nothing
     half-written is left; an earlier conversion in output_dir is replaced. model_format: "megatron" and "nemo" read
-    safetensors shards of any number of ranks, and write a Hugging Face directory, for which tp_size and pp_size are 1.
+    safetensors shards of any number of ranks, and write a Hugging Face directory, which is never replaced: it bears no
+    sign of having been converted. For it tp_size and pp_size are 1.
     """
     if model_format != "hf":
         return _convert_foreign(model_dir, output_dir, dtype, (tp_size, pp_size), progress, model_format)

@@ -177,10 +177,6 @@ class Reader:
             raise self.refused(key, value, "an object")
         return Reader(value, f"{self._where}: {key}") if value else None
 
-    def spelled(self, *keys: str) -> str:
-        """The first of these spellings of one key that the config has, else the first."""
-        return next((key for key in keys if key in self._config), keys[0])
-
     def assume(self, **defaults: Any) -> None:
         """What keys mean that the config leaves out, in a family whose files do so."""
         self._consumed.update(defaults.keys() - self._config.keys())

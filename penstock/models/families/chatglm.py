@@ -5,7 +5,7 @@ from __future__ import annotations
 from penstock.errors import UnsupportedArchitectureError
 from penstock.models.binding import Wanted
 from penstock.models.config import Reader
-from penstock.models.families.decoder import MAX_HEAD_DIM, MAX_LAYERS
+from penstock.models.families.decoder import MAX_HEAD_DIM, MAX_LAYERS, named
 from penstock.models.families.fused import fusing
 from penstock.models.registry import Family
 from penstock.spec import Attention, LayerSpec, Mlp, ModelSpec, Norm, Rope
@@ -81,10 +81,7 @@ def _ratio(reader: Reader) -> float:
 
 
 def _plain(wanted: Wanted) -> str:
-    part, _, kind = wanted.part.rpartition(".")
-    if wanted.layer < 0:
-        return f"{_WHOLE[part]}.{kind}"
-    return f"{_LAYER.format(wanted.layer)}.{_PARTS[part]}.{kind}"
+    return named(wanted, _LAYER, _PARTS, _WHOLE)
 
 
 source = fusing(_plain, f"{_LAYER}.self_attention.query_key_value", f"{_LAYER}.mlp.dense_h_to_4h")

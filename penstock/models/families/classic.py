@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from penstock.models.binding import Wanted
 from penstock.models.config import Reader
-from penstock.models.families.decoder import MAX_HEAD_DIM, MAX_LAYERS, Heads
+from penstock.models.families.decoder import MAX_HEAD_DIM, Heads
+from penstock.models.families.decoder import named as named
+from penstock.models.families.decoder import read_layers as read_layers
 from penstock.spec import Attention, LayerNorm, Mlp, Rope
 
 GELU_TANH = ("gelu_new", "gelu_fast", "gelu_pytorch_tanh", "gelu_python_tanh", "gelu_accurate")
@@ -62,18 +62,6 @@ def read_mlp(reader: Reader, act: str, default: str, bias: bool = True) -> Mlp:
 
 def read_norm(reader: Reader, key: str = "layer_norm_epsilon", bias: bool = True) -> LayerNorm:
     return LayerNorm(reader.number(key, 1e-5), bias)
-
-
-def read_layers(reader: Reader) -> int:
-    return reader.size("num_hidden_layers", most=MAX_LAYERS)
-
-
-def named(wanted: Wanted, layer: str, parts: Mapping[str, str], whole: Mapping[str, str]) -> str:
-    """The tensor's name: `layer` names a layer, as "h.{}"; `parts` and `whole` what lies in one, and the rest."""
-    part, _, kind = wanted.part.rpartition(".")
-    if wanted.layer < 0:
-        return f"{whole[part]}.{kind}"
-    return f"{layer.format(wanted.layer)}.{parts[part]}.{kind}"
 
 
 def is_qkv(wanted: Wanted) -> bool:

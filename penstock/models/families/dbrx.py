@@ -6,19 +6,21 @@ from penstock.ir import Value, emit
 from penstock.models.binding import Wanted
 from penstock.models.config import Reader
 from penstock.models.families import decoder as common
+from penstock.models.families.classic import is_qkv, qkv
 from penstock.models.families.experts import MAX_EXPERTS
 from penstock.models.registry import Family
-from penstock.models.storage import part
+from penstock.models.storage import fused_qkv
 from penstock.spec import Attention, LayerNorm, LayerSpec, Mlp, ModelSpec, Moe, Rope, Router
 
+_LAYER = "transformer.blocks.{}"
 _PARTS = {
+    **qkv("norm_attn_norm.attn.Wqkv"),
     "mixer_norm": "norm_attn_norm.norm_1",
     "feedforward_norm": "norm_attn_norm.norm_2",
     "attention.o": "norm_attn_norm.attn.out_proj",
     "feedforward.router": "ffn.router.layer",
 }
 _WHOLE = {"embedding": "transformer.wte", "final_norm": "transformer.norm_f", "head": "lm_head"}
-_QKV = {"attention.q": 0, "attention.k": 1, "attention.v": 2}
 
 
 def read(reader: Reader) -> ModelSpec:
@@ -61,6 +63,7 @@ def _moe(reader: Reader) -> Moe:
     experts, chosen = own.size("moe_num_experts", 4, MAX_EXPERTS), own.size("moe_top_k", 1)
     if chosen > experts:
         raise own.refused("moe_top_k", chosen, f"at most moe_num_experts = {experts}")
+    own.assume(moe_normalize_expert_weights=1.0)
     power = own.optional_number("moe_normalize_expert_weights") or 0.0
     if power not in (0.0, 1.0, 2.0):
         raise own.refused("moe_normalize_expert_weights", power, "null, 1 or 2")
@@ -70,21 +73,11 @@ def _moe(reader: Reader) -> Moe:
 
 
 def source(wanted: Wanted) -> str | Value:
-    name, _, kind = wanted.part.rpartition(".")
-    if wanted.layer < 0:
-        return f"{_WHOLE[name]}.{kind}"
-    prefix = f"transformer.blocks.{wanted.layer}"
-    if name in _QKV:
-        return _projection(wanted, f"{prefix}.norm_attn_norm.attn.Wqkv.weight", _QKV[name])
+    name = wanted.part.rpartition(".")[0]
     if name.startswith("feedforward.experts"):
-        return _experts(wanted, f"{prefix}.ffn.experts.mlp", name)
-    return f"{prefix}.{_PARTS[name]}.{kind}"
-
-
-def _projection(wanted: Wanted, name: str, index: int) -> Value:
-    mixer, hidden = wanted.attention, wanted.spec.hidden_size
-    sizes = [count * mixer.head_dim for count in (mixer.heads, mixer.kv_heads, mixer.kv_heads)]
-    return part(wanted.tensor(name, sum(sizes), hidden), sizes, index)
+        return _experts(wanted, f"{_LAYER.format(wanted.layer)}.ffn.experts.mlp", name)
+    stored = common.named(wanted, _LAYER, _PARTS, _WHOLE)
+    return fused_qkv(wanted, stored) if is_qkv(wanted) else stored
 
 
 def _experts(wanted: Wanted, prefix: str, name: str) -> Value:

@@ -34,12 +34,17 @@ _PARTS = {
 _WHOLE = {"embedding": "model.embed_tokens", "final_norm": "model.norm", "head": "lm_head"}
 
 
-def source(wanted: Wanted, parts: Mapping[str, str] = _PARTS) -> str:
-    """layers.0.attention.q.weight -> model.layers.0.self_attn.q_proj.weight, and so on."""
+def named(wanted: Wanted, layer: str, parts: Mapping[str, str], whole: Mapping[str, str]) -> str:
+    """The tensor's name: `layer` names a layer, as "h.{}"; `parts` and `whole` what lies in one, and the rest."""
     part, _, kind = wanted.part.rpartition(".")
     if wanted.layer < 0:
-        return f"{_WHOLE[part]}.{kind}"
-    return f"model.layers.{wanted.layer}.{parts[part]}.{kind}"
+        return f"{whole[part]}.{kind}"
+    return f"{layer.format(wanted.layer)}.{parts[part]}.{kind}"
+
+
+def source(wanted: Wanted, parts: Mapping[str, str] = _PARTS) -> str:
+    """layers.0.attention.q.weight -> model.layers.0.self_attn.q_proj.weight, and so on."""
+    return named(wanted, "model.layers.{}", parts, _WHOLE)
 
 
 def renaming(names: Mapping[str, str]) -> Source:

@@ -1,6 +1,6 @@
 """DeepSeek-V2 and V3: latent attention, many small experts chosen within groups, shared ones. (DeepSeek-AI 2024.)
 
-The layers behind the last that predict further tokens (`num_nextn_predict_layers`) are not read.
+The layer behind V3's last, which predicts further tokens (`num_nextn_predict_layers`), is not read.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ _PARTS = {
 
 
 def read_v2(reader: Reader) -> ModelSpec:
+    reader.assume(n_shared_experts=2, q_lora_rank=1536, first_k_dense_replace=0, routed_scaling_factor=1.0)
     method = reader.choice("topk_method", {"greedy": "", "group_limited_greedy": "groups"}, "greedy")
     reader.only("scoring_func", "softmax")
     reader.only("norm_topk_prob", False)
@@ -39,6 +40,7 @@ def read_v2(reader: Reader) -> ModelSpec:
 
 
 def read_v3(reader: Reader) -> ModelSpec:
+    reader.assume(n_shared_experts=1, q_lora_rank=1536, first_k_dense_replace=3, routed_scaling_factor=2.5)
     reader.only("topk_method", "noaux_tc")
     reader.only("scoring_func", "sigmoid")
     renormalize = float(reader.flag("norm_topk_prob", True))
@@ -48,7 +50,7 @@ def read_v3(reader: Reader) -> ModelSpec:
 
 
 def _factor(reader: Reader) -> float:
-    return reader.number("routed_scaling_factor", 1.0)
+    return reader.number("routed_scaling_factor")
 
 
 def _groups(reader: Reader, top: int) -> dict[str, int]:
@@ -62,7 +64,7 @@ def _read(reader: Reader, limit: int, router: Router, *, interleaved: bool) -> M
     moe = Moe(router, Mlp(size, act), Mlp(size * shared, act) if shared else None)
     reader.only("mlp_bias", False)
     dense = Mlp(reader.size("intermediate_size"), act)
-    first = reader.get("first_k_dense_replace", 0)
+    first = reader.get("first_k_dense_replace")
     if type(first) is not int or first < 0:
         raise reader.refused("first_k_dense_replace", first, "a number of layers")
     reader.only("moe_layer_freq", 1)
@@ -139,7 +141,8 @@ def _mixer(wanted: Wanted) -> Latent:
     return mixer
 
 
+_FURTHER = r"model\.layers\.61\..*"  # of all published models of V3's architecture that have one, the 62nd
 FAMILIES = (
     Family("deepseek_v2", ("DeepseekV2ForCausalLM",), read_v2, source),
-    Family("deepseek_v3", ("DeepseekV3ForCausalLM",), read_v3, source),
+    Family("deepseek_v3", ("DeepseekV3ForCausalLM",), read_v3, source, (_FURTHER,)),
 )

@@ -16,11 +16,12 @@ TRAINING = ("router_aux_loss_coef", "output_router_logits", "router_jitter_noise
 
 def read_router(reader: Reader, renormalize: float, **facts: Any) -> Router:
     """softmax over all, then the best, but for `facts`: further fields."""
-    key = reader.spelled("num_local_experts", "num_experts", "n_routed_experts")
-    experts, chosen = reader.size(key, most=MAX_EXPERTS), reader.size("num_experts_per_tok")
+    for own in ("num_local_experts", "n_routed_experts"):
+        reader.spelt(num_experts=own)
+    experts, chosen = reader.size("num_experts", most=MAX_EXPERTS), reader.size("num_experts_per_tok")
     reader.ignore(TRAINING)
     if chosen > experts:
-        raise reader.refused("num_experts_per_tok", chosen, f"at most {key} = {experts}")
+        raise reader.refused("num_experts_per_tok", chosen, f"at most {experts}, as many as there are")
     groups, kept = facts.get("groups", 0), facts.get("kept_groups", 0)
     if groups and (experts % groups or kept > groups or chosen > kept * (experts // groups)):
         raise reader.refused("n_group", groups, f"a divisor of {experts}, at least topk_group = {kept}")

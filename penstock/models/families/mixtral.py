@@ -16,7 +16,7 @@ from penstock.spec import Mlp, ModelSpec, Moe
 def read(reader: Reader) -> ModelSpec:
     """`sliding_window` null or left out: no window, which is what all published files say."""
     limit = reader.size("max_position_embeddings", 131072)
-    mixer = common.read_attention(reader, common.read_heads(reader, kv_heads=8), limit)
+    mixer = common.read_attention(reader, common.read_heads(reader, kv_heads=8), limit, theta=1e6)
     mixer = replace(mixer, window=reader.optional_size("sliding_window") or 0)
     expert = Mlp(reader.size("intermediate_size"), reader.choice("hidden_act", common.SILU, "silu"))
     moe = Moe(read_router(reader, renormalize=1.0), expert)

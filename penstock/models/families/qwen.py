@@ -50,10 +50,7 @@ def _norm(reader: Reader) -> Norm:
 
 
 def _plain(wanted: Wanted) -> str:
-    part, _, kind = wanted.part.rpartition(".")
-    if wanted.layer < 0:
-        return f"{_WHOLE[part]}.{kind}"
-    return f"transformer.h.{wanted.layer}.{_PARTS[part]}.{kind}"
+    return common.named(wanted, "transformer.h.{}", _PARTS, _WHOLE)
 
 
 FAMILY = Family("qwen", ("QWenLMHeadModel",), read, fusing(_plain, "transformer.h.{}.attn.c_attn"), _BUFFERS)

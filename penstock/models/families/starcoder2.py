@@ -4,25 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from penstock.models.binding import Wanted
 from penstock.models.config import Reader
 from penstock.models.families import classic
-from penstock.models.families.decoder import assemble
+from penstock.models.families.decoder import assemble, renaming
 from penstock.models.registry import Family
 from penstock.models.rope_config import read_rope
 from penstock.spec import LayerSpec, ModelSpec
 
-_PARTS = {
-    "attention.q": "self_attn.q_proj",
-    "attention.k": "self_attn.k_proj",
-    "attention.v": "self_attn.v_proj",
-    "attention.o": "self_attn.o_proj",
-    "mixer_norm": "input_layernorm",
-    "feedforward_norm": "post_attention_layernorm",
-    "feedforward.up": "mlp.c_fc",
-    "feedforward.down": "mlp.c_proj",
-}
-_WHOLE = {"embedding": "model.embed_tokens", "final_norm": "model.norm", "head": "lm_head"}
+_SOURCE = renaming({"feedforward.up": "mlp.c_fc", "feedforward.down": "mlp.c_proj"})
 
 
 def read(reader: Reader) -> ModelSpec:
@@ -40,8 +29,4 @@ def read(reader: Reader) -> ModelSpec:
     return assemble(reader, layers, norm, limit, tied=True)
 
 
-def source(wanted: Wanted) -> str:
-    return classic.named(wanted, "model.layers.{}", _PARTS, _WHOLE)
-
-
-FAMILY = Family("starcoder2", ("Starcoder2ForCausalLM",), read, source)
+FAMILY = Family("starcoder2", ("Starcoder2ForCausalLM",), read, _SOURCE)

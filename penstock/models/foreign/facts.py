@@ -22,8 +22,10 @@ _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "transformer_block_type": ("pre_ln",), "attention_type": ("multihead",), "head_scale": (False,),
     "normalize_attention_scores": (True,), "apply_embedding_scaling": (False,), "scale_positional_embedding": (False,),
     "num_layers_per_virtual_pipeline_stage": (None,), "virtual_pipeline_model_parallel_size": (None,),
-    "mtp_num_layers": (None,), "final_logit_softcapping": (None,), "add_position_embedding": (True,),
-    "is_hybrid_model": (False,), "checkpoint_version": (3.0, 2.0),
+    "mtp_num_layers": (None,), "final_logit_softcapping": (None,), "is_hybrid_model": (False,),
+    "checkpoint_version": (3.0, 2.0), "softmax_scale": (None,), "softmax_type": ("vanilla",), "qk_l2_norm": (False,),
+    "no_rope_freq": (None,), "quick_geglu": (False,), "glu_linear_offset": (0.0,),
+    "activation_func_clamp_value": (None,),
 }  # fmt: skip
 
 
@@ -59,8 +61,13 @@ class _Settings:
         self._values, self._where = values, where
 
     def get(self, *names: str, default: Any = None) -> Any:
-        """The first of the names that is there and not null."""
-        return next((self._values[name] for name in names if self._values.get(name) is not None), default)
+        """What any of the names says, null saying nothing. Raises ConfigError where two of them differ."""
+        stated = {name: self._values[name] for name in names if self._values.get(name) is not None}
+        first = next(iter(stated), "")
+        for name, value in stated.items():
+            if value != stated[first]:
+                raise self.refused(name, value, f"the same as {first} = {stated[first]!r}")
+        return stated.get(first, default)
 
     def size(self, *names: str, default: int | None = None) -> int:
         value = self.get(*names, default=default)
@@ -176,7 +183,7 @@ def _scaling(settings: _Settings) -> Mapping[str, Any] | None:
     """Llama 3's stretching has fixed borders in Megatron; its other scaling divides positions."""
     linear = settings.get("rotary_seq_len_interpolation_factor", "seq_len_interpolation_factor")
     if settings.flag("use_rope_scaling", default=False):
-        factor = settings.number("rope_scaling_factor", "rotary_scaling_factor", default=8.0)
+        factor = settings.number("rope_scaling_factor", default=8.0)
         return {"rope_type": "llama3", "factor": factor, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
                 "original_max_position_embeddings": 8192}  # fmt: skip
     return None if linear in (None, 1, 1.0) else {"rope_type": "linear", "factor": float(linear)}

@@ -15,6 +15,7 @@ from penstock.formats import parse
 from penstock.ir import Type, Value, emit, leaf
 from penstock.models.foreign.facts import Facts
 from penstock.models.foreign.shards import Shards, shard_name
+from penstock.models.storage import by_group, rows
 
 _TABLE, _HEAD = "embedding.word_embeddings.weight", "output_layer.weight"
 Named = Iterator[tuple[str, Value]]
@@ -63,12 +64,11 @@ class _Job:
 
     def qkv(self, layer: int, kind: str) -> tuple[Value, Value, Value]:
         """q, k and v, the heads of each one after the other."""
-        q = self.facts.heads // self.facts.groups
-        return (
-            self._of_groups(layer, kind, 0, q),
-            self._of_groups(layer, kind, q, 1),
-            self._of_groups(layer, kind, q + 1, 1),
-        )
+        groups, size = self.facts.groups // self.shards.tp, self.facts.head_dim
+        sizes = (self.facts.heads // self.facts.groups * size, size, size)
+        parts = self.fused_qkv(layer, kind)
+        q, k, v = (_joined([by_group(x, groups, sizes, i) for x in parts], 0) for i in range(3))
+        return q, k, v
 
     def fused_qkv(self, layer: int, kind: str) -> list[Value]:
         facts, tp = self.facts, self.shards.tp
@@ -78,17 +78,6 @@ class _Job:
 
     def columns(self, kind: str) -> tuple[int, ...]:
         return (self.facts.hidden,) if kind == "weight" else ()
-
-    def _of_groups(self, layer: int, kind: str, first: int, count: int) -> Value:
-        """`count` heads of each group, from its head `first` on."""
-        size, groups = self.facts.head_dim, self.facts.groups // self.shards.tp
-        out = []
-        for part in self.fused_qkv(layer, kind):
-            rows, *rest = (int(n) for n in part.type.shape)
-            grouped = emit("reshape", part, shape=(groups, rows // groups, *rest))[0]
-            heads = emit("slice", grouped, dim=1, start=first * size, stop=(first + count) * size)[0]
-            out.append(emit("reshape", heads, shape=(groups * count * size, *rest))[0])
-        return _joined(out, 0)
 
     def dealt(self, layer: int, name: str, rows: int, columns: int) -> Value:
         """A matrix of which each tensor rank has a share of the columns."""
@@ -211,4 +200,4 @@ def _joined(parts: list[Value], dim: int) -> Value:
 
 
 def _rows(x: Value, start: int, stop: int) -> Value:
-    return x if (start, stop) == (0, x.type.shape[0]) else emit("slice", x, dim=0, start=start, stop=stop)[0]
+    return x if (start, stop) == (0, x.type.shape[0]) else rows(x, start, stop)

@@ -120,6 +120,19 @@ def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "has no model_config.yaml" in " ".join(capsys.readouterr().err.split())
 
 
+def test_what_megatrons_own_converter_from_llama_writes(tmp_path: Path) -> None:
+    """No learned positions, rotary ones by the older flag, and defaults of latent attention and of other softmaxes."""
+    hf = tiny("llama", tmp_path)
+    written = {"add_position_embedding": False, "use_rotary_position_embeddings": True, "softmax_type": "vanilla",
+               "position_embedding_type": "learned_absolute", "rotary_scaling_factor": 1.0, "glu_linear_offset": 0.0,
+               "use_rope_scaling": True, "rope_scaling_factor": 8.0}  # fmt: skip
+    out = convert(shards_of(hf, tmp_path / "in", 2, 1, **written), tmp_path / "out", model_format="megatron")
+    assert_same(out, hf)
+    assert config_of(out)["rope_scaling"]["factor"] == 8.0
+    with pytest.raises(OptionError, match="is no converted checkpoint; name an empty or a new directory"):
+        convert(tmp_path / "in", out, model_format="megatron")
+
+
 def test_scaled_positions(tmp_path: Path) -> None:
     hf = tiny("llama", tmp_path)
     facts = {"use_rope_scaling": True, "rope_scaling_factor": 32.0}
@@ -210,6 +223,14 @@ def test_norms_stored_less_one(tmp_path: Path) -> None:
 
 SETTINGS: list[tuple[dict[str, Any], str]] = [
     ({"num_experts": 8}, "num_experts = 8 is not implemented; expected None"),
+    ({"softmax_type": "learnable"}, "softmax_type = 'learnable' is not implemented; expected 'vanilla'"),
+    ({"qk_l2_norm": True}, "qk_l2_norm = True"),
+    ({"no_rope_freq": 4}, "no_rope_freq = 4"),
+    ({"quick_geglu": True}, "quick_geglu = True"),
+    ({"glu_linear_offset": 1.0}, "glu_linear_offset = 1.0"),
+    ({"activation_func_clamp_value": 7.0}, "activation_func_clamp_value = 7.0"),
+    ({"softmax_scale": 1.0}, "softmax_scale = 1.0"),
+    ({"layernorm_epsilon": 1e-3}, "norm_epsilon = 1e-06 is not implemented; expected the same as layernorm_epsilon"),
     ({"checkpoint_version": 0}, "checkpoint_version = 0 is not implemented; expected 3.0 or 2.0"),
     ({"num_layers": 3}, "num_layers = 3 is not implemented; expected 2, as many as the files hold"),
     ({"vocab_size": None}, "the number of tokens without padding"),

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from penstock.errors import CheckpointError
 from penstock.ir.dialect import built, verify
 from penstock.models import build_forward, declared, family_of, ignored_tensors, read_spec, weights
 from penstock.models.checkpoint import Checkpoint, TensorInfo
@@ -47,6 +49,21 @@ def test_config_and_tensor_list_agree(stem: str) -> None:
     count = sum(numbers(name, type.shape) for name, type in read.items())
     assert count == PARAMETERS[stem.removesuffix(".transformers5")]
     verify(build_forward(spec, binding, "bf16", 64), built())
+
+
+def test_deepseek_v3_in_16_bits_is_read_but_for_the_layer_that_predicts_further() -> None:
+    config = {k: v for k, v in published_config("DeepSeek-V3").items() if k != "quantization_config"}
+    names = {n: s for n, s in tensor_names("DeepSeek-V3").items() if not n.endswith("_scale_inv")}
+    checkpoint = Checkpoint(Path("V3"), {n: TensorInfo(s, "BF16", 2 * prod(s), Path()) for n, s in names.items()})
+    spec = read_spec(config)
+    binding, ignored = weights(spec, config, "bf16"), ignored_tensors(spec, config)
+    checkpoint.check(binding, ignored)
+    assert {n.split(".")[2] for n in names.keys() - declared(binding).keys()} == {"61"}
+    further = replace(
+        checkpoint, tensors={**checkpoint.tensors, "model.layers.62.x": TensorInfo((1,), "BF16", 2, Path())}
+    )
+    with pytest.raises(CheckpointError, match=r"holds model\.layers\.62\.x"):
+        further.check(binding, ignored)
 
 
 @pytest.mark.parametrize("stem", STEMS)
