@@ -133,7 +133,8 @@ class Encoder:
 
     def _growth(self, at: int, grown: Sequence[Grown]) -> int:
         layout = self._layout
-        at_table = [(layout.table_of(slot, group) + index, block) for slot, index, block, group in grown]
+        size, starts = layout.table, [layout.table_of(0, group) for group in range(layout.tables)]
+        at_table = [(starts[group] + slot * size + index, block) for slot, index, block, group in grown]
         self._pairs(at, len(grown))[:] = at_table
         return at + 2 * len(grown)
 

@@ -74,9 +74,10 @@ class BlockPool:
     def allocate(self, count: int) -> tuple[BlockRef, ...]:
         """Hand out `count` blocks, each to one holder; the caller has asked `num_free` before."""
         assert 0 <= count <= self.num_free, f"{count} blocks asked of {self.num_free} free ones"
-        return tuple([self._allocate() for _ in range(count)])
+        return tuple([self.take() for _ in range(count)])
 
-    def _allocate(self) -> BlockRef:
+    def take(self) -> BlockRef:
+        """Hand out one."""
         if self._free:
             block = self._free.pop()
         else:

@@ -69,21 +69,15 @@ class KvManager:
 
     def found(self, keys: Sequence[bytes]) -> Found:
         """What there is of these keys, in the pools or the host's memory."""
-        every: tuple[Refs, ...] = tuple([[] for _ in self.groups])
-        missing = [0] * len(every)  # by group, keys up to the last that is nowhere
-        count = 0  # keys behind which nothing is missing
-        for index, key in enumerate(keys if self.reuse else (), 1):
+        every: list[Refs] = [[] for _ in self.groups]
+        for tables in self._following if self.reuse else ():
+            every[tables.pool.group] = refs = tables.find(keys)
+            keys = keys[: len(refs)]
+        count, before = len(keys) if self.reuse and self._following else 0, -1
+        while count != before:  # what one group reaches may be too far for another
+            before = count
             for tables in self._following:
-                ref, group = tables.pool.find(key), tables.pool.group
-                every[group].append(UNSEEN if ref is None and key not in tables.host else ref)
-                if every[group][-1] is UNSEEN:
-                    missing[group] = index
-            position = index * self.block_size
-            lacks = [missing[t.pool.group] > min(t.first_seen(position), index - 1) for t in self._following]
-            if not any(lacks):
-                count = index
-            elif any([lack and not t.window for t, lack in zip(self._following, lacks, strict=True)]):
-                break
+                count = tables.reached(every[tables.pool.group], count)
         return Found(count, tuple([self._seen(*each, count) for each in zip(self.groups, every, strict=True)]))
 
     def _seen(self, tables: Tables, refs: Refs, count: int) -> Refs:

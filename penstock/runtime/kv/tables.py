@@ -72,6 +72,28 @@ class Tables:
         """The first block that a token at `position` sees; so do those behind it, or none that is older."""
         return max(0, position - self.window + 1) // self.pool.block_size if self.window else 0
 
+    def find(self, keys: Sequence[bytes]) -> Refs:
+        """The blocks of these keys, UNSEEN where there is none; without a window only up to the first such."""
+        refs: Refs = []
+        for key in keys:
+            ref = self.pool.find(key)
+            if ref is None and key not in self.host:
+                if not self.window:
+                    break
+                ref = UNSEEN
+            refs.append(ref)
+        return refs
+
+    def reached(self, refs: Refs, count: int) -> int:
+        """The most of these first `count` keys behind which a token sees none that is missing."""
+        while count and self.window:
+            seen = min(self.first_seen(count * self.pool.block_size), count - 1)
+            gap = next((i for i in range(count - 1, seen - 1, -1) if refs[i] is UNSEEN), None)
+            if gap is None:
+                break
+            count = gap  # whoever stands between sees the gap too
+        return count
+
     def wanted(self, refs: Refs, num_tokens: int, first: int | None, spare: int) -> int:
         """New blocks at admission, for a text of so many tokens of which these are found. One that slides wants those
         of its `first` tokens behind them (None: of all), or fewer where the pool has no more beside `spare` ones."""
@@ -111,12 +133,13 @@ class Tables:
         return 0 if self.rule is Rule.FIXED else self.blocks_for(num_tokens) - len(self._tables[slot])
 
     def grow(self, slot: int, num_tokens: int) -> list[Grown]:
-        """The blocks that its table lacks; the caller has asked the pool."""
-        table = self._tables[slot]
-        at, end = len(table), self.blocks_for(num_tokens)
-        if end > at:
-            table += self.pool.allocate(end - at)
-        return [Grown(slot, i, table[i].block, self.pool.group) for i in range(at, end)]
+        """The blocks that its table lacks, mostly one; the caller has asked the pool."""
+        table, pool, grown = self._tables[slot], self.pool, []
+        while len(table) * pool.block_size < num_tokens:
+            ref = pool.take()
+            grown.append(Grown(slot, len(table), ref.block, ref.group))
+            table.append(ref)
+        return grown
 
     def slide(self, slot: int, position: int) -> None:
         """Give back the blocks that no token from `position` on sees: the next to be computed. Entries stay."""

@@ -35,6 +35,23 @@ def test_a_prefix_is_found_where_every_group_has_what_is_seen() -> None:
     kv.check()
 
 
+def test_what_one_window_still_sees_may_be_missing_for_another() -> None:
+    """The text is found as far as the first gap that both see, however far either would reach alone."""
+    kv = mixed((9, 9), 4, (5, 9))
+    keys = [bytes([i]) * 32 for i in range(6)]
+    kv.admit(0, keys, 24)
+    refs = kv.publish(0, 0, keys)
+    one, two = refs[:6], refs[6:]
+    kv.withdraw([one[5], two[3]])
+    found = kv.found(keys)
+    assert found == (3, ([UNSEEN, UNSEEN, one[2]], [UNSEEN, *two[1:3]])), "behind the fifth the second sees the fourth"
+    kv.withdraw([one[0], two[0]])
+    assert kv.found(keys) == found, "what nobody sees"
+    kv.withdraw([one[2]])
+    assert kv.found(keys).num == 0, "behind the second the second sees the first"
+    kv.check()
+
+
 def test_each_group_must_have_room_and_a_chunk_is_all_that_a_window_asks_for() -> None:
     kv = mixed((9, 4), 4, (0, 5))
     assert kv.fit((), 32) is Fit.NO and kv.fit((), 32, first=8) is Fit.YES
