@@ -27,7 +27,8 @@ def read(reader: Reader) -> ModelSpec:
     """The rope is read from the config alone: published files state it, and nobody's default is another's."""
     limit, norm = reader.size("max_position_embeddings", 131072), common.read_norm(reader, default=1e-5)
     bias = reader.flag("attention_bias", True)
-    reader.get(reader.spelled("rope_parameters", "rope_scaling"))
+    if reader.get("rope_parameters", None) is None:
+        reader.get("rope_scaling")
     heads = common.read_heads(reader, kv_heads=8, head_dim=64)
     mixer = common.read_attention(reader, heads, limit, qkv_bias=bias, out_bias=bias, theta=150000.0)
     if mixer.rope and isinstance(mixer.rope.scaling, Yarn):
