@@ -92,6 +92,8 @@ def latent_attention(
     out = torch.zeros((q.shape[0], heads * rank), dtype=torch.float32, device=q.device)
     spans = zip(query_start.tolist(), query_len.tolist(), context_len.tolist(), block_table, strict=True)
     for start, count, context, blocks in spans:
+        if not count:
+            continue
         keys = kv[blocks[: -(-context // kv.shape[3])].long()].float()[:, 0]  # [n,1,B,W]
         for first, rows in query_tiles(context - count, count):
             tile = q[start + first : start + first + len(rows)].float().unflatten(-1, (heads, -1))

@@ -222,7 +222,7 @@ def constants(site: Site, sizes: Sizes, device: Device, short: int) -> dict[str,
         "D": shape.head_size,
         "DP": shape.padded_size,
         "B": shape.block_size,
-        "SP": _scanned(sizes["S"]),
+        "SP": scanned(sizes["S"]),
         "SHORT": short,
         "SCALE": float(site.attr("scale")),
         "SOFTCAP": float(site.attr("softcap", 0.0)),
@@ -238,7 +238,7 @@ def short_constants(shape: Shape, config: Config) -> dict[str, int]:
     return {"BM": shape.decode_rows, "BN": config["BN"], "W": config["APART"], "NATIVE": True}
 
 
-def _scanned(sequences: int) -> int:
+def scanned(sequences: int) -> int:
     """Few different lengths, so that few kernels are compiled."""
     return next(n for n in (1, 32, 128, 512, 4096) if n >= sequences)
 

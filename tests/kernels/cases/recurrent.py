@@ -38,15 +38,15 @@ def sizes(tokens: int, sequences: int) -> Sizes:
 
 
 CASES: list[tuple[Site, Sizes]] = [
-    (conv("bf16", 160), sizes(7, 7)),
-    (conv("bf16", 160), sizes(40, 2)),
+    (conv("bf16", 72), sizes(6, 6)),
+    (conv("bf16", 72), sizes(40, 2)),
     (conv("f16", 96, 3, bias=False), sizes(45, 6)),
     (conv("f32", 33, 2), sizes(50, 4)),
     (conv("f32", 40, 6, act="gelu_tanh"), sizes(1, 1)),
-    (scan("bf16", 4, 64, 128, 1), sizes(3, 3)),
-    (scan("bf16", 4, 16, 32, 2), sizes(45, 6)),
+    (scan("bf16", 2, 32, 128, 1), sizes(3, 3)),
+    (scan("bf16", 2, 16, 32, 2), sizes(45, 6)),
     (scan("f16", 3, 24, 5, 3, least=0.3, most=0.9), sizes(50, 4)),
-    (scan("f32", 6, 8, 16, 2), sizes(20, 20)),
+    (scan("f32", 4, 8, 16, 2), sizes(7, 7)),
     (scan("f32", 2, 5, 100, 1, least=0.1), sizes(1, 1)),
 ]
 
