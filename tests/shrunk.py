@@ -68,6 +68,8 @@ SHRUNK: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3_moe": ("Qwen3-30B-A3B", {}),
     "dbrx": ("dbrx-base", {}),
     "grok-1": ("grok-1", {}),
+    "gpt_oss": ("gpt-oss-20b", {"quantization_config": None}),
+    "mamba2": ("mamba2-2.7b-hf", {"num_heads": 8, "time_step_rank": 16}),
     "deepseek_v2": ("DeepSeek-V2-Lite", _LATENT),
     "deepseek_v3": (
         "DeepSeek-V3",
@@ -99,6 +101,6 @@ def _value(key: str, value: Any, heads: int) -> Any:
         return None  # a text ends by its length alone
     if key in _KV:
         return 1 if value == 1 else HEADS if value == heads else 2
-    if key == "num_experts_per_tok" or key == "moe_top_k":
+    if key in ("num_experts_per_tok", "experts_per_token", "moe_top_k"):
         return min(value, 3)
     return _SIZES.get(key, value)

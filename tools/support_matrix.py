@@ -194,7 +194,8 @@ def _config(stem: str) -> dict[str, Any]:
         return published_config(stem)
     from transformers import AutoConfig
 
-    return AutoConfig.for_model(stem.removeprefix(DEFAULTS)).to_dict()
+    config: dict[str, Any] = AutoConfig.for_model(stem.removeprefix(DEFAULTS)).to_dict()
+    return config
 
 
 def _refused(family: Family) -> str:

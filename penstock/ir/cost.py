@@ -133,6 +133,26 @@ def _attention(
     return Cost(2.0 * read * kv_heads * size * pool.format.bytes, 4.0 * multiplied * heads * size)
 
 
+def _encoder_attention(
+    inputs: tuple[Type, ...], outputs: tuple[Type, ...], attrs: Attrs, sizes: Sizes, _: int | None
+) -> Cost:
+    """Two products of every token with all of its sequence, where all are alike."""
+    width, (base, extra) = int(inputs[0].concrete(sizes)[1]), divmod(sizes["T"], sizes["S"])
+    pairs = (sizes["S"] - extra) * base**2 + extra * (base + 1) ** 2
+    return Cost(0.0, 4.0 * pairs * width)
+
+
+def _cross_attention(
+    inputs: tuple[Type, ...], outputs: tuple[Type, ...], attrs: Attrs, sizes: Sizes, context: int | None
+) -> Cost:
+    """Keys and values of every input once, `context` tokens each, and two products of every query with all of them."""
+    pool, width = inputs[1], int(inputs[0].concrete(sizes)[1])
+    _, _, kv_heads, block, size = pool.concrete({**sizes, "N": 1})
+    seen = max(1, _context(inputs, block, sizes)) if context is None else context
+    read = 2.0 * min(sizes["S"], sizes["T"]) * seen * kv_heads * size * pool.format.bytes
+    return Cost(read, 4.0 * sizes["T"] * seen * width)
+
+
 def _latent_attention(
     inputs: tuple[Type, ...], outputs: tuple[Type, ...], attrs: Attrs, sizes: Sizes, context: int | None
 ) -> Cost:
@@ -195,5 +215,6 @@ _RULES: dict[str, Rule] = {
     "linear": _linear, "attention": _attention, "kv_append": _append, "embedding": _gather, "take_rows": _gather,
     "moe": _moe, "causal_conv": _by_slot, "selective_scan": _by_slot,
     "latent_attention": _latent_attention, "latent_append": _append, "head_linear": _head_linear,
+    "encoder_attention": _encoder_attention, "cross_attention": _cross_attention,
     "prepare": _prepare, "commit": _commit,
 }  # fmt: skip

@@ -21,7 +21,7 @@ LIMITS: dict[str, Any] = {"max_batch_size": 8, "max_num_tokens": 128, "max_seq_l
 PROMPTS, NEW = (5, 33, 70, 128), 40  # lengths: one block and several, shorter and longer than the windows
 DECODED = SamplingParams(temperature=0.0, max_tokens=NEW, ignore_eos=True, logprobs=1)
 SCORED = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=1)
-MIXED = {"mixtral", "qwen2_moe", "qwen3_moe", "dbrx", "grok-1", "deepseek_v2", "deepseek_v3"}
+MIXED = {"mixtral", "qwen2_moe", "qwen3_moe", "dbrx", "grok-1", "deepseek_v2", "deepseek_v3", "gpt_oss"}
 
 Scores = list[list[float]]  # of each text, the log-probability of each token but the first
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,15 +13,25 @@ import pytest
 import torch
 
 from penstock import LLM, SamplingParams
+from penstock.cli import main
+from penstock.compiler import backend, weights
+from penstock.compiler import build as building
 from penstock.compiler.build import build
 from penstock.compiler.options import BuildOptions
+from penstock.compiler.reselect import reselect
+from penstock.compiler.weights import compute
 from penstock.engine import store
-from penstock.engine.memory import request_bytes
-from penstock.errors import OptionError, PromptError, SamplingError, UnsupportedError
+from penstock.engine.device import CPU, H200
+from penstock.engine.memory import arena_top, plan_run, request_bytes
+from penstock.engine.program import FRONT, Program
+from penstock.engine.sound import flaws
+from penstock.errors import ConfigError, OptionError, PromptError, SamplingError, UnsupportedError
 from penstock.runtime.executor import Executor
 from penstock.runtime.intake import Submission
 from penstock.runtime.requests import RequestOutput
 from penstock.runtime.step import CpuBackend
+from penstock.text.generation import generation_facts
+from tests.cpu.cli.test_inspect_gpu import FakeWorkshop
 from tests.cpu.engines.driven import NEW, Spoken, TwinEngine, assert_same, prompts_of, speak
 from tests.cpu.models.twins import save_twin
 
@@ -201,3 +213,68 @@ def test_what_a_request_takes(t5: TwinEngine) -> None:
     assert request_bytes(engine, engine.profile) == 6 * engine.block_bytes
     assert (engine.profile.tables, engine.profile.encoder) == (2, 1)
     assert engine.work["kv_bytes_per_token"] == engine.groups[0].unit_bytes / 16
+
+
+@pytest.fixture(scope="module")
+def for_a_gpu(t5: TwinEngine, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same model for an H200, its timings made up."""
+    folder = tmp_path_factory.mktemp("gpu")
+    options = BuildOptions(dtype="bfloat16", cache_dir=folder / "cache", **{**LIMITS, "max_num_tokens": 256})  # type: ignore[arg-type]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(backend, "Workshop", FakeWorkshop)
+        patch.setattr(building, "detect", lambda _: H200)
+        patch.setattr(weights, "compute", lambda weight, source, device: compute(weight, source, "cpu"))
+        return build(t5.directory.parent / "hf", options, folder / "engine")
+
+
+def test_both_programs_are_planned_for_a_gpu(for_a_gpu: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    engine = store.load(for_a_gpu)
+    encode, profile = engine.programs["encode"], engine.profile
+    assert list(encode.buckets) == [f"encode.T{t}" for t in profile.token_buckets] and list(encode.phases) == [*FRONT]
+    for program in engine.programs.values():
+        plans = [
+            p for phase in program.phases.values() for by_bucket in phase.plans.values() for p in by_bucket.values()
+        ]
+        assert not [plan.tactic for plan in plans if plan.tactic == "reference"]
+    tops = [arena_top(engine, program, name) for program in engine.programs.values() for name in program.buckets]
+    assert max(tops) == engine.arena
+    plan, low = plan_run(engine, 1 << 40), replace(profile, max_batch_size=2, max_num_tokens=40)
+    assert plan.blocks == (1 + 4 * 6,) * 2 and plan_run(engine, 1 << 40, low).arena < plan.arena
+    assert main(["inspect", str(for_a_gpu)]) == 0 and "cross_attention" in capsys.readouterr().out
+
+
+def test_an_engine_whose_programs_do_not_fit_it_is_refused(t5: TwinEngine) -> None:
+    engine = t5.engine
+    for broken, flaw in (
+        (replace(engine, tokens={"eos": []}), "decoder_start is a list of ids"),
+        (replace(engine, programs={**engine.programs, "mystery": engine.programs["encode"]}), "'mystery' is none"),
+        (replace(engine, programs={**engine.programs, "encode": Program({}, {})}), "there is no phase 'prepare'"),
+    ):
+        assert any(flaw in each for each in flaws(broken))
+
+
+def test_selected_anew_it_says_the_same(t5: TwinEngine, tmp_path: Path) -> None:
+    directory = reselect(t5.directory, CPU, tmp_path, {"linear": "reference"}, output=tmp_path / "again")
+    again = TwinEngine(t5.model, store.load(directory), directory)
+    assert [each.tokens for each in again.greedy(prompts_of((9, 40)), 8)] == [
+        each.tokens for each in t5.greedy(prompts_of((9, 40)), 8)
+    ]
+
+
+def test_what_files_say_of_a_decoders_beginning(tmp_path: Path) -> None:
+    def facts(config: dict[str, Any], **said: Any) -> dict[str, Any]:
+        (tmp_path / "config.json").write_text(json.dumps({"is_encoder_decoder": True, "vocab_size": 50, **config}))
+        (tmp_path / "generation_config.json").write_text(json.dumps(said))
+        found = generation_facts(tmp_path)
+        return {key: found[key] for key in ("decoder_start", "forced_end")}
+
+    old = {"decoder_start_token_id": 2, "forced_bos_token_id": 0, "forced_eos_token_id": [3, 4]}
+    assert facts(old) == {"decoder_start": [2, 0], "forced_end": 3}
+    assert facts(old, decoder_start_token_id=5) == {"decoder_start": [5, 0], "forced_end": 3}
+    assert facts({"bos_token_id": 6}) == {"decoder_start": [6], "forced_end": None}
+    for config, match in (
+        ({}, "says neither decoder_start_token_id nor bos_token_id"),
+        ({"decoder_start_token_id": 50}, "decoder_start_token_id = 50 holds 50, which is no token id from 0 to 49"),
+    ):
+        with pytest.raises(ConfigError, match=match):
+            facts(config)
