@@ -27,7 +27,7 @@ ADDITIONAL_TEMPLATES = "additional_chat_templates"
 MAX_FILE_BYTES = 256 << 20
 MAX_DEPTH = 100  # of lists and objects within each other; the published files have about five
 
-_SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
 def text_files(directory: Path) -> tuple[Path, ...]:
@@ -97,5 +97,5 @@ def special_tokens(directory: Path) -> dict[str, str]:
     """bos_token, eos_token, ...: the texts of the special tokens; tokenizer_config.json wins over the older map."""
     merged = read_json(directory / "special_tokens_map.json")
     merged |= {k: v for k, v in read_json(directory / "tokenizer_config.json").items() if v is not None}
-    texts = {name: token_text(merged.get(name)) for name in _SPECIAL_NAMES}
+    texts = {name: token_text(merged.get(name)) for name in SPECIAL_NAMES}
     return {name: text for name, text in texts.items() if text is not None}

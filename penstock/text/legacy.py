@@ -31,6 +31,7 @@ from penstock.text.byte_level import (
 from penstock.text.files import (
     MERGES,
     PIECES,
+    SPECIAL_NAMES,
     TOKENIZER,
     VOCABULARY,
     read_bytes,
@@ -43,7 +44,6 @@ from penstock.text.files import (
 REMEDY = (
     "write one where transformers is installed: AutoTokenizer.from_pretrained(DIR, use_fast=True).save_pretrained(DIR)"
 )
-_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
 @dataclass(frozen=True)
@@ -272,7 +272,7 @@ def _added(
 
 
 def _roles(stated: Mapping[str, Any], convention: Convention) -> dict[str, Any]:
-    named = {name: stated.get(name) for name in _NAMES}
+    named = {name: stated.get(name) for name in SPECIAL_NAMES}
     return {**convention.special, **{name: value for name, value in named.items() if value is not None}}
 
 

@@ -12,6 +12,12 @@ from penstock.models.registry import Family
 from penstock.models.storage import fused_qkv
 from penstock.spec import Attention, LayerNorm, LayerSpec, Mlp, ModelSpec, Moe, Rope, Router
 
+_WORDS = {
+    "hidden_size": "d_model",
+    "num_hidden_layers": "n_layers",
+    "num_attention_heads": "n_heads",
+    "max_position_embeddings": "max_seq_len",
+}
 _LAYER = "transformer.blocks.{}"
 _PARTS = {
     **qkv("norm_attn_norm.attn.Wqkv"),
@@ -25,25 +31,21 @@ _WHOLE = {"embedding": "transformer.wte", "final_norm": "transformer.norm_f", "h
 
 def read(reader: Reader) -> ModelSpec:
     """Sizes bear names of their own, and attention and feed-forward have objects of their own."""
-    hidden, limit = reader.size("d_model"), reader.size("max_seq_len")
+    reader.spelt(**_WORDS)
+    hidden, limit = reader.size("hidden_size"), reader.size("max_position_embeddings")
     norm = LayerNorm(1e-5, bias=False)
     reader.ignore(("emb_pdrop", "router_aux_loss_coef", "output_router_logits"))
     layer = LayerSpec(_attention(reader, hidden), _moe(reader), norm, norm)
-    return ModelSpec(
-        layers=(layer,) * reader.size("n_layers", most=common.MAX_LAYERS),
-        vocab_size=reader.size("vocab_size"),
-        hidden_size=hidden,
-        final_norm=norm,
-        max_position=limit,
-        tied_head=reader.flag("tie_word_embeddings", False),
-    )
+    return common.assemble(reader, [layer] * common.read_layers(reader), norm, limit)
 
 
 def _attention(reader: Reader, hidden: int) -> Attention:
-    heads, own = reader.size("n_heads"), common.object_of(reader, "attn_config")
+    heads, own = reader.size("num_attention_heads"), common.object_of(reader, "attn_config")
     kv, new = own.size("kv_n_heads", 1), reader.nested("rope_parameters")
     if hidden % heads or heads % kv:
-        raise reader.refused("n_heads", heads, f"a divisor of d_model = {hidden} and a multiple of kv_n_heads = {kv}")
+        raise reader.refused(
+            "num_attention_heads", heads, f"a divisor of d_model = {hidden} and a multiple of kv_n_heads = {kv}"
+        )
     reader.only("num_key_value_heads", kv)  # written beside it by transformers from 5 on
     theta = own.optional_number("rope_theta") or (new.optional_number("rope_theta") if new else None) or 10000.0
     if new:
