@@ -46,7 +46,7 @@ def _tables(node: Node) -> set[Value]:
 def _products(nodes: Iterable[Node]) -> Iterator[Node]:
     """Every product with a matrix, those inside fused ops too."""
     for node in nodes:
-        if node.op in ("linear", "moe"):
+        if node.op in ("linear", "head_linear", "moe"):
             yield node
         elif not node.is_leaf and get(node.op).parts is not None:
             yield from _products(parts_graph(node.op, tuple(v.type for v in node.inputs), node.attrs).nodes)
@@ -59,6 +59,6 @@ def _flops(products: Iterable[Node]) -> float:
 def _multiplied(product: Node) -> float:
     """Numbers of the matrices that a token meets: of a mixture, those of its own experts."""
     types = [v.type for v in product.inputs]
-    if product.op == "linear":
+    if product.op != "moe":
         return prod(types[1].concrete({}))
     return int(types[1].shape[-1]) * sum(prod(w.concrete({})[1:]) for w in types[3:5])
