@@ -23,6 +23,8 @@ from penstock.errors import OptionError, PluginError
 GROUP = "penstock.plugins"
 SOURCES = (".py", ".cu", ".cuh")
 RUNNING = ("op", "format", "call")  # kinds of parts that an engine cannot run without
+ALONE = ("family", "pass")  # kinds that only the process which builds needs
+SCRIPT = "__main__"
 
 Part = tuple[str, str]  # kind and name; a tactic's is OP=NAME
 Record = Mapping[str, Mapping[str, Any]]  # what an engine says of the plugins it was built with, by module
@@ -140,9 +142,19 @@ def _owner() -> str | None:
     return _LOADING[-1] if _LOADING else caller
 
 
-def loaded() -> tuple[str, ...]:
-    """The modules that were loaded, in order: what another process has to load to know the same."""
-    return tuple(_LOADED)
+def shared() -> tuple[str, ...]:
+    """The modules that another process has to load to know the same, in order: those that were only imported too.
+
+    Raises PluginError for what a script registered in its own body, which no other process can import.
+    """
+    owners = {note.owner: part for part, note in reversed(_NOTES.items()) if part[0] not in ALONE}
+    if SCRIPT in owners:
+        kind, name = owners[SCRIPT]
+        raise PluginError(
+            f"{kind} {name!r} is registered by the script that runs, and the processes that compile and time for a GPU "
+            f"cannot import it; move it into a module, and name that: --plugin MODULE, or plugins=['MODULE']"
+        )
+    return tuple(dict.fromkeys((*_LOADED, *reversed(owners))))
 
 
 def owner(kind: str, name: str) -> str | None:

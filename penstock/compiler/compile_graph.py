@@ -22,13 +22,15 @@ from penstock.compiler.timing_cache import cache_root
 from penstock.compiler.work import work_of
 from penstock.engine import store
 from penstock.engine.device import Device
-from penstock.engine.groups import BY_SLOT, groups_of
+from penstock.engine.groups import BY_SLOT, StateGroup, groups_of
 from penstock.engine.manifest import Engine
 from penstock.engine.profile import Profile
 from penstock.errors import CheckpointError, GraphError, OptionError
 from penstock.formats import parse
-from penstock.ir.graph import Graph, Node, Type
+from penstock.ir.graph import Graph, Node, Type, Value
 from penstock.ir.lazy import torch
+from penstock.ir.op import get
+from penstock.ir.ops.state import table_name
 from penstock.kernels.device import detect
 from penstock.models.checkpoint import Checkpoint
 from penstock.plugins import load as load_plugins
@@ -36,6 +38,7 @@ from penstock.spec import ModelSpec
 
 LOGITS = "logits"
 NO_PINS: Pins = {}
+LOOKING = ("attention", "rope_attention")  # ops that look through a window
 _GROUP = re.compile(r"(paged|windowed|slots)(\d+)")
 
 
@@ -80,7 +83,9 @@ def _front(graph: Graph, weights: Mapping[str, Any], profile: Profile, eos: Sequ
         raise OptionError(f"profile.freqs={profile.freqs}: a graph by hand brings its own frequencies; leave it out")
     for node in graph.leaves("state"):
         _check_state(node, profile)
-    profile = profile.for_groups(groups_of(graph.leaves("state")))
+    groups = groups_of(graph.leaves("state"))
+    _check_groups(graph, groups)
+    profile = profile.for_groups(groups)
     vocab = _check_step(graph, profile)
     held = _arrays(graph, weights)
     if bad := [token for token in eos if not isinstance(token, int) or not 0 <= token < vocab]:
@@ -142,6 +147,41 @@ def _check_state(node: Node, profile: Profile) -> None:
             f"state {node.name!r} is {node.types[0]} {attrs}; give [N,2,K,{profile.block_size},D], blocks as large as "
             f"the profile's, and as the attribute `group` the name of its group: paged0, windowed1 (with `window`), ..."
         )
+
+
+def _check_groups(graph: Graph, groups: Sequence[StateGroup]) -> None:
+    """Raises GraphError where groups share a number, a state is read by another group's table, or further back than its
+    group keeps blocks: all would run, on another's keys."""
+    if len({group.name.removeprefix(group.kind) for group in groups}) < len(groups):
+        said = ", ".join(f"{group.name} (window {group.window})" for group in groups)
+        raise GraphError(f"groups of states share a number: {said}; give each a number and one window")
+    paged = (group for group in groups if not group.by_slot)
+    own = {state: (table_name(i), group) for i, group in enumerate(paged) for state in group.states}
+    for node in graph.nodes:
+        for state in filter(None, map(_state, node.inputs)):
+            if state in own:
+                _check_reader(node, *own[state])
+
+
+def _check_reader(node: Node, table: str, group: StateGroup) -> None:
+    names = [v.node.name for v in node.inputs if v.node.op == "input"]
+    if wrong := [name for name in names if name.startswith("block_table") and name != table]:
+        raise GraphError(
+            f"{node.op} finds a state of group {group.name} by {wrong[0]!r}; the group's table is {table!r}"
+        )
+    window = int(str(dict(node.attrs).get("window", 0)))
+    if group.window and node.op in LOOKING and not 0 < window <= group.window:
+        kept = f"a state of group {group.name}, which keeps {group.window} tokens"
+        raise GraphError(f"{node.op} has window {window} over {kept}; give both the same")
+
+
+def _state(value: Value) -> Node | None:
+    """The state that a value is, perhaps after some steps of its life."""
+    node = value.node
+    if node.is_leaf:
+        return node if node.op == "state" else None
+    kept = (i for i, out in (get(node.op).writes or {}).items() if node[out] == value)
+    return next((_state(node.inputs[i]) for i in kept), None)
 
 
 def _arrays(graph: Graph, weights: Mapping[str, Any]) -> dict[str, Any]:

@@ -99,7 +99,7 @@ class Worker:
 
 def _command(folder: Path) -> list[str]:
     """With plugins, also these and where to find modules: what the process knows of both is this one's."""
-    modules = plugins.loaded()
+    modules = plugins.shared()
     extra = [json.dumps({"plugins": modules, "path": sys.path})] if modules else []
     return [sys.executable, "-m", "penstock.compiler.worker", str(folder), *extra]
 

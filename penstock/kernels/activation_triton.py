@@ -30,7 +30,7 @@ def activate(x, ACT: tl.constexpr):  # type: ignore[no-untyped-def]
         y = x * tl.sigmoid(1.702 * x)
     else:
         tl.static_assert(ACT == "relu" or ACT == "relu2")
-        y = tl.maximum(x, 0.0)
+        y = tl.maximum(x, 0.0, propagate_nan=tl.PropagateNan.ALL)  # what is not a number must not become zero
         if ACT == "relu2":
             y = y * y
     return y

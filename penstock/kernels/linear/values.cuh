@@ -21,7 +21,8 @@ template <int KIND> __device__ __forceinline__ float activated(float x) {
   if constexpr (KIND == 2) return gelu(x);
   if constexpr (KIND == 3) return __fdividef(x, 1.0f + __expf(-1.5957691216057308f * (x + 0.044715f * x * x * x)));
   if constexpr (KIND == 6) return __fdividef(x, 1.0f + __expf(-1.702f * x));
-  const float y = fmaxf(x, 0.0f);
+  float y;  // not fmaxf, which makes zero of what is not a number
+  asm("max.NaN.f32 %0, %1, 0f00000000;" : "=f"(y) : "f"(x));
   return KIND == 5 ? y * y : y;
 }
 

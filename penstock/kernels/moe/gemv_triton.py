@@ -13,8 +13,9 @@ from penstock.kernels.linear.gemv_triton import products
 def gated(gate, up, ACT: tl.constexpr, LIMIT: tl.constexpr, ALPHA: tl.constexpr):  # type: ignore[no-untyped-def]
     """What goes from the first product to the second."""
     if ACT == "swiglu_clamped":
-        gate = tl.minimum(gate, LIMIT)
-        y = gate * tl.sigmoid(ALPHA * gate) * (tl.minimum(tl.maximum(up, -LIMIT), LIMIT) + 1.0)
+        gate = tl.minimum(gate, LIMIT, propagate_nan=tl.PropagateNan.ALL)
+        up = tl.clamp(up, -LIMIT, LIMIT, propagate_nan=tl.PropagateNan.ALL)
+        y = gate * tl.sigmoid(ALPHA * gate) * (up + 1.0)
     else:
         y = activate(gate, ACT) * up
     return y

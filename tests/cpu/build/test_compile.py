@@ -102,6 +102,22 @@ def with_state() -> Graph:
     return small(kv=leaves("kv", "N", 2, 1, 64, 4, kind="state", format="f32", group="paged0"))
 
 
+def attending(table: str = "block_table", window: int = 0, **groups: Any) -> Graph:
+    """Keys and values of each of these states appended, and attention over the first."""
+    where = [leaves("positions", "T"), leaves("rows", "T"), leaves(table, "S", "M")]
+    h = emit("embedding", leaves("tokens", "T"), leaves("table", 9, 4, kind="tensor", format="f32"))[0]
+    states = {
+        name: emit("kv_append", leaves(name, "N", 2, 1, 64, 4, kind="state", format="f32", **attrs), h, h, *where)[0]
+        for name, attrs in groups.items()
+    }
+    spans = [leaves(name, "S") for name in ("query_start", "query_len", "context_len")]
+    seen = {"window": window} if window else {}
+    y = emit("attention", h, next(iter(states.values())), *spans, where[2], heads=1, scale=1.0, **seen)[0]
+    logits = emit("linear", emit("take_rows", y, leaves("logit_rows", "L"))[0], h.node.inputs[1], out="f32")[0]
+    return Graph((logits, *states.values()), ("logits", *states))
+
+
+PAGED, SLIDING = {"group": "paged0"}, {"group": "windowed1", "window": 8}
 TABLE = np.zeros((9, 4), np.float32)
 OTHER_BLOCK = leaves("kv", "N", 2, 1, 16, 4, kind="state", format="f32", group="paged0")
 NO_GROUP = leaves("kv", "N", 2, 1, 64, 4, kind="state", format="f32")
@@ -120,6 +136,13 @@ WRONG: list[tuple[Callable[[], Graph], dict[str, Any], type[Exception], str]] = 
     (lambda: small(more=leaves("positions", "T")), {}, GraphError, r"results \['more'\]"),
     (lambda: small(leaves("tokens", "T", kind="weight")), {}, GraphError, "a 'tensor'"),
     (small, {"table": TABLE}, GraphError, "no state"),
+    (lambda: attending(a=PAGED, b=SLIDING), {}, GraphError, r"group windowed1 by 'block_table'.*'block_table1'"),
+    (lambda: attending("block_table1", a=PAGED), {}, GraphError, "group paged0 by 'block_table1'"),
+    (lambda: attending(a=SLIDING), {}, GraphError, "window 0 over a state of group windowed1, which keeps 8"),
+    (lambda: attending(a=SLIDING, window=9), {}, GraphError, "window 9 over a state"),
+    (lambda: attending(a=SLIDING, b=SLIDING | {"window": 9}), {}, GraphError, r"windowed1 \(window 8\), windowed1 \("),
+    (lambda: attending(a=PAGED, b=PAGED | {"group": "slots0"}), {}, GraphError, "share a number: paged0"),
+    (lambda: attending(a=SLIDING, window=8), {}, CheckpointError, "weights lack table"),
     (with_state, {}, CheckpointError, "weights lack table"),
     (with_state, {"table": TABLE, "more": TABLE}, CheckpointError, "weights hold more"),
     (with_state, {"table": TABLE.T}, CheckpointError, r"weight 'table' is torch.float32\[4, 9\], not f32\[9,4\]"),

@@ -43,11 +43,11 @@ PARTS = {
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """On the search path; what is loaded from it is forgotten afterwards."""
-    place, before = tmp_path / "site", set(plugins.loaded())
+    place, before = tmp_path / "site", set(plugins.shared())
     place.mkdir()
     monkeypatch.syspath_prepend(str(place))
     yield place
-    for module in set(plugins.loaded()) - before:
+    for module in set(plugins.shared()) - before:
         plugins.unload(module)
 
 
@@ -136,7 +136,7 @@ def test_a_module_is_loaded_by_name(folder: Path, plugged_model: Path, tmp_path:
     with LLM(tmp_path / "out", plugins=[NAME], device="cpu") as llm:
         assert llm.engine.plugins[NAME]["version"] == ""
     plugins.load([NAME])  # a second time is none
-    assert plugins.loaded().count(NAME) == 1
+    assert plugins.shared().count(NAME) == 1
 
 
 CONFLICTS = [
@@ -200,7 +200,7 @@ def test_a_plugin_that_fails_is_named(text: str, said: str, folder: Path, tiny_m
     (folder / "broken_plugin.py").write_text("MENDED = True")
     importlib.invalidate_caches()
     plugins.load()
-    assert "broken_plugin" in plugins.loaded()
+    assert "broken_plugin" in plugins.shared()
 
 
 @pytest.mark.parametrize("names", ["a.b", [1], ["not a name"], [""]])
@@ -234,6 +234,21 @@ def test_worker_processes_load_the_same(folder: Path, tmp_path: Path) -> None:
     with closing(Worker(tmp_path, {"do": "none"})) as worker:
         refused = worker.ask(job)["refused"]
     assert "PluginError: --plugin 'every_kind' cannot be imported: RuntimeError: other process" in refused
+
+
+def test_what_was_only_imported_is_known_there_too_and_a_script_is_told(folder: Path) -> None:
+    register = "from penstock.ir.op import op\n@op(lambda x: x)\ndef {}(x): return x"
+    (folder / "only_imported.py").write_text(register.format("imported"))
+    importlib.import_module("only_imported")
+    assert "only_imported" in plugins.shared()
+    known = set(plugins._NOTES)
+    try:
+        exec(register.format("scripted"), {"__name__": "__main__"})
+        with pytest.raises(PluginError, match="op 'scripted' is registered by the script that runs"):
+            plugins.shared()
+    finally:
+        plugins._take_back(known, "nobody")
+    assert "__main__" not in plugins.shared()
 
 
 def test_a_tactic_alone_is_not_needed_to_run(folder: Path, tiny_model: Path, tmp_path: Path) -> None:

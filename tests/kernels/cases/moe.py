@@ -29,7 +29,7 @@ def moe(
     return Site("moe", types, get("moe").types(types, attrs), tuple(sorted(attrs.items())), weights)
 
 
-GROUPED = {"groups": 4, "kept_groups": 2}
+GROUPED: dict[str, Any] = {"groups": 4, "kept_groups": 2}
 ROUTES: list[tuple[Site, Sizes]] = [
     (route(8, 2, renormalize=1.0), {"T": 70}),
     (route(8, 2, renormalize=1.0), {"T": 1}),
@@ -43,6 +43,7 @@ ROUTES: list[tuple[Site, Sizes]] = [
     (route(12, 3, bias=True), {"T": 2}),
     (route(5, 5, score="sigmoid"), {"T": 4}),
     (route(3, 1), {"T": 4}),
+    (route(1, 1, renormalize=1.0), {"T": 3}),
 ]
 CLAMPED: dict[str, Any] = {"act": "swiglu_clamped", "limit": 0.5, "bias": True}
 MIXTURES: list[tuple[Site, Sizes]] = [
@@ -57,6 +58,7 @@ MIXTURES: list[tuple[Site, Sizes]] = [
     (moe("bf16", 33, 8, 16, 4, "relu"), {"T": 3}),
     (moe("bf16", 4, 2, 32, 12, w="f32"), {"T": 2}),
     (moe("f16", 2, 1, 33, 17, bias=True), {"T": 17}),
+    (moe("bf16", 1, 1, 24, 16), {"T": 5}),
 ]
 CASES = [*ROUTES, *MIXTURES]
 

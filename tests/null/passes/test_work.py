@@ -37,3 +37,10 @@ def test_a_step_reads_the_experts_that_its_tokens_meet() -> None:
         size = sum(t.nbytes() for t in types[3:])
         object.__setattr__(engine, "work", {**engine.work, "expert_bytes": float(size)})
         assert engine.step_bytes(tokens) == pytest.approx(dense + experts - around)
+
+
+def test_a_head_is_multiplied_with_its_own_matrix_alone() -> None:
+    x = leaf("input", "x", tensor("bf16", "T", 4 * (8 + 16)))
+    w = leaf("weight", "w", tensor("bf16", 4, 32, 16))
+    work = work_of(Graph((emit("head_linear", x, w, keep=8)[0],), ("y",)), Profile(8, 64, 128))
+    assert work["flops_per_token"] == 2 * 4 * 32 * 16 and work["weight_bytes"] == 2 * 4 * 32 * 16
