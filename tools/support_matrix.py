@@ -191,11 +191,10 @@ def _stems(family: Family) -> list[str]:
 
 def _config(stem: str) -> dict[str, Any]:
     if not stem.startswith(DEFAULTS):
-        return published_config(stem)
+        return dict(published_config(stem))
     from transformers import AutoConfig
 
-    config: dict[str, Any] = AutoConfig.for_model(stem.removeprefix(DEFAULTS)).to_dict()
-    return config
+    return dict(AutoConfig.for_model(stem.removeprefix(DEFAULTS)).to_dict())
 
 
 def _refused(family: Family) -> str:
