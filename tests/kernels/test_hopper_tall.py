@@ -224,3 +224,16 @@ def test_what_it_cannot_do_is_refused_with_the_reason(site: Site, tokens: int, w
 def test_other_devices_are_refused(capability: int) -> None:
     reason = tactic(GATED).supports(GATED, {"T": 200}, replace(H200, capability=capability))
     assert reason is not None and "9.0 alone" in reason
+
+
+@pytest.mark.parametrize("tokens", [192, 256, 416, 512, 1024])
+def test_what_was_chosen_for_a_bucket_runs_in_those_below_it(tokens: int) -> None:
+    for site in (QKV, OUT, DOWN):
+        p = Product.of(site, {"T": tokens})
+        for config in configs(site, tokens):
+            for fewer in range(max(HopperTall.LOW, tokens // 2), tokens):
+                _, use = draft(site, fewer, config)
+                assert isinstance(use.kernel, CudaKernel)
+                split = int(dict(use.kernel.constants)["SPLIT"])
+                cut = Cut(replace(p, tokens=fewer), H200, config["HEIGHT"], split, config["TILE"])
+                assert cut.is_able(), f"{fewer} tokens by {config}"

@@ -202,4 +202,6 @@ class HopperTall(Tactic):
 
     def plan(self, site: Site, sizes: Sizes, device: Device, config: Config) -> Draft:
         cut = Cut(Product.of(site, sizes), device, config["HEIGHT"], config["SPLIT"], config["TILE"])
+        while cut.split > 1 and not cut.is_able():  # chosen for more tokens, whose tiles had runs for every part
+            cut = replace(cut, split=cut.split // 2)
         return Draft((cut.use(),), cut.workspace, cut.counters)
