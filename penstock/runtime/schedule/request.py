@@ -152,9 +152,11 @@ class Request:
         output = self.output
         known = len(output)
         assert known <= self.num_computed - self.prompt_length, f"request {self.id} was told a token it did not sample"
-        last = known + 1 == self.output_limit
-        forced = last and self.forced_end is not None and token not in self.end_ids
-        output.append(self.forced_end if forced and self.forced_end is not None else token)
+        output.append(token)
         if token in self.end_ids:
             return "stop"
-        return "length" if last else None
+        if known + 1 != self.output_limit:
+            return None
+        if self.forced_end is not None:
+            output[-1] = self.forced_end
+        return "length"

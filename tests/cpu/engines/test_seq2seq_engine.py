@@ -18,6 +18,7 @@ from penstock.compiler import backend, weights
 from penstock.compiler import build as building
 from penstock.compiler.build import build
 from penstock.compiler.options import BuildOptions
+from penstock.compiler.refit import refit
 from penstock.compiler.reselect import reselect
 from penstock.compiler.weights import compute
 from penstock.engine import store
@@ -278,3 +279,19 @@ def test_what_files_say_of_a_decoders_beginning(tmp_path: Path) -> None:
     ):
         with pytest.raises(ConfigError, match=match):
             facts(config)
+
+
+def test_other_weights_and_random_ones_go_in(t5: TwinEngine, tmp_path: Path) -> None:
+    model = save_twin("t5-v1.1", tmp_path / "hf", {"initializer_factor": 0.5})
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(0.9)
+    model.save_pretrained(tmp_path / "hf")
+    directory = refit(t5.directory, tmp_path / "hf", output=tmp_path / "engine")
+    twin = TwinEngine(model, store.load(directory), directory)
+    for ours in twin.greedy(prompts_of((9, 40)), 8):
+        assert ours.tokens == generated(model, ours.prompt, 8).sequences[0, 1:].tolist()
+    options = BuildOptions(weights="random", device="cpu", cache_dir=tmp_path / "cache", **LIMITS)  # type: ignore[arg-type]
+    made = build(tmp_path / "hf", options, tmp_path / "random")
+    (said,) = speak(store.load(made), CpuBackend(store.load(made), made), prompts_of((30,)), 8)
+    assert len(said.tokens) == 8

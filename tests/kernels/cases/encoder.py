@@ -34,7 +34,8 @@ def examples(site: Site, sizes: Sizes, generator: Any) -> Iterator[list[Any]]:
     """The op's own example, then mixtures, with padding behind them and rows of nothing."""
     example = get(site.op).example
     assert example is not None
-    base = list(example(site.inputs, dict(site.attrs), sizes, generator, "cpu"))
+    device = str(generator.device)
+    base = list(example(site.inputs, dict(site.attrs), sizes, generator, device))
     yield base
     at = 3 if site.op == "encoder_attention" else 2
     for lengths in QUERIES:
@@ -42,12 +43,13 @@ def examples(site: Site, sizes: Sizes, generator: Any) -> Iterator[list[Any]]:
         for n in lengths[: sizes["S"]]:
             counts.append(min(n, sizes["T"] - sum(counts)))
         counts += [0] * (sizes["S"] - len(counts))
-        count = torch.tensor(counts, dtype=torch.int32)
+        count = torch.tensor(counts, dtype=torch.int32, device=device)
         spans = [(count.cumsum(0) - count).to(torch.int32) * (count > 0), count]
         rest = base[at + 2 :]
         if site.op == "cross_attention":
             room = sizes["M"] * int(site.inputs[1].shape[3])
-            seen = torch.tensor([min(room, INPUTS[i % len(INPUTS)]) for i in range(sizes["S"])], dtype=torch.int32)
+            lengths = tuple(min(room, INPUTS[i % len(INPUTS)]) for i in range(sizes["S"]))
+            seen = torch.tensor(lengths, dtype=torch.int32, device=device)
             rest = [count + 5 * (count > 0), seen * (count > 0), base[6]]
         yield [*base[:at], *spans, *rest]
 
