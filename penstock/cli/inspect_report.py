@@ -16,7 +16,7 @@ from penstock.engine.memory import least_budget, plan_run, request_bytes
 from penstock.engine.profile import Profile
 from penstock.engine.program import PLAIN, KernelLaunch, Phase, Plan, Site, bucket_name
 from penstock.ir.ops.state import FIELDS, table_name
-from penstock.spec import Attention, FeedForward, Mixer, Mlp, StateSpace
+from penstock.spec import Attention, BySlot, FeedForward, Mixer, Mlp
 
 Data = dict[str, Any]
 ALL = 1 << 60  # bytes: more than any device has
@@ -66,8 +66,9 @@ def _spec(engine: Engine) -> Data:
 
 
 def _mixer(mixer: Mixer) -> Data:
-    if isinstance(mixer, StateSpace):
-        return {"heads": mixer.heads, "head_dim": mixer.head_dim, "state": mixer.state, "kernel": mixer.kernel}
+    if isinstance(mixer, BySlot):
+        state = "x".join(map(str, mixer.kept[1:]))
+        return {"heads": mixer.heads, "head_dim": mixer.head_dim, "state": state, "kernel": mixer.kernel}
     rope, bias = mixer.rope, mixer.bias if isinstance(mixer, Attention) else None
     return {
         "heads": mixer.heads, "kv_heads": mixer.kv_heads, "head_dim": mixer.head_dim, "window": mixer.window,

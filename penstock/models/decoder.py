@@ -11,7 +11,7 @@ from penstock.models.binding import Binding, mixer_name
 from penstock.models.feedforward import feedforward
 from penstock.models.mixers import mix
 from penstock.models.step import Frequencies, Inputs, Weights, group_of
-from penstock.spec import Attention, LayerSpec, ModelSpec, StateSpace
+from penstock.spec import Attention, BySlot, LayerSpec, ModelSpec
 
 
 def build_forward(
@@ -45,7 +45,7 @@ def _states(spec: ModelSpec, format: str, kv_format: str, block_size: int) -> li
     groups: dict[tuple[int, ...], str] = {}
     states: list[tuple[Value, ...]] = []
     for i, mixer in enumerate(layer.mixer for layer in spec.layers):
-        if isinstance(mixer, StateSpace):
+        if isinstance(mixer, BySlot):
             states.append(_by_slot(i, mixer, format, groups))
             continue
         size = (mixer.kv_heads, mixer.head_dim, mixer.window)
@@ -57,12 +57,12 @@ def _states(spec: ModelSpec, format: str, kv_format: str, block_size: int) -> li
     return states
 
 
-def _by_slot(i: int, mixer: StateSpace, format: str, groups: dict[tuple[int, ...], str]) -> tuple[Value, ...]:
+def _by_slot(i: int, mixer: BySlot, format: str, groups: dict[tuple[int, ...], str]) -> tuple[Value, ...]:
     """The last inputs of its convolution, as they came, and the state itself, in which errors would add up."""
-    sizes = (mixer.channels, mixer.kernel, mixer.heads, mixer.head_dim, mixer.state)
+    sizes = (mixer.channels, mixer.kernel, *mixer.kept)
     group = groups.setdefault(sizes, f"{BY_SLOT}{len(groups)}")
     past = tensor(format, "N", mixer.channels, mixer.kernel - 1)
-    state = tensor("f32", "N", mixer.heads, mixer.head_dim, mixer.state)
+    state = tensor("f32", "N", *mixer.kept)
     parts = (("conv", past), ("state", state))
     return tuple(leaf("state", state_name(i, part), type, group=group) for part, type in parts)
 
