@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from penstock.spec import FeedForward, Latent, Mixer, Mlp, ModelSpec, StateSpace
+from penstock.spec import BySlot, FeedForward, Latent, Mixer, Mlp, ModelSpec
 
 Data = dict[str, Any]
 
@@ -17,8 +17,13 @@ def facts(spec: ModelSpec) -> list[Data]:
 
 
 def _mixer(mixer: Mixer) -> Data:
-    if isinstance(mixer, StateSpace):
-        return {"heads": mixer.heads, "head_dim": mixer.head_dim, "state": mixer.state, "kernel": mixer.kernel}
+    if isinstance(mixer, BySlot):
+        return {
+            "heads": mixer.heads,
+            "head_dim": mixer.head_dim,
+            "state": "x".join(map(str, mixer.kept[1:])),
+            "kernel": mixer.kernel,
+        }
     rope = mixer.rope
     own = {"latent": mixer.rank, "rotated": mixer.rope.dim} if isinstance(mixer, Latent) else {}
     bias = None if isinstance(mixer, Latent) else mixer.bias

@@ -213,7 +213,7 @@ def _upload(sizes: Sizes) -> int:
 
 _RULES: dict[str, Rule] = {
     "linear": _linear, "attention": _attention, "kv_append": _append, "embedding": _gather, "take_rows": _gather,
-    "moe": _moe, "causal_conv": _by_slot, "selective_scan": _by_slot,
+    "moe": _moe, "causal_conv": _by_slot, "selective_scan": _by_slot, "delta_scan": _by_slot,
     "latent_attention": _latent_attention, "latent_append": _append, "head_linear": _head_linear,
     "encoder_attention": _encoder_attention, "cross_attention": _cross_attention,
     "prepare": _prepare, "commit": _commit,

@@ -12,6 +12,8 @@ from penstock.ir.rewrite import substitute
 from penstock.spec import (
     AnyNorm,
     Attention,
+    BySlot,
+    DeltaNet,
     EncoderSpec,
     FeedForward,
     Latent,
@@ -85,7 +87,7 @@ def _norm(name: str, norm: AnyNorm | None, *shape: int) -> Shapes:
 
 def mixer_name(mixer: Mixer) -> str:
     """What the names of its weights begin with, behind the layer's."""
-    return "mixer" if isinstance(mixer, StateSpace) else "attention"
+    return "mixer" if isinstance(mixer, BySlot) else "attention"
 
 
 def _mixer(mixer: Mixer, hidden: int) -> Shapes:
@@ -94,7 +96,18 @@ def _mixer(mixer: Mixer, hidden: int) -> Shapes:
             return _attention(mixer, hidden)
         case Latent():
             return _latent(mixer, hidden)
-    return _state_space(mixer, hidden)
+        case StateSpace():
+            return _state_space(mixer, hidden)
+    return _delta_net(mixer, hidden)
+
+
+def _delta_net(mixer: DeltaNet, hidden: int) -> Shapes:
+    """Rows of `in`: the convolution's channels, the gate, how much each head replaces, and the step of each."""
+    yield from _linear("in", mixer.channels + mixer.size + 2 * mixer.heads, hidden)
+    yield from _linear("conv", mixer.channels, mixer.kernel)
+    yield from ((name, (mixer.heads,)) for name in ("decay", "step_bias"))
+    yield from _norm("norm", Norm(mixer.eps), mixer.head_dim)
+    yield from _linear("out", hidden, mixer.size)
 
 
 def _state_space(mixer: StateSpace, hidden: int) -> Shapes:
@@ -131,6 +144,8 @@ def _attention(mixer: Attention, hidden: int) -> Shapes:
         yield from _norm(f"{part}_norm", mixer.qk_norm, *over[mixer.qk_norm_over])
     if mixer.sinks:
         yield "sinks", (mixer.heads,)
+    if mixer.gated:
+        yield from _linear("gate", mixer.heads * size, hidden, mixer.qkv_bias)
     yield from _linear("o", hidden, mixer.heads * size, mixer.out_bias)
 
 

@@ -12,7 +12,7 @@ from penstock.models.binding import Binding, mixer_name
 from penstock.models.feedforward import feedforward
 from penstock.models.mixers import cross, mix
 from penstock.models.step import Frequencies, Inputs, Weights, group_of
-from penstock.spec import AnyAttention, Attention, EncoderSpec, LayerSpec, ModelSpec, StateSpace
+from penstock.spec import AnyAttention, Attention, BySlot, EncoderSpec, LayerSpec, ModelSpec
 
 
 def build_forward(
@@ -73,7 +73,7 @@ def states_of(
 
     own: list[tuple[Value, ...]] = []
     for i, mixer in enumerate(layer.mixer for layer in spec.layers):
-        if isinstance(mixer, StateSpace):
+        if isinstance(mixer, BySlot):
             own.append(_by_slot(i, mixer, format, groups))
         else:
             own.append((paged("windowed" if mixer.window else "paged", mixer, state_name(i)),))
@@ -81,12 +81,12 @@ def states_of(
     return own, [paged(CROSS, mixer, state_name(i, "cross")) for i, mixer in crosses]
 
 
-def _by_slot(i: int, mixer: StateSpace, format: str, groups: dict[tuple[str | int, ...], str]) -> tuple[Value, ...]:
+def _by_slot(i: int, mixer: BySlot, format: str, groups: dict[tuple[str | int, ...], str]) -> tuple[Value, ...]:
     """The last inputs of its convolution, as they came, and the state itself, in which errors would add up."""
-    sizes = (mixer.channels, mixer.kernel, mixer.heads, mixer.head_dim, mixer.state)
+    sizes = (mixer.channels, mixer.kernel, *mixer.kept)
     group = groups.setdefault((BY_SLOT, *sizes), f"{BY_SLOT}{len(groups)}")
     past = tensor(format, "N", mixer.channels, mixer.kernel - 1)
-    state = tensor("f32", "N", mixer.heads, mixer.head_dim, mixer.state)
+    state = tensor("f32", "N", *mixer.kept)
     parts = (("conv", past), ("state", state))
     return tuple(leaf("state", state_name(i, part), type, group=group) for part, type in parts)
 

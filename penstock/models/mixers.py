@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from penstock.ir import Value, emit
 from penstock.models.step import Frequencies, Inputs, Weights
-from penstock.spec import Alibi, Attention, Latent, Mixer, Norm, RelativeBias, Rope, StateSpace, attention_factor
+from penstock.spec import (
+    Alibi,
+    Attention,
+    DeltaNet,
+    Latent,
+    Mixer,
+    Norm,
+    RelativeBias,
+    Rope,
+    StateSpace,
+    attention_factor,
+)
 
 
 def mix(
@@ -16,7 +27,9 @@ def mix(
             return attention(x, states[0], spec, weights, inputs, freqs)
         case Latent():
             return latent(x, states[0], spec, weights, inputs, freqs)
-    return state_space(x, states[0], states[1], spec, weights, inputs)
+        case StateSpace():
+            return state_space(x, states[0], states[1], spec, weights, inputs)
+    return delta_net(x, states[0], states[1], spec, weights, inputs)
 
 
 def attention(
@@ -33,6 +46,8 @@ def attention(
     extras = _extras(spec, weights)
     attrs = {"window": spec.window, "softcap": spec.softcap or None, "extras": tuple(extras) or None}
     y = emit("attention", q, kv, *spans, *extras.values(), heads=spec.heads, scale=spec.scale, **attrs)[0]
+    if spec.gated:
+        y = emit("gate_rows", y, weights.linear(x, "gate", spec.qkv_bias))[0]
     return weights.linear(y, "o", spec.out_bias), kv
 
 
@@ -99,6 +114,20 @@ def state_space(
     state, y = emit("selective_scan", state, entering, step, *heads, *where, **limits).outputs
     y = weights.norm(emit("glu", gate, y, act=spec.act)[0], "norm", Norm(spec.eps))
     return weights.linear(y, "out", spec.bias), past, state
+
+
+def delta_net(
+    x: Value, past: Value, state: Value, spec: DeltaNet, weights: Weights, inputs: Inputs
+) -> tuple[Value, Value, Value]:
+    """x: [T,E], past: [N,C,kernel-1], state: f32[N,H,K,V] -> ([T,E], the convolution's last inputs, the state)."""
+    sizes = (spec.channels, spec.size, 2 * spec.heads)
+    entering, gate, steps = emit("split", weights.linear(x, "in"), sizes=sizes).outputs
+    where = (inputs.query_start, inputs.query_len, inputs.context_len, inputs.slot_of_row)
+    past, entering = emit("causal_conv", past, entering, weights["conv.weight"], *where, act=spec.act).outputs
+    heads = (weights[name] for name in ("decay", "step_bias"))
+    state, y = emit("delta_scan", state, entering, steps, *heads, *where).outputs
+    y = emit("head_rms_norm", y, weights["norm.weight"], heads=spec.heads, eps=spec.eps)[0]
+    return weights.linear(emit("glu", gate, y, act=spec.act)[0], "out"), past, state
 
 
 def _rotated(x: Value, heads: int, rope: Rope, inputs: Inputs, freqs: Frequencies) -> Value:

@@ -48,6 +48,7 @@ class Attention:
     bias: Alibi | RelativeBias | None = None  # on the scores
     softcap: float = 0.0  # scores become softcap * tanh(score / softcap)
     sinks: bool = False  # a learned logit a head takes its share of the softmax, and gives nothing
+    gated: bool = False  # the heads times the sigmoid of one more product of the input
 
     def __post_init__(self) -> None:
         assert self.heads % self.kv_heads == 0, f"{self.heads} heads do not share {self.kv_heads} KV heads"
@@ -113,8 +114,43 @@ class StateSpace:
         """Of the convolution: the heads, and what each group is written and read by."""
         return self.size + 2 * self.groups * self.state
 
+    @property
+    def kept(self) -> tuple[int, int, int]:
+        """Sizes of the state."""
+        return self.heads, self.head_dim, self.state
 
-Mixer = Attention | Latent | StateSpace
+
+@kind
+@dataclass(frozen=True, slots=True)
+class DeltaNet:
+    """H heads with a memory of K x V each, in which a token's key replaces what it finds by its value; behind a short
+    convolution of queries, keys and values; its output is normalised, then gated. (Yang et al. 2024.)"""
+
+    heads: int
+    head_dim: int  # V
+    key_heads: int  # of queries and keys, which heads share in equal parts
+    key_dim: int  # K
+    kernel: int  # inputs of the convolution, the token's own included
+    act: str  # behind the convolution, and of the gate
+    eps: float  # of the norm of each head
+
+    @property
+    def size(self) -> int:
+        """Numbers of all heads."""
+        return self.heads * self.head_dim
+
+    @property
+    def channels(self) -> int:
+        """Of the convolution: queries, keys and values."""
+        return self.size + 2 * self.key_heads * self.key_dim
+
+    @property
+    def kept(self) -> tuple[int, int, int]:
+        return self.heads, self.key_dim, self.head_dim
+
+
+BySlot = StateSpace | DeltaNet  # what keeps a state of one size, however long the text
+Mixer = Attention | Latent | BySlot
 AnyAttention = Attention | Latent  # what keeps a cache of all that came before
 
 

@@ -6,18 +6,19 @@ import pytest
 
 from penstock.engine.device import CPU, H200
 from penstock.kernels.registry import tactics
-from tests.kernels.cases.recurrent import CASES, conv, scan, sizes
+from tests.kernels.cases.recurrent import CASES, conv, delta, scan, sizes
 from tests.kernels.resources import compile_problems
 from tests.kernels.subprocess_cases import failures
 
 
-@pytest.mark.parametrize("op", ["causal_conv", "selective_scan"])
+@pytest.mark.parametrize("op", ["causal_conv", "selective_scan", "delta_scan"])
 def test_agrees_with_reference(op: str) -> None:
     assert failures("tests.kernels.cases.recurrent", (op,)) == []
 
 
 def test_compiles_without_spills() -> None:
     published = [(conv("bf16", 10240), sizes(64, 64)), (scan("bf16", 128, 64, 128, 8), sizes(2048, 4))]
+    published += [(delta("bf16", 32, 16, 128, 128), sizes(n, n)) for n in (1, 64)]
     assert compile_problems([*CASES, *published]) == []
 
 

@@ -94,15 +94,16 @@ def glu(gate: Any, up: Any, *, act: str) -> Any:
 
 
 def _gate_rows(x: Type, gate: Type) -> Type:
-    if gate.shape != (*x.shape[:-1], 1):
-        raise ValueError(f"gates {gate.shape} are not one for each row of {x.shape}")
+    if gate.shape[:-1] != x.shape[:-1] or int(x.shape[-1]) % int(gate.shape[-1]):
+        raise ValueError(f"gates {gate.shape} are not one or several for each row of {x.shape}")
     return x
 
 
 @op(_gate_rows, example=example)
 def gate_rows(x: Any, gate: Any) -> Any:
-    """x * sigmoid(gate), a gate for each row. x: [T,E], gate: [T,1]."""
-    return x.float() / (1 + torch.exp(-gate.float()))
+    """x * sigmoid(gate), each gate for an equal share of its row. x: [T,E], gate: [T,1], or [T,G] where G divides E."""
+    share = 1 + torch.exp(-gate.float())
+    return (x.float().unflatten(-1, (gate.shape[-1], -1)) / share[..., None]).flatten(-2)
 
 
 def _split(x: Type, *, sizes: tuple[int, ...]) -> tuple[Type, ...]:

@@ -121,6 +121,56 @@ def selective_scan(
     return state, y
 
 
+def _delta(
+    state: Type, x: Type, steps: Type, decay: Type, dt_bias: Type,
+    query_start: Type, query_len: Type, context_len: Type, slot_of_row: Type,
+) -> tuple[Type, Type]:  # fmt: skip
+    _, heads, size, width = (int(d) if isinstance(d, int) else 0 for d in state.shape)
+    if state.format.name != "f32" or {decay, dt_bias} != {tensor("f32", heads)} or steps.shape[-1] != 2 * heads:
+        raise ValueError(f"state {state}, steps {steps} and f32[{heads}] of decay and bias")
+    keys, rest = divmod(int(x.shape[-1]) - heads * width, 2 * size)
+    if rest or keys < 1 or heads % keys:
+        raise ValueError(f"{heads} heads with a state {state} do not fit {x}")
+    return state, Type((*x.shape[:-1], heads * width), x.format)
+
+
+@op(_delta, writes={0: 0}, example=_example(5))
+def delta_scan(
+    state: Any, x: Any, steps: Any, decay: Any, dt_bias: Any,
+    query_start: Any, query_len: Any, context_len: Any, slot_of_row: Any,
+) -> tuple[Any, Any]:  # fmt: skip
+    """Of each head: s <- exp(-exp(decay) step) s; s <- s + k (beta (v - s^T k))^T; y = s^T q. (Yang et al. 2024, Gated
+    Delta Networks.)
+
+    state: f32[N,H,K,V], replaced in place; x: [T,2*G*K+H*V], queries and keys of G heads, which H heads share in equal
+    parts, then values; q and k are divided by their norm, and q by the root of K; steps: [T,2*H], beta = sigmoid of the
+    first half, step = softplus(the second + dt_bias); decay, dt_bias: f32[H]; spans and slots as for `causal_conv`.
+    Returns the state and [T,H*V].
+    """
+    _, heads, size, width = state.shape
+    keys = (x.shape[-1] - heads * width) // (2 * size)
+    y = torch.zeros((x.shape[0], heads * width), dtype=torch.float32, device=x.device)
+    for own, slot, fresh in _rows(query_start, query_len, context_len, slot_of_row):
+        q, k, v = x[own].float().split((keys * size, keys * size, heads * width), -1)
+        q, k = (_unit(each.unflatten(-1, (keys, size))).repeat_interleave(heads // keys, 1) for each in (q, k))
+        beta, raw = steps[own].float().chunk(2, -1)
+        beta, kept = 1 / (1 + torch.exp(-beta)), torch.exp(-torch.exp(decay) * softplus(raw + dt_bias))
+        v, q = v.unflatten(-1, (heads, width)), q * size**-0.5
+        s, out = torch.zeros_like(state[slot]) if fresh else state[slot], []
+        for t in range(len(q)):
+            s = kept[t, :, None, None] * s
+            known = (s * k[t, :, :, None]).sum(1)
+            s = s + k[t, :, :, None] * (beta[t, :, None] * (v[t] - known))[:, None]
+            out.append((s * q[t, :, :, None]).sum(1))
+        state[slot] = s
+        y[own] = torch.stack(out).flatten(1)
+    return state, y
+
+
+def _unit(x: Any) -> Any:
+    return x * torch.rsqrt((x * x).sum(-1, keepdim=True) + 1e-6)
+
+
 def softplus(x: Any) -> Any:
     """log(1 + exp(x)), which beyond 20 is x in float32."""
     return torch.where(x > 20, x, torch.log1p(torch.exp(x.clamp(max=20))))

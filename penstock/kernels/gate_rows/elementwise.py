@@ -20,7 +20,13 @@ class ElementwiseGateRows(Elementwise):
         kernel = TritonKernel(
             SOURCE,
             (("x", gpu.pointer(x)), ("gate", gpu.pointer(gate)), ("y", gpu.pointer(y)), ("tokens", "i32")),
-            (("E", width), ("ROWS", config["ROWS"]), ("COLUMNS", config["COLUMNS"]), gpu.pdl(device)),
+            (
+                ("E", width),
+                ("G", gpu.width(gate)),
+                ("ROWS", config["ROWS"]),
+                ("COLUMNS", config["COLUMNS"]),
+                gpu.pdl(device),
+            ),
             config["warps"],
         )
         grid = (cdiv(tokens, config["ROWS"]), cdiv(width, config["COLUMNS"]), 1)

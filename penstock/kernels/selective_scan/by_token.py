@@ -27,21 +27,17 @@ class ByToken(Tactic):
     """The state stays in registers from a sequence's first token in the step to its last."""
 
     op, name = "selective_scan", "by_token"
+    long = 3  # the dimension of the state that a program has whole
 
     def supports(self, site: Site, sizes: Sizes, device: Device) -> str | None:
         if sizes["S"] > MAX_SEQUENCES:
             return f"{sizes['S']} sequences; at most {MAX_SEQUENCES}"
-        if int(site.inputs[0].shape[3]) > MAX_STATE:
-            return f"states of {site.inputs[0].shape[3]} numbers; at most {MAX_STATE}"
+        if int(site.inputs[0].shape[self.long]) > MAX_STATE:
+            return f"states of {site.inputs[0].shape[self.long]} numbers; at most {MAX_STATE}"
         return gpu.refusal(site, device, (1, 2))
 
     def tunables(self, site: Site, sizes: Sizes, device: Device) -> tuple[Config, ...]:
-        """BLOCK: numbers of a head that a program has; small ones first where sequences are few."""
-        size, width = next_power_of_2(int(site.inputs[0].shape[2])), next_power_of_2(int(site.inputs[0].shape[3]))
-        shapes = ((16, 1), (8, 1), (32, 2), (64, 4)) if sizes["S"] < 16 else ((32, 2), (64, 4), (16, 1))
-        configs = [{"BLOCK": min(b, size), "warps": w} for b, w in shapes if b * width <= 32 * HELD * w]
-        configs = configs or [{"BLOCK": 1, "warps": min(32, next_power_of_2(cdiv(width, 32 * HELD)))}]
-        return tuple({tuple(c.items()): c for c in configs}.values())
+        return configs(int(site.inputs[0].shape[2]), int(site.inputs[0].shape[3]), sizes["S"])
 
     def plan(self, site: Site, sizes: Sizes, device: Device, config: Config) -> Draft:
         _, heads, size, width = (0, *map(int, site.inputs[0].shape[1:]))
@@ -59,3 +55,12 @@ class ByToken(Tactic):
         kernel = TritonKernel(SOURCE, signature, (*constants.items(), gpu.pdl(device)), config["warps"])
         args = (*inputs(*range(10)), *outputs(1), *gpu.integers(sizes["T"], sizes["S"]))
         return Draft((KernelUse(kernel, (sizes["S"] + 1, heads, cdiv(size, config["BLOCK"])), args),))
+
+
+def configs(size: int, width: int, sequences: int) -> tuple[Config, ...]:
+    """BLOCK: how many of `size` numbers, of `width` numbers of state each, a program has; few where sequences are."""
+    size, width = next_power_of_2(size), next_power_of_2(width)
+    shapes = ((16, 1), (8, 1), (32, 2), (64, 4)) if sequences < 16 else ((32, 2), (64, 4), (16, 1))
+    found = [{"BLOCK": min(b, size), "warps": w} for b, w in shapes if b * width <= 32 * HELD * w]
+    found = found or [{"BLOCK": 1, "warps": min(32, next_power_of_2(cdiv(width, 32 * HELD)))}]
+    return tuple({tuple(c.items()): c for c in found}.values())

@@ -10,7 +10,7 @@ from penstock.kernels.causal_conv.by_slot_triton import clear_behind
 
 
 @triton.jit
-def _softplus(x):
+def softplus(x):
     """log(1 + exp(x)), by its series where exp(x) is small: a float32 sum would lose it."""
     e = tl.exp(tl.minimum(x, 20.0))
     small = e * (1.0 - e * (0.5 - e * (1.0 / 3 - e * 0.25)))
@@ -64,7 +64,7 @@ def selective_scan(
         more, b1, c1, raw1 = _token(
             x + ahead * ROW, dt + ahead * H, head, part, inside, group, width, width < W, P, W, H, G
         )
-        step = tl.maximum(_softplus(raw + shift), LEAST)
+        step = tl.maximum(softplus(raw + shift), LEAST)
         if MOST > 0:
             step = tl.minimum(step, MOST)
         s = tl.exp(rate * step) * s + (step * inputs)[:, None] * b[None, :]

@@ -35,8 +35,8 @@ def heads(format: str, count: int, rows: int, columns: int, keep: int = 0) -> Si
     return _site("head_linear", x, tensor(format, count, rows, columns), keep=keep or None)
 
 
-def gate(format: str, width: int) -> Site:
-    return _site("gate_rows", tensor(format, "T", width), tensor(format, "T", 1))
+def gate(format: str, width: int, gates: int = 1) -> Site:
+    return _site("gate_rows", tensor(format, "T", width), tensor(format, "T", gates))
 
 
 def sizes(tokens: int, sequences: int, blocks: int) -> Sizes:
@@ -61,6 +61,8 @@ CASES: list[tuple[Site, Sizes]] = [
     (heads("bf16", 2, 128, 200), sizes(130, 2, 2)),
     (gate("bf16", 300), sizes(5, 2, 2)),
     (gate("f32", 64), sizes(70, 2, 2)),
+    (gate("bf16", 96, 96), sizes(5, 2, 2)),
+    (gate("f16", 60, 12), sizes(3, 2, 2)),
     (gate("f16", 2048), sizes(1, 1, 2)),
 ]
 

@@ -33,6 +33,13 @@ def scan(format: str, heads: int, size: int, width: int, groups: int, **attrs: A
     return _site("selective_scan", state, x, tensor(format, "T", heads), *by_head, *SPANS, groups=groups, **attrs)
 
 
+def delta(format: str, heads: int, keys: int, size: int, width: int) -> Site:
+    """`heads` of `width` numbers, whose keys of `size` numbers are of `keys` heads."""
+    x, steps = tensor(format, "T", 2 * keys * size + heads * width), tensor(format, "T", 2 * heads)
+    by_head = (tensor("f32", heads),) * 2
+    return _site("delta_scan", tensor("f32", "N", heads, size, width), x, steps, *by_head, *SPANS)
+
+
 def sizes(tokens: int, sequences: int) -> Sizes:
     return {"T": tokens, "S": sequences, "L": sequences, "M": 4, "N": sequences + 2}
 
@@ -48,6 +55,10 @@ CASES: list[tuple[Site, Sizes]] = [
     (scan("f16", 3, 24, 5, 3, least=0.3, most=0.9), sizes(50, 4)),
     (scan("f32", 4, 8, 16, 2), sizes(7, 7)),
     (scan("f32", 2, 5, 100, 1, least=0.1), sizes(1, 1)),
+    (delta("bf16", 2, 1, 128, 32), sizes(3, 3)),
+    (delta("bf16", 4, 2, 32, 16), sizes(45, 6)),
+    (delta("f16", 3, 3, 5, 24), sizes(50, 4)),
+    (delta("f32", 4, 2, 16, 8), sizes(7, 7)),
 ]
 
 
@@ -56,7 +67,7 @@ def examples(site: Site, sizes: Mapping[str, int], generator: Any) -> list[list[
     example = get(site.op).example
     assert example is not None
     device = str(generator.device)
-    at = 3 if site.op == "causal_conv" else 6
+    at = {"causal_conv": 3, "selective_scan": 6, "delta_scan": 5}[site.op]
     found = []
     for rows in ((), *MIXTURES):
         tensors = list(example(site.inputs, dict(site.attrs), sizes, generator, device))

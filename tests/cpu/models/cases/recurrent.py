@@ -1,4 +1,4 @@
-"""State spaces."""
+"""State spaces and delta nets."""
 
 from __future__ import annotations
 
@@ -9,6 +9,12 @@ _MAMBA: dict[str, Any] = {
     "hidden_size": 48, "num_hidden_layers": 2, "pad_token_id": 0, "bos_token_id": None, "eos_token_id": None,
 }  # fmt: skip
 
+_NEXT: dict[str, Any] = {
+    "head_dim": 16, "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8,
+    "linear_value_head_dim": 12, "num_experts": 5, "num_experts_per_tok": 3, "moe_intermediate_size": 20,
+    "shared_expert_intermediate_size": 24, "num_hidden_layers": 4,
+}  # fmt: skip
+
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "mamba2": ("mamba2", _MAMBA),
     "mamba2-groups-biases-tied": (
@@ -16,6 +22,15 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         {
             **_MAMBA, "n_groups": 4, "use_bias": True, "tie_word_embeddings": True, "conv_kernel": 3, "expand": 1,
             "num_heads": 8, "head_dim": 6, "num_hidden_layers": 3, "layer_norm_epsilon": 1e-3,
+        },
+    ),
+    "qwen3-next": ("qwen3_next", _NEXT),
+    "qwen3-next-types-biases": (
+        "qwen3_next",
+        {
+            **_NEXT, "num_hidden_layers": 3, "layer_types": ["full_attention", "linear_attention", "linear_attention"],
+            "linear_num_key_heads": 3, "linear_num_value_heads": 3, "linear_conv_kernel_dim": 3, "mlp_only_layers": [1],
+            "attention_bias": True, "norm_topk_prob": False, "num_experts_per_tok": 1, "tie_word_embeddings": True,
         },
     ),
     "mamba2-limited-steps": (
