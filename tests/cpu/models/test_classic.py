@@ -62,6 +62,11 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     (MPT | {"logit_scale": "half"}, "logit_scale = 'half'"),
     (BIGCODE | {"num_key_value_heads": 2}, "num_key_value_heads = 2"),
     (BIGCODE | {"scale_attn_weights": False}, "scale_attn_weights = False"),
+    (BIGCODE | {"scale_attn_weights": 1}, "scale_attn_weights = 1 "),
+    (
+        SIZES | {"model_type": "mistral", "intermediate_size": 80, "num_key_value_heads": 2, "sliding_window": 0},
+        "sliding_window = 0",
+    ),
 ]
 
 
