@@ -39,12 +39,17 @@ class StateGroup:
 
     def blocks(self, num_tokens: int, block_size: int, chunk: int = 1) -> int:
         """Blocks that a text of so many tokens holds at most, of which a step takes `chunk`."""
-        whole = -(-num_tokens // block_size)
-        return min(whole, 1 - (2 - self.window - chunk) // block_size) if self.window else whole
+        return most_blocks(num_tokens, block_size, self.window, chunk)
 
     def request_bytes(self, num_tokens: int, block_size: int, chunk: int = 1) -> int:
         """Of these, or of its one slot."""
         return self.unit_bytes * (1 if self.by_slot else self.blocks(num_tokens, block_size, chunk))
+
+
+def most_blocks(num_tokens: int, block_size: int, window: int, chunk: int = 1) -> int:
+    """As `StateGroup.blocks`: what a window and a chunk reach over, wherever in a block they begin."""
+    whole = -(-num_tokens // block_size)
+    return min(whole, 1 - (2 - window - chunk) // block_size) if window else whole
 
 
 def groups_of(states: Iterable[Node]) -> tuple[StateGroup, ...]:

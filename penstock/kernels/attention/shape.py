@@ -7,6 +7,7 @@ from typing import Any
 
 from penstock.engine.device import Device
 from penstock.engine.program import Arg, Site, Sizes
+from penstock.ir.ops.attention import EXTRAS
 from penstock.kernels import gpu
 from penstock.kernels.tactic import Config, KernelUse, TritonKernel, cdiv, inputs, next_power_of_2
 
@@ -241,9 +242,6 @@ def short_constants(shape: Shape, config: Config) -> dict[str, int]:
 def scanned(sequences: int) -> int:
     """Few different lengths, so that few kernels are compiled."""
     return next(n for n in (1, 32, 128, 512, 4096) if n >= sequences)
-
-
-EXTRAS = ("slopes", "distances", "sinks")  # in the order of the kernels' parameters
 
 
 def extras(site: Site) -> tuple[tuple[tuple[str, str], ...], tuple[Arg, ...]]:

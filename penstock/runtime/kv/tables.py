@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from enum import Enum
 from typing import NamedTuple
 
+from penstock.engine.groups import most_blocks
 from penstock.runtime.kv.blocks import DUMMY_BLOCK, BlockPool, BlockRef
 from penstock.runtime.kv.host import HostCache
 
@@ -65,8 +66,7 @@ class Tables:
         """Blocks that a text of so many tokens holds at most, of which a step takes `chunk`."""
         if self.rule is Rule.FIXED:
             return 0
-        whole = self.blocks_for(num_tokens)
-        return min(whole, 1 + self.blocks_for(self.window + chunk - 2)) if self.window else whole
+        return most_blocks(num_tokens, self.pool.block_size, self.window, chunk)
 
     def first_seen(self, position: int) -> int:
         """The first block that a token at `position` sees; so do those behind it, or none that is older."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import pytest
+
 from penstock.runtime.kv.blocks import BlockRef
 from penstock.runtime.kv.host import HostCache, Restored, Saved
 from penstock.runtime.kv.manager import Fit
 from penstock.runtime.schedule.limits import Limits
 from penstock.runtime.schedule.request import Request
 from penstock.runtime.schedule.scheduler import Scheduler
-from tests.null.kv.books import books
+from tests.null.kv.books import books, mixed
 
 A, B, C, D = (bytes([i]) * 32 for i in range(4))
 
@@ -89,8 +91,8 @@ def test_what_is_found_does_not_make_room_for_the_rest() -> None:
     kv.check()
 
 
-def _scheduler(usable: int = 3) -> Scheduler:
-    return Scheduler(Limits(2, 32, 32, 2), books(1 + usable, 4, hosts=8))
+def _scheduler() -> Scheduler:
+    return Scheduler(Limits(2, 32, 32, 2), books(4, 4, hosts=8))
 
 
 def _run(scheduler: Scheduler, name: str, token: int, length: int = 9) -> Request:
@@ -140,14 +142,30 @@ def test_a_step_that_failed_has_saved_and_restored_nothing() -> None:
     scheduler.check()
 
 
-def test_whoever_restores_what_a_failed_step_should_have_saved_ends_with_it() -> None:
+def test_what_a_failed_step_restored_is_lost_in_every_group() -> None:
+    scheduler = Scheduler(Limits(2, 32, 32, 2), mixed((4, 4), 4, (0, 0), hosts=8))
+    _run(scheduler, "first", 1)
+    _run(scheduler, "second", 2)
+    scheduler.add(Request("third", (1,) * 9, 1, 32))
+    plan = scheduler.schedule()
+    assert plan is not None and [each.group for each in plan.restored] == [0, 0, 1, 1]
+    assert {(group, block) for _, block, group in plan.restored} <= {(r.group, r.block) for r in plan.published}
+    scheduler.fail(plan.step_id, RuntimeError("died"))
+    assert scheduler.kv.found(plan.chunks[0].request.keys).refs == ([None, None], [None, None])
+    scheduler.check()
+
+
+@pytest.mark.parametrize("group", [0, 1])
+def test_whoever_restores_what_a_failed_step_should_have_saved_ends_with_it(group: int) -> None:
+    """Of several groups the one whose pool is too small."""
     for failing in (True, False):
-        scheduler = _scheduler(9)
+        kv = mixed([30, 10] if group else [10, 30], 4, (0, 0), hosts=8)
+        scheduler = Scheduler(Limits(2, 32, 32, 2), kv)
         first = _run(scheduler, "first", 1)
         _run(scheduler, "other", 2, 13)
         scheduler.add(Request("long", (3,) * 17, 9, 32))
         saving = scheduler.schedule()
-        assert saving is not None and len(saving.saved) == 1
+        assert saving is not None and [each.group for each in saving.saved] == [group]
         scheduler.add(Request("reader", (1,) * 9, 9, 32))
         reading = scheduler.schedule()
         assert reading is not None and len(reading.restored) == 1 and reading.restored[0][0] == saving.saved[0][1]
@@ -155,5 +173,17 @@ def test_whoever_restores_what_a_failed_step_should_have_saved_ends_with_it() ->
             scheduler.retire(saving.step_id, [7])
         events = scheduler.fail((saving if failing else reading).step_id, RuntimeError("died"))
         assert [event.request_id for event in events] == ["long", "reader"]
-        assert (first.keys[1] in scheduler.kv.groups[0].host) == (not failing)
+        assert (first.keys[1] in kv.groups[group].host) == (not failing)
         scheduler.check()
+
+
+def test_what_a_failed_step_should_have_written_is_not_kept_though_a_window_gave_it_away() -> None:
+    """The next step, planned before the first one failed, copies a block to the host that nothing was written to."""
+    scheduler = Scheduler(Limits(1, 8, 64, 2), books(4, 4, window=5, hosts=8))
+    request = Request("long", tuple(range(20)), 2, 64)
+    scheduler.add(request)
+    writing, saving = scheduler.schedule(), scheduler.schedule()
+    assert writing is not None and saving is not None and saving.saved[0].block == writing.published[0].block
+    scheduler.fail(writing.step_id, RuntimeError("died"))
+    assert request.keys[0] not in scheduler.kv.groups[0].host
+    scheduler.check()
