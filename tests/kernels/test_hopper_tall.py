@@ -228,7 +228,8 @@ def test_other_devices_are_refused(capability: int) -> None:
 
 @pytest.mark.parametrize("tokens", [192, 256, 416, 512, 1024])
 def test_what_was_chosen_for_a_bucket_runs_in_those_below_it(tokens: int) -> None:
-    for site in (QKV, OUT, DOWN):
+    router = linear("bf16", 8, 4096, out="f32")
+    for site in (QKV, OUT, DOWN, router):
         p = Product.of(site, {"T": tokens})
         for config in configs(site, tokens):
             for fewer in range(max(HopperTall.LOW, tokens // 2), tokens):
