@@ -315,3 +315,23 @@ def test_text_in_and_text_out(tmp_path: Path) -> None:
     assert output.prompt_token_ids == (8, 20, 20, 83, 1) == tuple(fast("w5 w17 w17 w80").input_ids)
     out = generated(model, list(output.prompt_token_ids), 9).sequences[0]
     assert output.outputs[0].text == fast.decode(out, skip_special_tokens=True) != ""
+
+
+def test_beams_that_are_preempted_find_the_same(bart: TwinEngine) -> None:
+    params = SamplingParams(use_beam_search=True, beam_width=2, n=2, max_tokens=30)
+
+    def found(blocks: tuple[int, int]) -> tuple[list[Any], int]:
+        backend, outputs = CpuBackend(bart.engine, bart.directory), dict[str, Any]()
+        backend.num_blocks = blocks
+        executor = Executor(bart.engine, backend, None)
+        for index, given in enumerate(prompts_of((40, 17))):
+            executor.submit(Submission(str(index), tuple(given), params, partial(outputs.__setitem__, str(index))))
+        while executor.busy:
+            executor.step()
+            executor.scheduler.check()
+        assert executor.kv.usage == 0
+        texts = [[each.token_ids for each in outputs[str(i)].outputs] for i in range(2)]
+        return texts, executor.scheduler.counters.preemptions
+
+    (roomy, none), (tight, some) = found((30, 30)), found((6, 30))
+    assert roomy == tight and none == 0 and some > 0
