@@ -11,6 +11,9 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers import Tokenizer, decoders, pre_tokenizers, processors
+from tokenizers.models import WordLevel
+from transformers import PreTrainedTokenizerFast
 
 from penstock import LLM, SamplingParams
 from penstock.cli import main
@@ -295,3 +298,40 @@ def test_other_weights_and_random_ones_go_in(t5: TwinEngine, tmp_path: Path) -> 
     made = build(tmp_path / "hf", options, tmp_path / "random")
     (said,) = speak(store.load(made), CpuBackend(store.load(made), made), prompts_of((30,)), 8)
     assert len(said.tokens) == 8
+
+
+def test_text_in_and_text_out(tmp_path: Path) -> None:
+    """A tokenizer that ends every text, as T5's does, and words that begin with a space but at a text's start."""
+    model = save_twin("t5", tmp_path / "hf")
+    words = ["<pad>", "</s>", "<unk>", *(f"\u2581w{i}" for i in range(96))]
+    tokenizer = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, "<unk>"))
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    tokenizer.post_processor = processors.TemplateProcessing("$A </s>", special_tokens=[("</s>", 1)])
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
+    fast.save_pretrained(tmp_path / "hf")
+    params = SamplingParams(temperature=0, max_tokens=9, ignore_eos=True)
+    with LLM(tmp_path / "hf", device="cpu", cache_dir=tmp_path / "cache", max_seq_len=64) as llm:
+        (output,) = llm.generate("w5 w17 w17 w80", params)
+    assert output.prompt_token_ids == (8, 20, 20, 83, 1) == tuple(fast("w5 w17 w17 w80").input_ids)
+    out = generated(model, list(output.prompt_token_ids), 9).sequences[0]
+    assert output.outputs[0].text == fast.decode(out, skip_special_tokens=True) != ""
+
+
+def test_beams_that_are_preempted_find_the_same(bart: TwinEngine) -> None:
+    params = SamplingParams(use_beam_search=True, beam_width=2, n=2, max_tokens=30)
+
+    def found(blocks: tuple[int, int]) -> tuple[list[Any], int]:
+        backend, outputs = CpuBackend(bart.engine, bart.directory), dict[str, Any]()
+        backend.num_blocks = blocks
+        executor = Executor(bart.engine, backend, None)
+        for index, given in enumerate(prompts_of((40, 17))):
+            executor.submit(Submission(str(index), tuple(given), params, partial(outputs.__setitem__, str(index))))
+        while executor.busy:
+            executor.step()
+            executor.scheduler.check()
+        assert executor.kv.usage == 0
+        texts = [[each.token_ids for each in outputs[str(i)].outputs] for i in range(2)]
+        return texts, executor.scheduler.counters.preemptions
+
+    (roomy, none), (tight, some) = found((30, 30)), found((6, 30))
+    assert roomy == tight and none == 0 and some > 0
