@@ -9,7 +9,7 @@ import torch
 
 from penstock.errors import GraphError
 from penstock.ir import emit, leaf, tensor
-from penstock.ir.ops.recurrent import causal_conv, selective_scan, softplus
+from penstock.ir.ops.recurrent import causal_conv, delta_scan, selective_scan, softplus
 
 H, P, W, G, K = 4, 3, 5, 2, 4
 C = H * P + 2 * G * W
@@ -94,6 +94,36 @@ def test_cuts_neighbours_and_padding_change_no_bit() -> None:
     assert torch.equal(both.state[1], before), "nobody's slot is touched"
 
 
+def test_a_memory_is_corrected_token_by_token_however_a_text_is_cut() -> None:
+    """The delta rule as a product of matrices, in float64: s_t = (I - beta k k^T) kept s_(t-1) + beta k v^T."""
+    g = torch.Generator().manual_seed(5)
+    keys, size, width, count = 2, 5, 3, 9
+    x, steps = torch.randn(count, 2 * keys * size + H * width, generator=g), torch.randn(count, 2 * H, generator=g)
+    decay, bias = torch.randn(H, generator=g), torch.randn(H, generator=g)
+    q, k, v = x.double().split((keys * size, keys * size, H * width), 1)
+    q, k = (torch.nn.functional.normalize(each.unflatten(1, (keys, size)), dim=-1) for each in (q, k))
+    beta, step = steps[:, :H].double().sigmoid(), torch.nn.functional.softplus(steps[:, H:].double() + bias)
+    want = torch.zeros(count, H, width, dtype=torch.float64)
+    for h in range(H):
+        s, own = torch.zeros(size, width, dtype=torch.float64), h // (H // keys)
+        for t in range(count):
+            key, value = k[t, own], v[t].unflatten(0, (H, width))[h]
+            forget = torch.eye(size, dtype=torch.float64) - beta[t, h] * torch.outer(key, key)
+            s = forget @ (s * torch.exp(-decay[h].exp() * step[t, h])) + beta[t, h] * torch.outer(key, value)
+            want[t, h] = s.t() @ q[t, own] / size**0.5
+    state = torch.randn(3, H, size, width) * 9  # of somebody before
+    other, at, got = state[1].clone(), 0, []
+    for part in (4, 1, 3, 1):
+        rows = i32(0, 0), i32(part, 0), i32(at + part, 0), i32(2, -1)
+        _, y = delta_scan(state, x[at : at + part], steps[at : at + part], decay, bias, *rows)
+        got.append(y)
+        at += part
+    torch.testing.assert_close(torch.cat(got), want.flatten(1).float(), rtol=1e-4, atol=1e-4)
+    assert torch.equal(state[1], other)
+    _, whole_text = delta_scan(state, x, steps, decay, bias, i32(0), i32(count), i32(count), i32(0))
+    assert torch.equal(torch.cat(got), whole_text) and torch.equal(state[0], state[2])
+
+
 def test_steps_are_limited() -> None:
     x, dt = text(6, 4)
     both = Both(1)
@@ -116,6 +146,8 @@ def test_steps_are_limited() -> None:
         ("selective_scan", {1: ("f32", "T", C - 1)}, "do not fit"),
         ("selective_scan", {0: ("bf16", "N", H, P, W)}, "state bf16"),
         ("selective_scan", {2: ("f32", "T", 3)}, "dt f32"),
+        ("delta_scan", {1: ("f32", "T", C + 1)}, "do not fit"),
+        ("delta_scan", {2: ("f32", "T", H)}, "steps f32"),
     ],
 )
 def test_what_does_not_fit_is_refused(op: str, changes: dict[int, Any], said: str) -> None:
@@ -123,8 +155,15 @@ def test_what_does_not_fit_is_refused(op: str, changes: dict[int, Any], said: st
     types: dict[str, list[Any]] = {
         "causal_conv": [("f32", "N", C, K - 1), ("f32", "T", C), ("f32", C, K), *spans, ("f32", C)],
         "selective_scan": [("f32", "N", H, P, W), ("f32", "T", C), ("f32", "T", H), *[("f32", H)] * 3, *spans],
+        "delta_scan": [
+            ("f32", "N", H, W, P),
+            ("f32", "T", 2 * G * W + H * P),
+            ("f32", "T", 2 * H),
+            *[("f32", H)] * 2,
+            *spans,
+        ],
     }
-    attrs: dict[str, Any] = {"causal_conv": {"act": "silu"}, "selective_scan": {"groups": G}}[op]
+    attrs: dict[str, Any] = {"causal_conv": {"act": "silu"}, "selective_scan": {"groups": G}, "delta_scan": {}}[op]
 
     def build(changes: dict[int, Any]) -> None:
         given = dict(enumerate(types[op])) | changes

@@ -38,3 +38,14 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         {**_MAMBA, "n_groups": 2, "use_conv_bias": False, "state_size": 5, "time_step_limit": [0.3, 0.9]},
     ),
 }  # fmt: skip
+
+
+def remembering(model: Any) -> None:
+    """Memories that last: one that is forgotten at once holds a product of two vectors, which the norm behind it blows
+    up where they are nearly at right angles, and rounding with it: Transformers' own two ways then differ by 5e-4."""
+    for name, parameter in model.named_parameters():
+        if name.endswith("A_log"):
+            parameter.sub_(4.0)
+
+
+AMENDED = {"qwen3-next": remembering, "qwen3-next-types-biases": remembering}
