@@ -24,6 +24,12 @@ _SIZES: dict[str, Any] = {
     **dict.fromkeys(("sliding_window", "sliding_window_size"), 48),
 }
 _KV = ("num_key_value_heads", "num_kv_heads", "kv_n_heads", "multi_query_group_num")
+_DELTA = {
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 64,
+    "linear_value_head_dim": 64,
+}
 _LATENT = {
     "first_k_dense_replace": 1,
     "kv_lora_rank": 128,
@@ -69,6 +75,7 @@ SHRUNK: dict[str, tuple[str, dict[str, Any]]] = {
     "dbrx": ("dbrx-base", {}),
     "grok-1": ("grok-1", {}),
     "gpt_oss": ("gpt-oss-20b", {"quantization_config": None}),
+    "qwen3_next": ("Qwen3-Next-80B-A3B-Instruct", {"full_attention_interval": 2, **_DELTA}),
     "mamba2": ("mamba2-2.7b-hf", {"num_heads": 8, "time_step_rank": 16}),
     "deepseek_v2": ("DeepSeek-V2-Lite", _LATENT),
     "deepseek_v3": (

@@ -32,6 +32,7 @@ CHAOTIC = {
     "deepseek_v2",
     "deepseek_v3",
     "gpt_oss",
+    "qwen3_next",
 }
 
 Scores = list[list[float]]  # of each text, the log-probability of each token but the first

@@ -141,7 +141,7 @@ def test_what_the_layout_has_no_word_for(tmp_path: Path) -> None:
     hf = tiny("gemma", tmp_path)
     config = json.loads((hf / "config.json").read_text()) | {"hidden_activation": "gelu"}
     (hf / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UnsupportedError, match="a gemma model with .*act='gelu'"):
+    with pytest.raises(UnsupportedError, match=r"a gemma model with .*act='gelu'"):
         convert(hf, tmp_path / "out")
 
 
