@@ -2,7 +2,7 @@
 
 A cell says of a family, a format and a generation of GPUs what is known: tested; compiled only; in part on the slow
 reference; refused. Tested on a CPU is what has a twin in tests/cpu/models/twins.py; on a GPU what has a record in
-bench/results/h200/families.jsonl. `--log FILE --device NAME --commit ID` adds those of the families step of tools/gpu,
+bench/results/h200/families/records.jsonl. `--log FILE --device NAME --commit ID` adds those of the families step of tools/gpu,
 whose log FILE is.
 """
 
@@ -34,7 +34,7 @@ from tests.facts.tensors import published_config
 from tests.shrunk import SHRUNK
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGE, RECORDS = ROOT / "docs" / "support.md", ROOT / "bench" / "results" / "h200" / "families.jsonl"
+PAGE, RECORDS = ROOT / "docs" / "support.md", ROOT / "bench" / "results" / "h200" / "families" / "records.jsonl"
 # heading -> (dtype, kv_cache_dtype)
 FORMATS = {
     "f32": ("float32", "auto"), "bf16": ("bfloat16", "auto"), "f16": ("float16", "auto"),
