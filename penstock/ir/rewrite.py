@@ -82,9 +82,9 @@ def _sweep(graph: Graph, rules: Sequence[Rule], fired: dict[str, int]) -> Iterat
 
 
 def substitute(graph: Graph, swaps: Swap) -> Graph:
-    """The graph with every use of a replaced value redirected. Replacements may use old values, but not those that they replace.
+    """The graph with every use of a replaced value redirected. Replacements may use old values.
 
-    Raises PassError for one that does.
+    Raises PassError for one that uses what it replaces.
     """
     goals = {value: _goal(value, swaps) for value in swaps}
     touched = {value.node for value in swaps}  # nodes hash by identity: most values need no look-up of their own
