@@ -11,14 +11,15 @@ from __future__ import annotations
 import hashlib
 import importlib
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from threading import RLock
 from typing import Any
 
-from penstock.errors import OptionError, PluginError
+from penstock.errors import OptionError, PenstockError, PluginError
 
 GROUP = "penstock.plugins"
 SOURCES = (".py", ".cu", ".cuh")
@@ -48,8 +49,8 @@ def load(modules: Iterable[str] = ()) -> None:
     Raises OptionError for what is no module's name; PluginError, naming the plugin, where it cannot be imported or
     registers what exists already.
     """
-    named = () if isinstance(modules, str) else tuple(modules)
-    if isinstance(modules, str) or not all(isinstance(each, str) for each in named):
+    named = tuple(modules) if isinstance(modules, Iterable) and not isinstance(modules, str) else ()
+    if isinstance(modules, str) or not isinstance(modules, Iterable) or not all(isinstance(m, str) for m in named):
         raise OptionError(f"plugins={modules!r} is no list of modules' names; give one like ['package.module']")
     from importlib.metadata import entry_points  # with all that it imports, a price that `--help` need not pay
 
@@ -79,12 +80,15 @@ def _load(module: str, called: str, version: str | None = None) -> None:
     except PluginError as error:
         _take_back(known, module)
         raise PluginError(f"{called}: {error}") from error
-    except Exception as error:  # a border: whatever another's module raises is reported under its name
+    except (Exception, SystemExit) as error:  # a border: whatever another's module raises is reported under its name
         _take_back(known, module)
         raise PluginError(
             f"{called} cannot be imported: {type(error).__name__}: {error}; mend it, install it, put its folder on "
             f"PYTHONPATH, or leave it out"
         ) from error
+    except BaseException:
+        _take_back(known, module)
+        raise
     finally:
         _LOADING.pop()
     _LOADED[module] = str(version or getattr(imported, "__version__", ""))
@@ -142,6 +146,7 @@ def _owner() -> str | None:
     return _LOADING[-1] if _LOADING else caller
 
 
+<<<<<<< HEAD
 def shared() -> tuple[str, ...]:
     """The modules that another process has to load to know the same, in order: those that were only imported too.
 
@@ -155,6 +160,28 @@ def shared() -> tuple[str, ...]:
             f"cannot import it; move it into a module, and name that: --plugin MODULE, or plugins=['MODULE']"
         )
     return tuple(dict.fromkeys((*_LOADED, *reversed(owners))))
+=======
+@contextmanager
+def border(*parts: Part) -> Iterator[None]:
+    """Where parts are run: what one of a plugin raises becomes a PluginError that names it. Ours go through."""
+    try:
+        yield
+    except PenstockError:
+        raise
+    except (Exception, SystemExit) as error:  # a border: as of the import
+        part = next((part for part in parts if owner(*part)), None)
+        if part is None:
+            raise
+        raise PluginError(
+            f"{part[0]} {part[1]!r} of plugin {owner(*part)} failed: {type(error).__name__}: {error}; mend it, or "
+            f"leave the plugin out"
+        ) from error
+
+
+def loaded() -> tuple[str, ...]:
+    """The modules that were loaded, in order: what another process has to load to know the same."""
+    return tuple(_LOADED)
+>>>>>>> hX
 
 
 def owner(kind: str, name: str) -> str | None:

@@ -2,8 +2,8 @@
 
 A cell says of a family, a format and a generation of GPUs what is known: tested; compiled only; in part on the slow
 reference; refused. Tested on a CPU is what has a twin in tests/cpu/models/twins.py; on a GPU what has a record in
-bench/results/h200/families/records.jsonl. `--log FILE --device NAME --commit ID` adds those of the families step of tools/gpu,
-whose log FILE is.
+bench/results/h200/families/records.jsonl. `--log FILE --device NAME --commit ID` adds those of the families step of
+tools/gpu, whose log FILE is.
 """
 
 from __future__ import annotations

@@ -7,12 +7,13 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from penstock.engine.device import Device
-from penstock.engine.program import Site, Sizes
-from penstock.errors import PinError
+from penstock.engine.program import Call, Site, Sizes
+from penstock.errors import PinError, PluginError
 from penstock.ir.op import vocabulary
 from penstock.kernels.reference import Reference, has_parts, plan_parts
 from penstock.kernels.registry import tactics
-from penstock.kernels.tactic import NO_CONFIG, PARTS, PLAIN, REFERENCE, Config, Draft, Tactic
+from penstock.kernels.tactic import NO_CONFIG, PARTS, PLAIN, REFERENCE, Config, Draft, KernelUse, Tactic
+from penstock.plugins import border
 
 Pins = Mapping[str, str]  # op -> the one tactic that may run it, or `!name` for the one that may not
 
@@ -48,17 +49,23 @@ class Candidate:
 
     def layouts(self, site: Site) -> tuple[tuple[int, str], ...]:
         """The layout of each weight input; parts read plain weights."""
-        wanted = self.tactic.layouts(site, self.config) if self.tactic else {}
-        return tuple((i, wanted.get(i, PLAIN)) for i in site.weights)
+        with border(("tactic", self.key(site.op))):
+            wanted = self.tactic.layouts(site, self.config) if self.tactic else {}
+            return tuple((i, wanted.get(i, PLAIN)) for i in site.weights)
 
     def supports(self, site: Site, sizes: Sizes, device: Device) -> str | None:
-        return self.tactic.supports(site, sizes, device) if self.tactic else None
+        with border(("tactic", self.key(site.op))):
+            return self.tactic.supports(site, sizes, device) if self.tactic else None
 
     def draft(self, site: Site, sizes: Sizes, device: Device, choose: Callable[[Site], Draft]) -> Draft:
         """`choose` drafts the parts of a fused site."""
         if self.tactic is None:
             return plan_parts(site, sizes, choose)
-        return self.tactic.plan(site, sizes, device, self.config)
+        with border(("tactic", self.key(site.op))):
+            found = self.tactic.plan(site, sizes, device, self.config)
+            if not isinstance(found, Draft) or not all(isinstance(x, Call | KernelUse) for x in found.steps or (None,)):
+                raise TypeError(f"a plan of {found!r}, not a Draft of calls and kernels")
+        return found
 
 
 def check_pins(pins: Pins) -> None:
@@ -81,10 +88,14 @@ def candidates(site: Site, sizes: Sizes, device: Device, pins: Pins) -> tuple[tu
     refused: dict[str, str] = {}
     found: list[Candidate] = []
     for tactic in _allowed(site.op, pins):
-        if reason := tactic.supports(site, sizes, device):
-            refused[tactic.name] = reason
-        else:
-            found.extend(Candidate(tactic, c) for c in tactic.tunables(site, sizes, device) or (NO_CONFIG,))
+        try:
+            with border(("tactic", f"{site.op}={tactic.name}")):
+                if reason := tactic.supports(site, sizes, device):
+                    refused[tactic.name] = str(reason)
+                else:
+                    found.extend([Candidate(tactic, c) for c in tactic.tunables(site, sizes, device) or (NO_CONFIG,)])
+        except PluginError as error:  # as a crash in a worker process: it is out, and on record
+            refused[tactic.name] = str(error)
     if has_parts(site.op) and permits(pins, site.op, PARTS):
         found.append(Candidate(None, NO_CONFIG))
     if device.kind == "cpu" or not found or pins.get(site.op) == REFERENCE:

@@ -33,13 +33,19 @@ from penstock.ir.op import get
 from penstock.ir.ops.state import table_name
 from penstock.kernels.device import detect
 from penstock.models.checkpoint import Checkpoint
+from penstock.models.config import MAX_SIZE
 from penstock.plugins import load as load_plugins
 from penstock.spec import ModelSpec
+from penstock.text.files import text_files
 
 LOGITS = "logits"
 NO_PINS: Pins = {}
+<<<<<<< HEAD
 LOOKING = ("attention", "rope_attention")  # ops that look through a window
 _GROUP = re.compile(r"(paged|windowed|slots)(\d+)")
+=======
+_GROUP = re.compile(r"(paged|windowed|slots)(0|[1-9][0-9]{0,3})")
+>>>>>>> hX
 
 
 @dataclass(frozen=True)
@@ -69,8 +75,11 @@ def compile(
     Raises GraphError, CheckpointError, PluginError or OptionError before any work, SelectionError where no tactic runs
     an op.
     """
+    _check_arguments(graph, weights, profile, eos, tactics, (output, tokenizer, cache_dir))
     load_plugins(plugins)
     target, root, text = detect(device), cache_root(cache_dir), None if tokenizer is None else Path(tokenizer)
+    if text is not None and not text_files(text):
+        raise OptionError(f"tokenizer={str(text)!r} has no tokenizer file; name a directory with tokenizer.json")
     front = _front(graph, weights, profile, eos, tactics)
     require_room(front.draft, target)
     key = _key(front, weights, text, target)
@@ -78,17 +87,37 @@ def compile(
     return store.load(finish(front, key, text, place, output is None, target, root, tactics, {}, progress))
 
 
+def _check_arguments(graph: Any, weights: Any, profile: Any, eos: Any, tactics: Any, places: Sequence[Any]) -> None:
+    """Raises OptionError for what is of another type altogether."""
+    wanted: tuple[tuple[str, Any, tuple[type, ...]], ...] = (
+        ("graph", graph, (Graph,)), ("weights", weights, (Mapping,)), ("profile", profile, (Profile,)),
+        ("eos", eos, (list, tuple)), ("tactics", tactics, (Mapping,)),
+    )  # fmt: skip
+    for name, value, kinds in wanted:
+        if not isinstance(value, kinds):
+            shown = " or ".join(kind.__name__ for kind in kinds)
+            raise OptionError(f"{name} is a {type(value).__name__}, expected a {shown}; see the help of compile")
+    for place in places:
+        if not isinstance(place, str | Path | None):
+            raise OptionError(f"{place!r} is a {type(place).__name__}, and no path; give a directory's name")
+
+
 def _front(graph: Graph, weights: Mapping[str, Any], profile: Profile, eos: Sequence[int], tactics: Pins) -> Frontend:
     if profile.freqs:
         raise OptionError(f"profile.freqs={profile.freqs}: a graph by hand brings its own frequencies; leave it out")
     for node in graph.leaves("state"):
         _check_state(node, profile)
+<<<<<<< HEAD
     groups = groups_of(graph.leaves("state"))
     _check_groups(graph, groups)
     profile = profile.for_groups(groups)
+=======
+    _check_groups(graph)
+    profile = profile.for_groups(groups_of(graph.leaves("state")))
+>>>>>>> hX
     vocab = _check_step(graph, profile)
     held = _arrays(graph, weights)
-    if bad := [token for token in eos if not isinstance(token, int) or not 0 <= token < vocab]:
+    if bad := [token for token in eos if type(token) is not int or not 0 <= token < vocab]:
         raise OptionError(f"eos={list(eos)!r} holds {bad[0]!r}, which is no token id from 0 to {vocab - 1}")
     after, results = pipeline.run(graph)
     lowered = lower(after)
@@ -120,7 +149,8 @@ def _check_step(graph: Graph, profile: Profile) -> int:
     results = dict(zip(graph.names, graph.outputs, strict=True))
     logits = results.pop(LOGITS, None)
     shape = logits.type.shape if logits else ()
-    if logits is None or len(shape) != 2 or shape[0] != "L" or logits.type.format.name != "f32":
+    sized = len(shape) == 2 and shape[0] == "L" and isinstance(shape[1], int)
+    if logits is None or not sized or logits.type.format.name != "f32":
         raise GraphError(f"the graph gives {logits and logits.type} as 'logits'; a step has to give f32[L,V]")
     states = {node.name: node for node in graph.leaves("state")}
     if results.keys() != states.keys() or any(v.type != states[n].types[0] for n, v in results.items()):
@@ -140,15 +170,19 @@ def _by_table(type: Type, profile: Profile) -> Type:
 
 def _check_state(node: Node, profile: Profile) -> None:
     shape, attrs = node.types[0].shape, dict(node.attrs)
+    window = attrs.get("window", 0)
     kind = found[1] if (found := _GROUP.fullmatch(str(attrs.get("group")))) else ""
     blocks = kind == BY_SLOT or (len(shape) == 5 and shape[3] == profile.block_size)
-    if not kind or shape[:1] != ("N",) or not blocks or (kind == "windowed") != bool(attrs.get("window", 0)):
+    sized = shape[:1] == ("N",) and all(isinstance(n, int) and n > 0 for n in shape[1:])
+    wide = type(window) is int and (0 < window <= MAX_SIZE if kind == "windowed" else window == 0)
+    if not kind or not sized or not blocks or not wide:
         raise GraphError(
             f"state {node.name!r} is {node.types[0]} {attrs}; give [N,2,K,{profile.block_size},D], blocks as large as "
             f"the profile's, and as the attribute `group` the name of its group: paged0, windowed1 (with `window`), ..."
         )
 
 
+<<<<<<< HEAD
 def _check_groups(graph: Graph, groups: Sequence[StateGroup]) -> None:
     """Raises GraphError where groups share a number, a state is read by another group's table, or further back than its
     group keeps blocks: all would run, on another's keys."""
@@ -182,6 +216,15 @@ def _state(value: Value) -> Node | None:
         return node if node.op == "state" else None
     kept = (i for i, out in (get(node.op).writes or {}).items() if node[out] == value)
     return next((_state(node.inputs[i]) for i in kept), None)
+=======
+def _check_groups(graph: Graph) -> None:
+    """Each name is of one window, and their numbers are 0, 1, ...: those of the block tables that a step brings."""
+    groups = groups_of(graph.leaves("state"))
+    names = [group.name for group in groups]
+    if any(name != f"{group.kind}{i}" for i, (name, group) in enumerate(zip(names, groups, strict=True))):
+        shown = ", ".join(f"{group.name} (window {group.window})" for group in groups)
+        raise GraphError(f"the groups of states are {shown}; number them from 0 on, each with one window")
+>>>>>>> hX
 
 
 def _arrays(graph: Graph, weights: Mapping[str, Any]) -> dict[str, Any]:
@@ -190,13 +233,17 @@ def _arrays(graph: Graph, weights: Mapping[str, Any]) -> dict[str, Any]:
     if missing := [name for name in wanted if name not in weights]:
         raise CheckpointError(f"weights lack {', '.join(missing[:5])}, which the graph reads")
     if left := [name for name in weights if name not in wanted]:
-        raise CheckpointError(f"weights hold {', '.join(left[:5])}, which the graph does not read; leave them out")
+        raise CheckpointError(
+            f"weights hold {', '.join(map(str, left[:5]))}, which the graph does not read; leave them out"
+        )
     found: dict[str, Any] = {}
     for name, type in wanted.items():
         try:
             found[name] = torch.as_tensor(weights[name])
         except (TypeError, ValueError, RuntimeError) as error:
             raise CheckpointError(f"weight {name!r} is no array: {error}; give numpy's or torch's") from None
+        if found[name].layout != torch.strided or found[name].is_meta:
+            raise CheckpointError(f"weight {name!r} is sparse, or a type without numbers; give a dense array")
         if tuple(found[name].shape) != type.shape or found[name].is_floating_point() != type.format.is_float:
             raise CheckpointError(f"weight {name!r} is {found[name].dtype}{list(found[name].shape)}, not {type}")
     return found

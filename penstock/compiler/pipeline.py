@@ -125,9 +125,10 @@ def report(results: Sequence[PassResult]) -> tuple[Mapping[str, Any], ...]:
 
 
 def _apply(step: Pass, graph: Graph) -> PassResult:
-    after = step(graph)
-    _check_fired(step, graph, after)
-    verify(after.graph, step.dialect())
+    with plugins.border(("pass", step.name)):
+        after = step(graph)
+        _check_fired(step, graph, after)
+        verify(after.graph, step.dialect())
     return PassResult(step.name, after.fired, len(graph.nodes), len(after.graph.nodes), after.graph)
 
 

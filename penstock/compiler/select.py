@@ -25,7 +25,7 @@ from penstock.compiler.timing_cache import TimingCache
 from penstock.engine.device import Device
 from penstock.engine.profile import Profile
 from penstock.engine.program import KernelLaunch, Plan, Site, Sizes, plan_to_json
-from penstock.errors import SelectionError
+from penstock.errors import PluginError, SelectionError
 from penstock.ir.graph import Graph
 from penstock.kernels.reference import has_parts, parts_sites
 from penstock.kernels.tactic import PLAIN, Draft, Kernel, KernelUse, frozen_plan
@@ -184,7 +184,12 @@ class Selector:
         self.compiler.submit(new, lambda: self.progress("compile"))
 
     def _planned(self, site: Site, point: str, sizes: Sizes, anchor: bool) -> tuple[tuple[Candidate, Plan | None], ...]:
-        drafts = [(c, self._own_draft(c, site, sizes)) for c in self._wanted(site, point, sizes, anchor)]
+        drafts = []
+        for candidate in self._wanted(site, point, sizes, anchor):
+            try:
+                drafts.append((candidate, self._own_draft(candidate, site, sizes)))
+            except PluginError as error:  # the tactic is out, and on record
+                self.result.rows.append(Row(site.key, point, candidate.name, Timing(refused=str(error))))
         hopeless = self._hopeless(drafts, site, sizes) if self.device.kind == "cuda" else {}
         for name, reason in hopeless.items():
             self.result.rows.append(Row(site.key, point, name, Timing(refused=reason)))
@@ -264,6 +269,13 @@ class Selector:
         refusals = self.compiler.refusals(x.kernel for x in plan.launches if isinstance(x, KernelLaunch))
         if refusals:
             return Timing(refused=next(iter(refusals.values())))
+        try:
+            return self._known(site, sizes, candidate, plan, best)
+        except PluginError as error:
+            return Timing(refused=str(error))
+
+    def _known(self, site: Site, sizes: Sizes, candidate: Candidate, plan: Plan, best: float) -> Timing:
+        """What the cache has, else what is measured now."""
         digest = hashlib.sha256(json.dumps(plan_to_json(plan)).encode()).hexdigest()[:16]
         foreign = plugins.stamp(("op", site.op), ("tactic", candidate.key(site.op)))
         implementation = f"{candidate.name} v{candidate.version} {digest}{foreign}"
@@ -271,7 +283,8 @@ class Selector:
         timing = self.cache.get(key)
         if timing is None:
             packed = tuple((i, name) for i, name in candidate.layouts(site) if name != PLAIN)
-            timing = self.timer(site, sizes, plan, best, packed)
+            with plugins.border(("tactic", candidate.key(site.op)), ("op", site.op)):
+                timing = self.timer(site, sizes, plan, best, packed)
             self.cache.put(key, timing)
         return timing
 

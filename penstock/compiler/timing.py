@@ -90,6 +90,8 @@ def stored(inputs: Sequence[Any], layouts: Layouts) -> list[Any]:
 def gate(site: Site, results: Sequence[Any], wanted: Sequence[Any]) -> str:
     """Empty where every result is within its format's tolerance, row by row; otherwise what is off, and by how much."""
     for index, (type, got, want) in enumerate(zip(site.outputs, results, wanted, strict=True)):
+        if got.shape != want.shape or got.dtype != want.dtype:
+            return f"result {index} is {got.dtype}{list(got.shape)}, not {want.dtype}{list(want.shape)}"
         limit = tolerance(type.format).relative
         error = row_error(got, want)
         if not error <= limit:

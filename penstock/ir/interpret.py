@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from penstock import plugins
+from penstock.errors import PluginError
 from penstock.formats import stored_as
 from penstock.ir.graph import Graph, Node, Type
 from penstock.ir.lazy import torch
@@ -18,7 +20,27 @@ def run_node(node: Node, inputs: Sequence[Any], sizes: Mapping[str, int] | None 
     op = get(node.op)
     extra = {"sizes": sizes} if op.sized else {}
     out = op.reference(*inputs, **dict(node.attrs), **extra)
-    return tuple(born(t, y) for t, y in zip(node.types, out if isinstance(out, tuple) else (out,), strict=True))
+    results = out if isinstance(out, tuple) else (out,)
+    if plugins.owner("op", node.op):
+        _check_results(node, inputs, results)
+    return tuple(born(t, y) for t, y in zip(node.types, results, strict=True))
+
+
+def _check_results(node: Node, inputs: Sequence[Any], results: Sequence[Any]) -> None:
+    """Raises PluginError where an op of a plugin does not give what its type rule says."""
+    # A plan's node has no inputs: then only what is a number is compared.
+    known = {
+        d: n for v, x in zip(node.inputs, inputs, strict=False) for d, n in zip(v.type.shape, x.shape, strict=True)
+    }
+    got = [tuple(getattr(y, "shape", ("no tensor",))) for y in results]
+    want = [tuple(known.get(d, d) if isinstance(d, str) else d for d in t.shape) for t in node.types]
+    if len(got) != len(want) or any(map(_differ, got, want)):
+        whose = plugins.owner("op", node.op)
+        raise PluginError(f"op {node.op!r} of plugin {whose} gives results {got}, by its type rule {want}; mend it")
+
+
+def _differ(got: tuple[Any, ...], want: tuple[Any, ...]) -> bool:
+    return len(got) != len(want) or any(w != g and not isinstance(w, str) for g, w in zip(got, want, strict=True))
 
 
 def born(type: Type, tensor: Any) -> Any:

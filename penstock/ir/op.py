@@ -41,7 +41,9 @@ class Op:
         """The result types. Raises GraphError with the op and its operand types."""
         try:
             out = self.infer(*inputs, **attrs)
-        except (ValueError, TypeError, AssertionError) as error:
+        except Exception as error:
+            if not isinstance(error, ValueError | TypeError | AssertionError) and not plugins.owner("op", self.name):
+                raise
             operands = ", ".join(map(str, inputs))
             raise GraphError(f"{self.name}({operands}) {dict(attrs)}: {error}") from None
         return out if isinstance(out, tuple) else (out,)

@@ -11,6 +11,7 @@ from penstock.ir.graph import Graph, Node, Value
 Swap = Mapping[Value, Value]
 
 MAX_SWEEPS = 1000  # far beyond the depth of any nest of expressions
+MAX_GROWTH = 10  # times the nodes that rules were given; a rule makes a handful of one
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +48,16 @@ def rewrite(graph: Graph, rules: Sequence[Rule]) -> Rewritten:
     undoes another, or fires on its own result.
     """
     fired: dict[str, int] = {rule.__name__: 0 for rule in rules}
+    most = MAX_GROWTH * (len(graph.nodes) + 100)
     for _ in range(MAX_SWEEPS):
         swaps = dict(_sweep(graph, rules, fired))
         if not swaps:
             return Rewritten(graph, fired)
         graph = substitute(graph, swaps)
+        if len(graph.nodes) > most:
+            raise PassError(
+                f"rules made more than {most} nodes of a graph: {fired}; a rule must not fire on its result"
+            )
     raise PassError(f"rules still fire after {MAX_SWEEPS} sweeps over the graph: {fired}; a rule must not fire again")
 
 
@@ -76,10 +82,14 @@ def _sweep(graph: Graph, rules: Sequence[Rule], fired: dict[str, int]) -> Iterat
 
 
 def substitute(graph: Graph, swaps: Swap) -> Graph:
-    """The graph with every use of a replaced value redirected. Replacements may use old values."""
+    """The graph with every use of a replaced value redirected. Replacements may use old values.
+
+    Raises PassError for one that uses what it replaces.
+    """
     goals = {value: _goal(value, swaps) for value in swaps}
     touched = {value.node for value in swaps}  # nodes hash by identity: most values need no look-up of their own
     memo: dict[Node, Node] = {}
+    waiting: set[Node] = set()
 
     def redirect(values: Sequence[Value]) -> list[Value]:
         return [goals.get(v, v) if v.node in touched else v for v in values]
@@ -95,6 +105,9 @@ def substitute(graph: Graph, swaps: Swap) -> Graph:
         if node in memo:
             stack.pop()
         elif missing := [v.node for v in inputs if v.node not in memo]:
+            if node in waiting:  # for itself: what it waited for the first time is above it on the stack
+                raise PassError(f"a value of {node.op} is replaced by one that reads it; mend the rule")
+            waiting.add(node)
             stack.extend(missing)
         else:
             new = rebuilt(inputs)

@@ -104,7 +104,7 @@ class Reader:
         """
         for key, own in keys.items():
             if own in self._config:
-                if self._config.get(key, self._config[own]) != self._config[own]:
+                if key in self._config and self._config[key] != self._config[own]:
                     raise self.refused(key, self._config[key], f"the same as {own} = {self._config[own]!r}")
                 self._consumed.add(key)
                 self._spelt[key] = own

@@ -14,8 +14,8 @@ from penstock import plugins
 from penstock.errors import ConfigError, ModelError, UnsupportedArchitectureError
 from penstock.ir import Value
 from penstock.models import families
-from penstock.models.binding import Source, bind, declared, sourced
-from penstock.models.config import Reader, close
+from penstock.models.binding import Source, bind, declared, shapes, sourced
+from penstock.models.config import MAX_SIZE, Reader, close
 from penstock.spec import ModelSpec
 
 
@@ -38,6 +38,7 @@ class Family:
         return self.by_config(config) if self.by_config else self.source
 
 
+MAX_FLOAT = 3.4e38  # of float32, in which factors are applied
 _FAMILIES: dict[str, Family] = {}  # by architecture
 
 
@@ -47,6 +48,8 @@ def register(family: Family) -> Family:
     Raises ModelError where another one implements one of its architectures, PluginError for a name that is taken.
     """
     _load_built_in()
+    for pattern in (*family.ignored, *(pattern for pattern, _ in family.renamed)):
+        re.compile(pattern)  # raises here, not when a checkpoint is read
     new = {name: family for name in family.architectures if _is_free(name, family)}
     known = {each.name for each in _FAMILIES.values() if each != family}
     plugins.note("family", family.name, family.name in known, lambda: [_FAMILIES.pop(name) for name in new])
@@ -89,14 +92,45 @@ def read_spec(config: Mapping[str, Any]) -> ModelSpec:
     """What the model is. Raises ConfigError for any key or value that is not fully understood."""
     family = family_of(config)
     reader = Reader(config)
-    spec = family.read(reader)
-    close(reader)
+    try:
+        with plugins.border(("family", family.name)):
+            spec = family.read(reader)
+            close(reader)
+    except ArithmeticError as error:
+        raise ConfigError(
+            f"config.json: its numbers together give none that a float holds ({error}); correct"
+        ) from None
+    if not isinstance(spec, ModelSpec):
+        raise ModelError(
+            f"family {family.name!r} reads the config as a {type(spec).__name__}, not a ModelSpec; mend it"
+        )
+    _check_numbers(spec)
     return spec
+
+
+def _check_numbers(spec: ModelSpec) -> None:
+    """Raises ConfigError for what each key alone may say, and all together may not: sizes and factors of the model."""
+    for name, shape in shapes(spec).items():
+        if max(shape) > MAX_SIZE:
+            raise ConfigError(f"config.json: {name} is to be of shape {shape}; at most {MAX_SIZE} can be indexed")
+    values: list[Any] = [spec.to_json()]
+    while values:
+        value = values.pop()
+        if isinstance(value, float) and not abs(value) <= MAX_FLOAT:
+            raise ConfigError(f"config.json: its numbers give a factor of {value}, at most {MAX_FLOAT:g}; correct them")
+        if isinstance(value, dict | list):
+            values.extend(value.values() if isinstance(value, dict) else value)
 
 
 def weights(spec: ModelSpec, config: Mapping[str, Any], format: str) -> dict[str, Value]:
     """Canonical name -> expression over this family's checkpoint tensors, each read in `format`."""
+<<<<<<< HEAD
     return bind(spec, format, family_of(config).source_of(config))
+=======
+    family = family_of(config)
+    with plugins.border(("family", family.name)):
+        return bind(spec, format, family.source)
+>>>>>>> hX
 
 
 def ignored_tensors(spec: ModelSpec, config: Mapping[str, Any]) -> tuple[str, ...]:

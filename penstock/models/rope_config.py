@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from penstock.models.config import Reader
-from penstock.spec import DynamicNtk, Linear, Llama3, LongRope, Rope, Scaling, Yarn
+from penstock.models.config import MAX_SIZE, Reader
+from penstock.spec import DynamicNtk, Linear, Llama3, LongRope, Rope, Scaling, Yarn, inverse_frequencies
+from penstock.spec.rope import attention_factor
 
 
 def read_rope(
@@ -28,7 +30,7 @@ def read_rope(
         raise reader.refused("rope_scaling", reader.get("rope_scaling"), "it or rope_parameters, not two that differ")
     nested = new or old
     if nested is None:
-        return Rope(theta, dim, interleaved=interleaved)
+        return _sound(reader, Rope(theta, dim, interleaved=interleaved), max_position)
     if partial is None:
         nested.only("partial_rotary_factor", 1.0, None)
     nested.ignore(("partial_rotary_factor",))
@@ -47,7 +49,7 @@ def read_ropes(
     stated = reader.nested("rope_parameters")
     types = {kind: stated.nested(kind) if stated else None for kind in thetas}
     if not any(types.values()):
-        plain = {kind: Rope(theta, head_dim) for kind, theta in bases.items()}
+        plain = {kind: _sound(reader, Rope(theta, head_dim), max_position) for kind, theta in bases.items()}
         full = read_rope(reader, head_dim, max_position, theta=bases["full_attention"])
         return plain | {"full_attention": full}
     assert stated
@@ -62,7 +64,20 @@ def _nested(reader: Reader, dim: int, max_position: int, original: int | None, t
     theta = reader.optional_number("rope_theta") or theta
     scaling = _KINDS[_kind(reader)](reader, dim, max_position, original)
     reader.close()
-    return Rope(theta, dim, scaling)
+    return _sound(reader, Rope(theta, dim, scaling), max_position)
+
+
+def _sound(reader: Reader, rope: Rope, max_position: int) -> Rope:
+    """The rope, whose numbers may each be right and give angles beyond any float, or none, together."""
+    try:
+        reached = reach(rope, max_position)
+        angles = [angle for length in (None, reached) for angle in inverse_frequencies(rope, length)]
+        sound = all(map(math.isfinite, (attention_factor(rope), *angles))) and reached <= MAX_SIZE
+    except (ArithmeticError, ValueError):
+        sound = False
+    if not sound:
+        raise reader.refused("rope_theta", rope.theta, f"a base and a scaling that give angles, not {rope.scaling}")
+    return rope
 
 
 def rotated(reader: Reader, head_dim: int, default: float) -> int:
@@ -71,7 +86,7 @@ def rotated(reader: Reader, head_dim: int, default: float) -> int:
     own = nested.optional_number("partial_rotary_factor") if nested else None
     beside = reader.optional_number("partial_rotary_factor")
     share = own or beside or default
-    dim = int(head_dim * share)
+    dim = int(head_dim * min(share, 2.0))
     if dim % 2 or not 0 < dim <= head_dim:
         raise reader.refused("partial_rotary_factor", share, f"a share of heads of {head_dim} that is an even number")
     return dim
@@ -88,11 +103,11 @@ def reach(rope: Rope, max_position: int) -> int:
 def _kind(nested: Reader) -> str:
     old = nested.get("type", None)
     value = nested.get("rope_type", None) or old or "default"
-    if value not in _KINDS:
+    if not isinstance(value, str) or value not in _KINDS:
         raise nested.refused("rope_type", value, f"one of {', '.join(_KINDS)}")
     if old is not None and old != value:
         raise nested.refused("type", old, f"the same as rope_type, {value!r}")
-    return str(value)
+    return value
 
 
 def _default(r: Reader, dim: int, limit: int, original: int | None) -> None:

@@ -13,6 +13,7 @@ from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
 
 from penstock.errors import TokenizerError
 from penstock.text.alphabet import character_of_byte
+from penstock.text.files import MAX_ID
 from penstock.text.merges import all_merges
 
 # How a text is cut before it is merged; each is the published expression of its tokenizers.
@@ -78,9 +79,9 @@ def parse_merges(text: str, vocabulary: Mapping[str, int], what: str) -> tuple[t
 
 def parse_vocabulary(value: Mapping[str, object], what: str) -> dict[str, int]:
     """vocab.json: tokens and their ids, each once. Raises TokenizerError."""
-    checked = {token: number for token, number in value.items() if type(number) is int and number >= 0}
+    checked = {token: number for token, number in value.items() if type(number) is int and 0 <= number <= MAX_ID}
     if not checked or len(checked) != len(value) or len(set(checked.values())) != len(checked):
-        raise TokenizerError(f"{what} must map each token to an id of its own, 0 or more; download it again")
+        raise TokenizerError(f"{what} must map each token to an id of its own, 0 to {MAX_ID}; download it again")
     return checked
 
 
@@ -91,7 +92,12 @@ def parse_tiktoken(data: bytes, what: str) -> tuple[dict[str, int], tuple[tuple[
     for number, line in enumerate(data.splitlines(), 1):
         if line:
             token, rank = _tiktoken_line(line, number, what)
-            ranks["".join(alphabet[byte] for byte in token)] = rank
+            text = "".join(alphabet[byte] for byte in token)
+            if ranks.setdefault(text, rank) != rank:
+                raise TokenizerError(
+                    f"{what}, line {number}: {line[:60]!r}, but that token has rank {ranks[text]} already; "
+                    "download it again"
+                )
     ordered = sorted(ranks, key=ranks.__getitem__)
     if (missing := next((b for b, character in alphabet.items() if character not in ranks), None)) is not None:
         raise TokenizerError(f"{what} lacks the token of byte {missing}; download it again")
@@ -103,6 +109,8 @@ def parse_tiktoken(data: bytes, what: str) -> tuple[dict[str, int], tuple[tuple[
 def _tiktoken_line(line: bytes, number: int, what: str) -> tuple[bytes, int]:
     try:
         token, rank = line.split()
+        if not rank.isdigit() or int(rank) > MAX_ID:
+            raise ValueError
         return base64.b64decode(token, validate=True), int(rank)
     except (ValueError, binascii.Error):
         raise TokenizerError(

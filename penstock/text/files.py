@@ -25,6 +25,7 @@ VOCABULARY, MERGES = "vocab.json", "merges.txt"
 ADDITIONAL_TEMPLATES = "additional_chat_templates"
 # The largest tokenizer.json published so far is 40 MB.
 MAX_FILE_BYTES = 256 << 20
+MAX_ID = 2**31 - 1  # of a token; the device indexes with 32 bits
 MAX_DEPTH = 100  # of lists and objects within each other; the published files have about five
 
 SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -78,7 +79,9 @@ def read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        value = parse_json(read_text(path))
+        value = parse_json(text := read_text(path))
+        if "\\ud" in text.lower():  # perhaps half of a character
+            json.dumps(value, ensure_ascii=False).encode()
     except ValueError as error:
         raise TokenizerError(f"{path} is not JSON: {error}; download the file again") from error
     if not isinstance(value, dict):

@@ -18,6 +18,7 @@ from tokenizers import AddedToken, processors
 
 from penstock.errors import TokenizerError
 from penstock.text import sentencepiece
+from penstock.text.border import border
 from penstock.text.byte_level import (
     CL100K,
     LLAMA3,
@@ -29,6 +30,7 @@ from penstock.text.byte_level import (
     parse_vocabulary,
 )
 from penstock.text.files import (
+    MAX_ID,
     MERGES,
     PIECES,
     SPECIAL_NAMES,
@@ -160,12 +162,8 @@ def convert(directory: Path) -> tokenizers.Tokenizer:
 
 
 def _built(source: Vocabulary, extra: Mapping[str, int], directory: Path) -> tokenizers.Tokenizer:
-    try:
+    with border(f"{directory}: its tokenizer files make no tokenizer", REMEDY):
         return source.build(extra)
-    except TokenizerError:
-        raise
-    except Exception as error:  # the border to Rust: the library raises bare Exception
-        raise TokenizerError(f"{directory}: its tokenizer files make no tokenizer ({error}); {REMEDY}") from error
 
 
 def _convention(directory: Path, config: Mapping[str, Any], file: str) -> Convention:
@@ -257,18 +255,34 @@ def _added(
     added = _Added(source.vocabulary, directory)
     for text in (*source.special, *convention.appended, *_sentinels(config, convention)):
         added.add(text)
-    older, newer = read_json(directory / "added_tokens.json"), config.get("added_tokens_decoder") or {}
+    older, newer = read_json(directory / "added_tokens.json"), _mapping(config, "added_tokens_decoder", directory)
     for text, number in older.items():
         added.add(text, _checked_id(number, directory), special=False)
     for number, value in newer.items():
         added.add(value, _checked_id(number, directory), special=False)
     stated = {**read_json(directory / "special_tokens_map.json"), **config}
     roles = _roles(stated, convention)
-    more = stated.get("additional_special_tokens") or stated.get("extra_special_tokens") or []
-    for value in (*roles.values(), *(more.values() if isinstance(more, dict) else more)):
+    more = _more(stated, directory)
+    for value in (*roles.values(), *more):
         if value in stated.values() or value in more or added.has(token_text(value)):
             added.add(value)
     return added.tokens
+
+
+def _mapping(config: Mapping[str, Any], key: str, directory: Path) -> Mapping[str, Any]:
+    value = config.get(key) or {}
+    if not isinstance(value, dict):
+        raise TokenizerError(f"{directory}: {key} is a {type(value).__name__}, expected an object; correct it")
+    return value
+
+
+def _more(stated: Mapping[str, Any], directory: Path) -> list[Any]:
+    """Special tokens without a role of their own."""
+    key = next((k for k in ("additional_special_tokens", "extra_special_tokens") if stated.get(k)), "")
+    value = stated[key] if key else []
+    if not isinstance(value, list | dict):
+        raise TokenizerError(f"{directory}: {key} is a {type(value).__name__}, expected a list of tokens; correct it")
+    return list(value.values()) if isinstance(value, dict) else value
 
 
 def _roles(stated: Mapping[str, Any], convention: Convention) -> dict[str, Any]:
@@ -286,7 +300,7 @@ def _sentinels(config: Mapping[str, Any], convention: Convention) -> tuple[str, 
 
 def _checked_id(value: object, directory: Path) -> int:
     number = int(value) if isinstance(value, str) and value.isascii() and value.isdigit() else value
-    if type(number) is not int or not 0 <= number < 1 << 31:
+    if type(number) is not int or not 0 <= number <= MAX_ID:
         raise TokenizerError(f"{directory}: {value!r} is no id of an added token; correct it")
     return number
 

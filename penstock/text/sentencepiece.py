@@ -5,6 +5,7 @@ Fields are those of sentencepiece_model.proto; what would change a text and is n
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -16,10 +17,12 @@ import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
 
 from penstock.errors import TokenizerError
+from penstock.text.border import check_lengths
 from penstock.text.merges import all_merges
 
 SPACE = "\u2581"
 _UNIGRAM, _BPE = 1, 2
+MAX_PIECES = 1 << 19  # twice the most that were published
 _BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 
 
@@ -129,15 +132,16 @@ class SentencePiece:
 def parse(data: bytes, what: str) -> SentencePiece:
     """A model from its bytes; `what` names it in errors. Raises TokenizerError if damaged or not implemented."""
     try:
-        fields = list(_fields(data))
-        pieces = tuple(_piece(value) for number, value in fields if number == 1)
+        pieces: list[Piece] = []
+        fields = list(_without_pieces(data, pieces))
         trainer, normalizer, denormalizer = (_merged(fields, number) for number in (2, 3, 5))
     except (ValueError, struct.error) as error:
         raise TokenizerError(f"{what} is no SentencePiece model: {error}; download it again") from None
+    check_lengths((piece.text for piece in pieces), what)
     if refused := [text for text, wrong in _refusals(pieces, trainer, normalizer, denormalizer) if wrong]:
         raise TokenizerError(f"{what}: {refused[0]}; use a directory with tokenizer.json")
     return SentencePiece(
-        pieces=pieces,
+        pieces=tuple(pieces),
         unigram=trainer.get(3, _UNIGRAM) == _UNIGRAM,
         byte_fallback=bool(trainer.get(35, 0)),
         charsmap=normalizer.get(2, b""),
@@ -147,7 +151,7 @@ def parse(data: bytes, what: str) -> SentencePiece:
 
 
 def _refusals(
-    pieces: tuple[Piece, ...], trainer: dict[int, Any], normalizer: dict[int, Any], denormalizer: dict[int, Any]
+    pieces: list[Piece], trainer: dict[int, Any], normalizer: dict[int, Any], denormalizer: dict[int, Any]
 ) -> Iterator[tuple[str, bool]]:
     texts = [piece.text for piece in pieces]
     doubled = next((a for a, b in pairwise(sorted(texts)) if a == b), None)
@@ -157,12 +161,34 @@ def _refusals(
     yield f"the piece {doubled!r} is there twice", doubled is not None
     yield f"{unknown} pieces are the unknown one, there must be 1", unknown != 1
     yield f"the piece {unused!r} is marked unused, which is not implemented", unused is not None
+    infinite = next((piece for piece in pieces if not math.isfinite(piece.score)), None)
+    yield f"the score of the piece {infinite and infinite.text!r} is no finite number", infinite is not None
     yield f"model type {trainer.get(3)} is neither unigram (1) nor BPE (2)", trainer.get(3, 1) not in (1, 2)
     lacking = next((byte for byte in _BYTES if byte not in present), None)
     yield f"byte fallback without the piece {lacking!r}", bool(trainer.get(35, 0)) and lacking is not None
     yield "spaces at the end of a word (treat_whitespace_as_suffix) are not implemented", bool(trainer.get(24, 0))
     yield "spaces that are not escaped are not implemented", not normalizer.get(5, 1)
+    yield "its map of characters is damaged", not _is_charsmap(normalizer.get(2, b""))
     yield "a denormalizer is not implemented", bool(denormalizer.get(2))
+
+
+def _is_charsmap(value: object) -> bool:
+    """Nothing; or its tree's size in bytes, the tree of 4-byte nodes, and texts."""
+    if not isinstance(value, bytes) or not value:
+        return value == b""
+    size = int.from_bytes(value[:4], "little")
+    return size % 4 == 0 and 0 < size <= len(value) - 4
+
+
+def _without_pieces(data: bytes, pieces: list[Piece]) -> Iterator[tuple[int, Any]]:
+    """The fields but those that are pieces, which go where they are wanted: a bad one, or one too many, ends it."""
+    for number, value in _fields(data):
+        if number != 1:
+            yield number, value
+        elif len(pieces) == MAX_PIECES:
+            raise ValueError(f"more than {MAX_PIECES} pieces")
+        else:
+            pieces.append(_piece(value))
 
 
 def _piece(data: object) -> Piece:

@@ -11,6 +11,7 @@ import tokenizers
 
 from penstock.errors import PromptError, TokenizerError
 from penstock.text import legacy
+from penstock.text.border import border, check_tree
 from penstock.text.files import TOKENIZER, read_json, read_text, special_tokens, text_files
 
 
@@ -78,10 +79,14 @@ class Tokenizer:
         return self.encode_batch([text], add_special_tokens)[0]
 
     def encode_batch(self, texts: Sequence[str], add_special_tokens: bool = True) -> list[list[int]]:
-        """The ids of several texts, each as `encode` would give them."""
+        """The ids of several texts, each as `encode` would give them.
+
+        Raises TokenizerError where the tokenizer has no token, not even an unknown one, for a part, or breaks.
+        """
         for text in texts:
             _check_unicode(text)
-        encoded = self.backend.encode_batch_fast(list(texts), add_special_tokens=add_special_tokens)
+        with border("the model's tokenizer cannot cut this text", f"send token ids, or {legacy.REMEDY}"):
+            encoded = self.backend.encode_batch_fast(list(texts), add_special_tokens=add_special_tokens)
         first = self._prepended if add_special_tokens else []
         # Where the post-processor, or a rendered chat template, has put the token already, it is not put twice.
         return [list(e.ids) if e.ids[:1] == first else [*first, *e.ids] for e in encoded]
@@ -93,7 +98,8 @@ class Tokenizer:
         """
         if any(token_id < 0 for token_id in ids):
             raise PromptError(f"token id {min(ids)} is negative; ids go from 0 to {self.vocab_size - 1}")
-        return self.backend.decode(list(ids), skip_special_tokens=skip_special_tokens)
+        with border("the model's tokenizer cannot write these ids", f"download it again, or {legacy.REMEDY}"):
+            return self.backend.decode(list(ids), skip_special_tokens=skip_special_tokens)
 
     def token_to_id(self, token: str) -> int | None:
         return self.backend.token_to_id(token)
@@ -111,10 +117,9 @@ def _load(directory: Path) -> tokenizers.Tokenizer:
     if not path.is_file():
         return legacy.convert(directory)
     text = read_text(path)
-    try:
+    check_tree(text, str(path))
+    with border(f"{path} is not a tokenizer", f"download it again, or {legacy.REMEDY}"):
         return tokenizers.Tokenizer.from_str(text)
-    except Exception as error:  # the border to Rust: the library raises bare Exception, and panics as such
-        raise TokenizerError(f"{path} is not a tokenizer: {error}; download it again, or {legacy.REMEDY}") from error
 
 
 def _id_of(backend: tokenizers.Tokenizer, token: str | None) -> int | None:

@@ -26,7 +26,11 @@ def read(reader: Reader) -> ModelSpec:
 
 def read2(reader: Reader) -> ModelSpec:
     limit = reader.size("max_position_embeddings", 8192)
-    pattern = reader.optional_size("sliding_window_pattern") or reader.optional_size("_sliding_window_pattern") or 4
+    pattern = (
+        reader.optional_size("sliding_window_pattern", most=common.MAX_LAYERS)
+        or reader.optional_size("_sliding_window_pattern", most=common.MAX_LAYERS)
+        or 4
+    )
     reader.only("layer_switch", pattern)  # the pattern's name in the first files
     reader.only("order_of_interleaved_layers", "local_attn_first")
     reader.only("position_embedding_type", "rope_gptj")

@@ -45,7 +45,10 @@ def read3(reader: Reader) -> ModelSpec:
         vocab_size=262208, hidden_size=2304, num_hidden_layers=26, num_attention_heads=8, intermediate_size=9216
     )
     limit = reader.size("max_position_embeddings", 131072)
-    old, pattern = reader.optional_size("_sliding_window_pattern", 6), reader.optional_size("sliding_window_pattern")
+    old, pattern = (
+        reader.optional_size("_sliding_window_pattern", 6, most=common.MAX_LAYERS),
+        reader.optional_size("sliding_window_pattern", most=common.MAX_LAYERS),
+    )
     heads = common.read_heads(reader, kv_heads=4, head_dim=256)
     ropes = read_ropes(reader, heads.head_dim, limit, _THETAS)
     types = common.read_layer_types(reader, ["sliding_attention"] * ((pattern or old or 6) - 1) + ["full_attention"])

@@ -6,7 +6,7 @@ read or must have their neutral value; others are not looked at. That nothing is
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -69,15 +69,23 @@ class _Settings:
                 raise self.refused(name, value, f"the same as {first} = {stated[first]!r}")
         return stated.get(first, default)
 
-    def size(self, *names: str, default: int | None = None) -> int:
+    def one(self, *names: str, default: Any = None) -> Any:
+        """The same, where names that are there agree."""
         value = self.get(*names, default=default)
+        for name in names:
+            if self._values.get(name, value) not in (value, None):
+                raise self.refused(name, self._values[name], f"{value!r}, as {', '.join(names)} are one setting")
+        return value
+
+    def size(self, *names: str, default: int | None = None) -> int:
+        value = self.one(*names, default=default)
         if type(value) is not int or not 0 < value < 1 << 31:
             raise self.refused(names[0], value, "a positive integer")
         return value
 
     def number(self, *names: str, default: float) -> float:
-        value = self.get(*names, default=default)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        value = self.one(*names, default=default)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= sys.float_info.max:
             raise self.refused(names[0], value, "a positive number")
         return float(value)
 
@@ -181,12 +189,12 @@ def _tied(settings: _Settings, nemo: bool) -> bool:
 
 def _scaling(settings: _Settings) -> Mapping[str, Any] | None:
     """Llama 3's stretching has fixed borders in Megatron; its other scaling divides positions."""
-    linear = settings.get("rotary_seq_len_interpolation_factor", "seq_len_interpolation_factor")
+    linear = settings.number("rotary_seq_len_interpolation_factor", "seq_len_interpolation_factor", default=1.0)
     if settings.flag("use_rope_scaling", default=False):
         factor = settings.number("rope_scaling_factor", default=8.0)
         return {"rope_type": "llama3", "factor": factor, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
                 "original_max_position_embeddings": 8192}  # fmt: skip
-    return None if linear in (None, 1, 1.0) else {"rope_type": "linear", "factor": float(linear)}
+    return None if linear == 1.0 else {"rope_type": "linear", "factor": linear}
 
 
 def hf_config(facts: Facts, dtype: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from penstock.errors import ConfigError
+from penstock.errors import ConfigError, TokenizerError
 from penstock.text.files import MAX_DEPTH, parse_json, read_text
 
 FILES = {
@@ -21,6 +21,7 @@ FILES = {
 _KEY = re.compile(r"""([A-Za-z_][\w.\-/ ]*|'[^']*'|"[^"\\]*"):(?:\s+(.*))?$""")
 _INTEGER, _FLOAT = re.compile(r"[-+]?\d+"), re.compile(r"[-+]?(\d+\.\d*|\.\d+|\d+(?=[eE]))([eE][-+]?\d+)?")
 _WORDS: dict[str, Any] = {"": None, "~": None, "null": None, "true": True, "false": False, "True": True, "False": False}
+MAX_LINES = 10_000  # such files have some hundred
 _Line = tuple[int, str, int]  # indentation, content, number
 
 
@@ -33,10 +34,10 @@ def read_settings(directories: Sequence[Path], model_format: str) -> dict[str, A
             f"{directories[0]} has no {names[0]}, which says what the {model_format} model is; for Megatron's .pt save "
             "json.dump(vars(state['args'])), NeMo's .nemo holds model_config.yaml"
         )
-    text = read_text(found[0])
     try:
+        text = read_text(found[0])
         value = parse_json(text) if found[0].suffix == ".json" else parse_yaml(text)
-    except ValueError as error:
+    except (ValueError, TokenizerError) as error:
         raise ConfigError(f"{found[0]} cannot be read: {error}; write it as plain data") from None
     if not isinstance(value, dict):
         raise ConfigError(f"{found[0]} holds no settings by name; write a mapping")
@@ -45,6 +46,8 @@ def read_settings(directories: Sequence[Path], model_format: str) -> dict[str, A
 
 def parse_yaml(text: str) -> Any:
     """Raises ValueError naming the line that is beyond this subset."""
+    if text.count("\n") > MAX_LINES:
+        raise ValueError(f"{text.count(chr(10))} lines, at most {MAX_LINES}")
     lines = [line for number, raw in enumerate(text.splitlines(), 1) if (line := _line(raw, number)) is not None]
     if not lines:
         return {}

@@ -38,7 +38,8 @@ _SPELLINGS = tuple(
     )
 )
 _NO_WEIGHTS = re.compile(r".*(_extra_state\d*|rotary_pos_emb\.inv_freq|rotary_emb\.inv_freq)")
-_LAYER = re.compile(r"decoder\.layers\.(\d+)\.")
+_LAYER = re.compile(r"decoder\.layers\.(\d{1,9})\.")
+MAX_RANKS = 1024  # far beyond any training run's
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,9 @@ class Shards:
         directory = _iteration(path)
         files = _files(directory)
         tp, pp = (1 + max(rank[axis] for rank in files) for axis in (0, 1))
+        if max(tp, pp) > MAX_RANKS:
+            raise CheckpointError(f"{directory} has a file of tensor rank {tp - 1}, pipeline rank {pp - 1}; at most "
+                                  f"{MAX_RANKS} ranks of a kind are read: correct its name")  # fmt: skip
         if missing := [(t, p) for p in range(pp) for t in range(tp) if (t, p) not in files]:
             raise CheckpointError(f"{directory} lacks the file of tensor rank {missing[0][0]}, pipeline rank "
                                   f"{missing[0][1]}, of {tp} x {pp}; fetch it too")  # fmt: skip

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import penstock
 from penstock import LLM, SamplingParams
@@ -121,7 +122,14 @@ PAGED, SLIDING = {"group": "paged0"}, {"group": "windowed1", "window": 8}
 TABLE = np.zeros((9, 4), np.float32)
 OTHER_BLOCK = leaves("kv", "N", 2, 1, 16, 4, kind="state", format="f32", group="paged0")
 NO_GROUP = leaves("kv", "N", 2, 1, 64, 4, kind="state", format="f32")
-WRONG: list[tuple[Callable[[], Graph], dict[str, Any], type[Exception], str]] = [
+
+
+def state(group: str, heads: Any = 1, **more: Any) -> Any:
+    name = "w" if more == {"window": 5} else "kv"
+    return leaves(name, "N", 2, heads, 64, 4, kind="state", format="f32", group=group, **more)
+
+
+WRONG: list[tuple[Callable[[], Any], Any, type[Exception], str]] = [
     (
         lambda: small(leaves("words", "T")),
         {},
@@ -136,6 +144,7 @@ WRONG: list[tuple[Callable[[], Graph], dict[str, Any], type[Exception], str]] = 
     (lambda: small(more=leaves("positions", "T")), {}, GraphError, r"results \['more'\]"),
     (lambda: small(leaves("tokens", "T", kind="weight")), {}, GraphError, "a 'tensor'"),
     (small, {"table": TABLE}, GraphError, "no state"),
+<<<<<<< HEAD
     (lambda: attending(a=PAGED, b=SLIDING), {}, GraphError, r"group windowed1 by 'block_table'.*'block_table1'"),
     (lambda: attending("block_table1", a=PAGED), {}, GraphError, "group paged0 by 'block_table1'"),
     (lambda: attending(a=SLIDING), {}, GraphError, "window 0 over a state of group windowed1, which keeps 8"),
@@ -143,6 +152,20 @@ WRONG: list[tuple[Callable[[], Graph], dict[str, Any], type[Exception], str]] = 
     (lambda: attending(a=SLIDING, b=SLIDING | {"window": 9}), {}, GraphError, r"windowed1 \(window 8\), windowed1 \("),
     (lambda: attending(a=PAGED, b=PAGED | {"group": "slots0"}), {}, GraphError, "share a number: paged0"),
     (lambda: attending(a=SLIDING, window=8), {}, CheckpointError, "weights lack table"),
+=======
+    (lambda: small(kv=state("paged1")), {}, GraphError, r"paged1 \(window 0\); number them from 0"),
+    (lambda: small(kv=state("paged0"), w=state("windowed0", window=5)), {}, GraphError, "number them from 0"),
+    (lambda: small(kv=state("windowed0", window=-5)), {}, GraphError, "group"),
+    (lambda: small(kv=state("windowed0", window="x")), {}, GraphError, "group"),
+    (lambda: small(kv=state("paged\u0663")), {}, GraphError, "group"),
+    (lambda: small(kv=state("paged0", heads="T")), {}, GraphError, "group"),
+    (lambda: small(kv=state("paged0", heads=0)), {}, GraphError, "group"),
+    (with_state, {5: TABLE, "table": TABLE}, CheckpointError, "weights hold 5"),
+    (with_state, {"table": torch.zeros(9, 4).to_sparse()}, CheckpointError, "dense array"),
+    (with_state, {"table": torch.zeros(9, 4, device="meta")}, CheckpointError, "dense array"),
+    (lambda: None, {"table": TABLE}, OptionError, "graph is a NoneType, expected a Graph"),
+    (with_state, None, OptionError, "weights is a NoneType, expected a Mapping"),
+>>>>>>> hX
     (with_state, {}, CheckpointError, "weights lack table"),
     (with_state, {"table": TABLE, "more": TABLE}, CheckpointError, "weights hold more"),
     (with_state, {"table": TABLE.T}, CheckpointError, r"weight 'table' is torch.float32\[4, 9\], not f32\[9,4\]"),
@@ -153,7 +176,7 @@ WRONG: list[tuple[Callable[[], Graph], dict[str, Any], type[Exception], str]] = 
 
 @pytest.mark.parametrize(("graph", "arrays", "error", "said"), WRONG)
 def test_what_does_not_fit_is_refused_before_any_work(
-    graph: Callable[[], Graph], arrays: dict[str, Any], error: type[Exception], said: str, tmp_path: Path
+    graph: Callable[[], Any], arrays: Any, error: type[Exception], said: str, tmp_path: Path
 ) -> None:
     with pytest.raises(error, match=said):
         penstock.compile(graph(), arrays, PROFILE, device="cpu", cache_dir=tmp_path)
@@ -164,6 +187,12 @@ def test_options_are_checked(tmp_path: Path) -> None:
     where = {"device": "cpu", "cache_dir": tmp_path}
     with pytest.raises(OptionError, match=r"eos=\[9\] holds 9, which is no token id from 0 to 8"):
         penstock.compile(with_state(), {"table": TABLE}, PROFILE, eos=[9], **where)
+    for eos in ([True], None, 5):
+        with pytest.raises(OptionError, match="eos"):
+            penstock.compile(with_state(), {"table": TABLE}, PROFILE, eos=eos, **where)  # type: ignore[arg-type]
+    for wrong in ({"tokenizer": tmp_path}, {"tokenizer": 5}, {"tactics": 5}, {"plugins": 5}, {"output": 5}):
+        with pytest.raises(OptionError, match=r"no tokenizer file|no path|tactics is a int|no list of modules"):
+            penstock.compile(with_state(), {"table": TABLE}, PROFILE, **{**where, **wrong})
     with pytest.raises(PluginError, match="no_such_plugin"):
         penstock.compile(with_state(), {"table": TABLE}, PROFILE, plugins=["no_such_plugin"], **where)
     with pytest.raises(TypeError, match="unexpected keyword"):

@@ -342,3 +342,35 @@ def test_the_documented_resaving_step(tmp_path: Path) -> None:
     code = page.split("```python\n")[1].split("```")[0].replace("32000", "99")
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path / "run", check=True)
     assert_same(convert(tmp_path / "run" / "SHARDS", tmp_path / "out", model_format="megatron"), hf)
+
+
+HOSTILE = [
+    ({"rotary_seq_len_interpolation_factor": [1]}, r"rotary_seq_len_interpolation_factor = \[1\]"),
+    ({"seq_len_interpolation_factor": "x"}, "expected a positive number"),
+    ({"seq_len_interpolation_factor": -2.0}, "expected a positive number"),
+    ({"rotary_base": 10**400}, "expected a positive number"),
+    ({"vocab_size": 99, "true_vocab_size": 98}, "true_vocab_size = 98.*99, as vocab_size, true_vocab_size"),
+    ({"norm_epsilon": 0.5, "layernorm_epsilon": 1e-5}, "norm_epsilon = 0.5"),
+]
+
+
+@pytest.mark.parametrize(("settings", "said"), HOSTILE)
+def test_settings_that_are_hostile_or_contradict(settings: dict[str, Any], said: str, tmp_path: Path) -> None:
+    shards = shards_of(tiny("llama", tmp_path), tmp_path / "shards", 1, 1, **settings)
+    with pytest.raises(ConfigError, match=said):
+        convert(shards, tmp_path / "out", model_format="megatron")
+    assert not (tmp_path / "out").exists()
+
+
+def test_ranks_layers_and_lines_without_end(tmp_path: Path) -> None:
+    shards = shards_of(tiny("llama", tmp_path), tmp_path / "shards", 2, 1)
+    folder = min(path.parent for path in shards.rglob("*.safetensors"))
+    tensors = load_file(folder / "model.safetensors")
+    save_file(tensors | {f"decoder.layers.{'9' * 5000}.x": torch.zeros(3)}, folder / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"holds tp0/pp0/decoder\.layers\.9999"):
+        convert(shards, tmp_path / "out", model_format="megatron")
+    folder.rename(shards / "mp_rank_999999999_000")
+    with pytest.raises(CheckpointError, match=r"tensor rank 999999999.*correct its name"):
+        convert(shards, tmp_path / "out", model_format="megatron")
+    with pytest.raises(ValueError, match="lines, at most"):
+        parse_yaml("a: 1\n" * 20_000)

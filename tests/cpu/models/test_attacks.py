@@ -61,6 +61,37 @@ def test_sizes_beyond_reason_are_refused_at_once(changes: dict[str, Any], tmp_pa
     assert time.monotonic() - begin < 1
 
 
+def scaled(kind: Any, **more: Any) -> dict[str, Any]:
+    return {"rope_parameters": {"rope_type": kind, "rope_theta": 10000.0, **more}}
+
+
+@pytest.mark.parametrize(
+    ("case", "changes"),
+    [
+        ("llama", scaled([1])),
+        ("llama", scaled("linear", factor=5e-324)),
+        ("llama", scaled("yarn", factor=1e308, original_max_position_embeddings=32)),
+        ("llama", scaled("yarn", factor=4.0, original_max_position_embeddings=32, rope_theta=1)),
+        ("llama", scaled("yarn", factor=4.0, original_max_position_embeddings=32, beta_fast=1e308)),
+        ("llama", scaled("longrope", original_max_position_embeddings=1, short_factor=[1.0] * 6,
+                         long_factor=[1.0] * 6)),
+        ("llama", {"head_dim": 2, **scaled("dynamic", factor=2.0)}),
+        ("neox", {"rope_parameters": None, "partial_rotary_factor": 1e308}),
+        ("gpt2", {"n_embd": float("nan")}),
+        ("gpt2", {"n_layer": float("nan")}),
+        ("gemma3", {"sliding_window_pattern": 2**31 - 1}),
+        ("mixtral", {"intermediate_size": 2**31 - 1}),
+        ("deepseek-v2-greedy", {"v_head_dim": 2**31 - 1}),
+        ("granite", {"embedding_multiplier": 1e308}),
+        ("granite", {"logits_scaling": 5e-324}),
+    ],
+)  # fmt: skip
+def test_numbers_that_no_model_could_have(case: str, changes: dict[str, Any], tmp_path: Path) -> None:
+    save_twin(case, tmp_path)
+    with pytest.raises(ConfigError, match=r"is not implemented; expected|at most [\d.e+]+|that a float holds"):
+        read_spec(load_config(tmp_path) | changes)
+
+
 @pytest.mark.parametrize("mapping", [{"tp_size": 10**9, "world_size": 10**9}, {"pp_size": 10**9, "world_size": 10**9}])
 def test_ranks_beyond_reason_are_refused_at_once(mapping: dict[str, int], tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"architecture": "LlamaForCausalLM", "mapping": mapping}))

@@ -20,7 +20,7 @@ from penstock.compiler.workers import Worker
 from penstock.engine import store
 from penstock.engine.device import H200
 from penstock.engine.match import mismatch
-from penstock.errors import OptionError, PluginError
+from penstock.errors import GraphError, ModelError, OptionError, PassError, PinError, PluginError, SelectionError
 from penstock.formats import known
 from penstock.ir.graph import tensor
 from penstock.ir.op import vocabulary
@@ -203,7 +203,89 @@ def test_a_plugin_that_fails_is_named(text: str, said: str, folder: Path, tiny_m
     assert "broken_plugin" in plugins.shared()
 
 
-@pytest.mark.parametrize("names", ["a.b", [1], ["not a name"], [""]])
+TACTIC = (
+    "from penstock.kernels import calls, registry\nfrom penstock.kernels.tactic import Draft, Tactic, whole_call\n"
+    "class T(Tactic):\n  op, name = 'add', 'mine'\n"
+)
+RIGHT = "  def supports(self, *_): return None\n"
+CALLED = f"{TACTIC}{RIGHT}  def plan(self, site, *_): return Draft((whole_call('mine.call', site),))\n"
+LIES = [
+    (TACTIC + "  def supports(self, *_): 1 / 0\n  def plan(self, *_): ...\n", "ZeroDivisionError"),
+    (TACTIC + RIGHT + "  def plan(self, *_): 1 / 0\n", "ZeroDivisionError"),
+    (TACTIC + RIGHT + "  def plan(self, *_): ...\n", "a plan of None"),
+    (TACTIC + RIGHT + "  def plan(self, *_): return Draft((5,))\n", "not a Draft of calls and kernels"),
+    (CALLED + "calls.register('mine.call', lambda c, given, *_: 1 / 0)\n", "ZeroDivisionError"),
+    (CALLED + "calls.register('mine.call', lambda c, given, *_: exit(3))\n", "SystemExit: 3"),
+    (CALLED + "calls.register('mine.call', lambda c, given, *_: None)\n", "TypeError"),
+    (CALLED + "calls.register('mine.call', lambda c, given, *_: ((given[0] + given[1])[:1, :1],))\n",
+     "result 0 is torch.float32"),
+    (CALLED + "calls.register('mine.call', lambda c, given, *_: ((given[0] + given[1]).double(),))\n",
+     "torch.float64"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "said"), LIES)
+def test_a_tactic_that_breaks_or_lies_is_out_and_on_record(
+    text: str, said: str, folder: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    (folder / "lying.py").write_text(text + "registry.register(T())\n")
+    with pytest.raises((SelectionError, PinError), match=f"mine.*{said}"):
+        LLM(tiny_model, plugins=["lying"], tactics={"add": "mine"}, cache_dir=tmp_path, **LIMITS)
+
+
+RULED = "from penstock.compiler import pipeline as p\nfrom penstock.ir import emit\nfrom penstock.ir.op import op\n"
+PUT = "\np.register(p.Pass('broken', (rule,)), after='fold')\n"
+SWAP = "\ndef rule(m): return {m.node[0]: emit('mine', *m.node.inputs)[0]} if m.node.op == 'add' else None\n"
+BROKEN = [
+    (RULED + "def rule(m): 1 / 0" + PUT, PluginError, "pass 'broken' of plugin broken_part failed: ZeroDivisionError"),
+    (RULED + "def rule(m): return 5" + PUT, PluginError, "pass 'broken' of plugin broken_part failed: TypeError"),
+    (RULED + "def rule(m): return {m.node[0]: emit('add', m.node[0], m.node[0])[0]} if m.node.op == 'add' else None"
+     + PUT, PassError, "replaced by one that reads it"),
+    (RULED + "def rule(m): return {m.node[0]: emit('add', emit('add', *m.node.inputs)[0], m.node.inputs[1])[0]} "
+     "if m.node.op == 'add' else None" + PUT, PassError, "rules made more than"),
+    (RULED + "@op(lambda *_: {}['x'])\ndef mine(x, y): return x" + SWAP + PUT, GraphError, "mine"),
+    (RULED + "@op(lambda x, y: x)\ndef mine(x, y): return x[:, :1]" + SWAP + PUT, SelectionError, "type rule"),
+    (RULED + "@op(lambda x, y: x)\ndef mine(x, y): return None" + SWAP + PUT, SelectionError, "no tensor"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "error", "said"), BROKEN)
+def test_a_rule_or_an_op_that_breaks_is_named(
+    text: str, error: type[Exception], said: str, folder: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    (folder / "broken_part.py").write_text(text)
+    with pytest.raises(error, match=said):
+        LLM(tiny_model, plugins=["broken_part"], cache_dir=tmp_path, **LIMITS)
+
+
+FAMILY = "from penstock.models import Family, family_of, register\nl = family_of({'model_type': 'llama'})\n"
+FAMILIES = [
+    ("lambda r: {}['x'], l.source", "family 'plugged' of plugin broken_family failed: KeyError"),
+    ("l.read, lambda w: None", "family 'plugged' of plugin broken_family failed: AttributeError"),
+    ("lambda r: l.read(r) and None, l.source", "reads a NoneType|reads the config as a NoneType"),
+    ("l.read, l.source, ('(',)", "cannot be imported"),
+]
+
+
+@pytest.mark.parametrize(("facts", "said"), FAMILIES)
+def test_a_family_that_breaks_is_named(
+    facts: str, said: str, folder: Path, plugged_model: Path, tmp_path: Path
+) -> None:
+    (folder / "broken_family.py").write_text(f"{FAMILY}register(Family('plugged', ('PluggedForCausalLM',), {facts}))")
+    with pytest.raises((PluginError, ModelError), match=said):
+        LLM(plugged_model, plugins=["broken_family"], cache_dir=tmp_path, **LIMITS)
+
+
+@pytest.mark.parametrize("end", ["raise SystemExit(0)", "raise KeyboardInterrupt"])
+def test_a_plugin_that_ends_the_program_leaves_nothing(end: str, folder: Path) -> None:
+    before = registered()
+    (folder / "ending.py").write_text(f"from penstock.ir.op import op\n@op(lambda x: x)\ndef mine(x): return x\n{end}")
+    with pytest.raises((PluginError, KeyboardInterrupt)):
+        plugins.load(["ending"])
+    assert registered() == before
+
+
+@pytest.mark.parametrize("names", ["a.b", 5, [1], ["not a name"], [""]])
 def test_what_names_no_module_is_refused(names: Any) -> None:
     with pytest.raises(OptionError, match="give one like"):
         plugins.load(names)
