@@ -146,7 +146,6 @@ def _owner() -> str | None:
     return _LOADING[-1] if _LOADING else caller
 
 
-<<<<<<< HEAD
 def shared() -> tuple[str, ...]:
     """The modules that another process has to load to know the same, in order: those that were only imported too.
 
@@ -160,7 +159,8 @@ def shared() -> tuple[str, ...]:
             f"cannot import it; move it into a module, and name that: --plugin MODULE, or plugins=['MODULE']"
         )
     return tuple(dict.fromkeys((*_LOADED, *reversed(owners))))
-=======
+
+
 @contextmanager
 def border(*parts: Part) -> Iterator[None]:
     """Where parts are run: what one of a plugin raises becomes a PluginError that names it. Ours go through."""
@@ -176,12 +176,6 @@ def border(*parts: Part) -> Iterator[None]:
             f"{part[0]} {part[1]!r} of plugin {owner(*part)} failed: {type(error).__name__}: {error}; mend it, or "
             f"leave the plugin out"
         ) from error
-
-
-def loaded() -> tuple[str, ...]:
-    """The modules that were loaded, in order: what another process has to load to know the same."""
-    return tuple(_LOADED)
->>>>>>> hX
 
 
 def owner(kind: str, name: str) -> str | None:

@@ -40,12 +40,8 @@ from penstock.text.files import text_files
 
 LOGITS = "logits"
 NO_PINS: Pins = {}
-<<<<<<< HEAD
 LOOKING = ("attention", "rope_attention")  # ops that look through a window
-_GROUP = re.compile(r"(paged|windowed|slots)(\d+)")
-=======
 _GROUP = re.compile(r"(paged|windowed|slots)(0|[1-9][0-9]{0,3})")
->>>>>>> hX
 
 
 @dataclass(frozen=True)
@@ -107,14 +103,9 @@ def _front(graph: Graph, weights: Mapping[str, Any], profile: Profile, eos: Sequ
         raise OptionError(f"profile.freqs={profile.freqs}: a graph by hand brings its own frequencies; leave it out")
     for node in graph.leaves("state"):
         _check_state(node, profile)
-<<<<<<< HEAD
     groups = groups_of(graph.leaves("state"))
     _check_groups(graph, groups)
     profile = profile.for_groups(groups)
-=======
-    _check_groups(graph)
-    profile = profile.for_groups(groups_of(graph.leaves("state")))
->>>>>>> hX
     vocab = _check_step(graph, profile)
     held = _arrays(graph, weights)
     if bad := [token for token in eos if type(token) is not int or not 0 <= token < vocab]:
@@ -182,13 +173,14 @@ def _check_state(node: Node, profile: Profile) -> None:
         )
 
 
-<<<<<<< HEAD
 def _check_groups(graph: Graph, groups: Sequence[StateGroup]) -> None:
     """Raises GraphError where groups share a number, a state is read by another group's table, or further back than its
     group keeps blocks: all would run, on another's keys."""
-    if len({group.name.removeprefix(group.kind) for group in groups}) < len(groups):
+    if any(group.name != f"{group.kind}{i}" for i, group in enumerate(groups)):
+        shared = len({group.name.removeprefix(group.kind) for group in groups}) < len(groups)
         said = ", ".join(f"{group.name} (window {group.window})" for group in groups)
-        raise GraphError(f"groups of states share a number: {said}; give each a number and one window")
+        what = "groups of states share a number:" if shared else "the groups of states are"
+        raise GraphError(f"{what} {said}; number them from 0 on, each with one window")
     paged = (group for group in groups if not group.by_slot)
     own = {state: (table_name(i), group) for i, group in enumerate(paged) for state in group.states}
     for node in graph.nodes:
@@ -216,15 +208,6 @@ def _state(value: Value) -> Node | None:
         return node if node.op == "state" else None
     kept = (i for i, out in (get(node.op).writes or {}).items() if node[out] == value)
     return next((_state(node.inputs[i]) for i in kept), None)
-=======
-def _check_groups(graph: Graph) -> None:
-    """Each name is of one window, and their numbers are 0, 1, ...: those of the block tables that a step brings."""
-    groups = groups_of(graph.leaves("state"))
-    names = [group.name for group in groups]
-    if any(name != f"{group.kind}{i}" for i, (name, group) in enumerate(zip(names, groups, strict=True))):
-        shown = ", ".join(f"{group.name} (window {group.window})" for group in groups)
-        raise GraphError(f"the groups of states are {shown}; number them from 0 on, each with one window")
->>>>>>> hX
 
 
 def _arrays(graph: Graph, weights: Mapping[str, Any]) -> dict[str, Any]:

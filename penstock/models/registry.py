@@ -124,13 +124,9 @@ def _check_numbers(spec: ModelSpec) -> None:
 
 def weights(spec: ModelSpec, config: Mapping[str, Any], format: str) -> dict[str, Value]:
     """Canonical name -> expression over this family's checkpoint tensors, each read in `format`."""
-<<<<<<< HEAD
-    return bind(spec, format, family_of(config).source_of(config))
-=======
     family = family_of(config)
     with plugins.border(("family", family.name)):
-        return bind(spec, format, family.source)
->>>>>>> hX
+        return bind(spec, format, family.source_of(config))
 
 
 def ignored_tensors(spec: ModelSpec, config: Mapping[str, Any]) -> tuple[str, ...]:

@@ -144,7 +144,6 @@ WRONG: list[tuple[Callable[[], Any], Any, type[Exception], str]] = [
     (lambda: small(more=leaves("positions", "T")), {}, GraphError, r"results \['more'\]"),
     (lambda: small(leaves("tokens", "T", kind="weight")), {}, GraphError, "a 'tensor'"),
     (small, {"table": TABLE}, GraphError, "no state"),
-<<<<<<< HEAD
     (lambda: attending(a=PAGED, b=SLIDING), {}, GraphError, r"group windowed1 by 'block_table'.*'block_table1'"),
     (lambda: attending("block_table1", a=PAGED), {}, GraphError, "group paged0 by 'block_table1'"),
     (lambda: attending(a=SLIDING), {}, GraphError, "window 0 over a state of group windowed1, which keeps 8"),
@@ -152,7 +151,6 @@ WRONG: list[tuple[Callable[[], Any], Any, type[Exception], str]] = [
     (lambda: attending(a=SLIDING, b=SLIDING | {"window": 9}), {}, GraphError, r"windowed1 \(window 8\), windowed1 \("),
     (lambda: attending(a=PAGED, b=PAGED | {"group": "slots0"}), {}, GraphError, "share a number: paged0"),
     (lambda: attending(a=SLIDING, window=8), {}, CheckpointError, "weights lack table"),
-=======
     (lambda: small(kv=state("paged1")), {}, GraphError, r"paged1 \(window 0\); number them from 0"),
     (lambda: small(kv=state("paged0"), w=state("windowed0", window=5)), {}, GraphError, "number them from 0"),
     (lambda: small(kv=state("windowed0", window=-5)), {}, GraphError, "group"),
@@ -165,7 +163,6 @@ WRONG: list[tuple[Callable[[], Any], Any, type[Exception], str]] = [
     (with_state, {"table": torch.zeros(9, 4, device="meta")}, CheckpointError, "dense array"),
     (lambda: None, {"table": TABLE}, OptionError, "graph is a NoneType, expected a Graph"),
     (with_state, None, OptionError, "weights is a NoneType, expected a Mapping"),
->>>>>>> hX
     (with_state, {}, CheckpointError, "weights lack table"),
     (with_state, {"table": TABLE, "more": TABLE}, CheckpointError, "weights hold more"),
     (with_state, {"table": TABLE.T}, CheckpointError, r"weight 'table' is torch.float32\[4, 9\], not f32\[9,4\]"),
