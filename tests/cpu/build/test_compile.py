@@ -119,6 +119,7 @@ def attending(table: str = "block_table", window: int = 0, **groups: Any) -> Gra
 
 
 PAGED, SLIDING = {"group": "paged0"}, {"group": "windowed1", "window": 8}
+LONE = {"group": "windowed0", "window": 8}
 TABLE = np.zeros((9, 4), np.float32)
 OTHER_BLOCK = leaves("kv", "N", 2, 1, 16, 4, kind="state", format="f32", group="paged0")
 NO_GROUP = leaves("kv", "N", 2, 1, 64, 4, kind="state", format="f32")
@@ -146,11 +147,11 @@ WRONG: list[tuple[Callable[[], Any], Any, type[Exception], str]] = [
     (small, {"table": TABLE}, GraphError, "no state"),
     (lambda: attending(a=PAGED, b=SLIDING), {}, GraphError, r"group windowed1 by 'block_table'.*'block_table1'"),
     (lambda: attending("block_table1", a=PAGED), {}, GraphError, "group paged0 by 'block_table1'"),
-    (lambda: attending(a=SLIDING), {}, GraphError, "window 0 over a state of group windowed1, which keeps 8"),
-    (lambda: attending(a=SLIDING, window=9), {}, GraphError, "window 9 over a state"),
+    (lambda: attending(a=LONE), {}, GraphError, "window 0 over a state of group windowed0, which keeps 8"),
+    (lambda: attending(a=LONE, window=9), {}, GraphError, "window 9 over a state"),
     (lambda: attending(a=SLIDING, b=SLIDING | {"window": 9}), {}, GraphError, r"windowed1 \(window 8\), windowed1 \("),
     (lambda: attending(a=PAGED, b=PAGED | {"group": "slots0"}), {}, GraphError, "share a number: paged0"),
-    (lambda: attending(a=SLIDING, window=8), {}, CheckpointError, "weights lack table"),
+    (lambda: attending(a=LONE, window=8), {}, CheckpointError, "weights lack table"),
     (lambda: small(kv=state("paged1")), {}, GraphError, r"paged1 \(window 0\); number them from 0"),
     (lambda: small(kv=state("paged0"), w=state("windowed0", window=5)), {}, GraphError, "number them from 0"),
     (lambda: small(kv=state("windowed0", window=-5)), {}, GraphError, "group"),
