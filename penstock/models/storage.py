@@ -54,3 +54,8 @@ def fused_qkv(wanted: Wanted, name: str, *, grouped: bool = False, flipped: bool
 def constant(wanted: Wanted, value: float) -> Value:
     """A weight that the model has not, and that is this number everywhere."""
     return emit("random", shape=wanted.shape, format=wanted.format, seed=0, std=0.0, mean=value)[0]
+
+
+def stacked(parts: Sequence[Value]) -> Value:
+    """Equal tensors as one with a new first dimension: norms that are stored head by head."""
+    return emit("reshape", emit("concat", *parts, dim=0)[0], shape=(len(parts), *parts[0].type.shape))[0]
