@@ -103,6 +103,8 @@ def reach(rope: Rope, max_position: int) -> int:
 def _kind(nested: Reader) -> str:
     old = nested.get("type", None)
     value = nested.get("rope_type", None) or old or "default"
+    if value == "default" and nested.get("factor", None) is not None:
+        raise nested.refused("rope_type", nested.get("rope_type", None), "a kind that has a factor")
     if not isinstance(value, str) or value not in _KINDS:
         raise nested.refused("rope_type", value, f"one of {', '.join(_KINDS)}")
     if old is not None and old != value:
