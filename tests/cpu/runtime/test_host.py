@@ -25,7 +25,7 @@ QUIET = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True, detokenize=
 class Instant:
     """Token 7 for everyone; two steps in flight. Waiting for a step takes so many seconds, spent as a driver does."""
 
-    num_blocks = 64
+    num_blocks = (64,)
     host_blocks = 0
     steps_in_flight = 2
     slow_steps = 0

@@ -199,13 +199,6 @@ def test_generate_takes_no_arguments_of_the_constructor(
     llm.generate("God", GREEDY, lora_request=None, lora_indices=None)
 
 
-def test_a_hand_defined_model_is_refused_by_name() -> None:
-    import penstock
-
-    with pytest.raises(UnsupportedError, match="compile is not built yet"):
-        penstock.compile(None, {}, None)  # type: ignore[arg-type]
-
-
 def test_lower_limits_hold_on_an_engine(tiny_engine: Path, tmp_path: Path) -> None:
     with LLM(
         tiny_engine, device="cpu", cache_dir=tmp_path, max_seq_len=20, max_batch_size=2, max_num_tokens=8
