@@ -27,7 +27,7 @@ demo: $(STAMP)  ## compile the bundled model and generate text
 	@$(BIN)/penstock demo
 
 test: $(STAMP)  ## every test that needs neither a GPU nor hours
-	@$(BIN)/python -m pytest -q -n $(JOBS) -m "not gpu and not long"
+	@$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal -m "not gpu and not long"
 
 check: $(STAMP)  ## lint, format, types, floors, size
 	@$(BIN)/ruff check .

@@ -16,6 +16,7 @@ def test_kernels_agree_with_the_references(op: str) -> None:
     assert failures("tests.kernels.cases.extras", (op,)) == []
 
 
+@pytest.mark.long  # minutes of compiling
 @pytest.mark.parametrize("op", OPS)
 def test_kernels_compile_without_spills(op: str) -> None:
     assert compile_problems([case for case in CASES if case[0].op == op], older=(80,)) == []

@@ -19,6 +19,7 @@ def test_agrees_with_reference(op: str) -> None:
     assert failures("tests.kernels.cases.latent", (op,)) == []
 
 
+@pytest.mark.long  # minutes of compiling
 def test_compiles_without_spills() -> None:
     of_deepseek = [
         (PUBLISHED, sizes(64, 64, 64)), (PUBLISHED, sizes(2048, 4, 64)), (append("bf16", 64, 512), sizes(8, 8, 8)),

@@ -27,6 +27,7 @@ def test_agrees_with_reference(op: str) -> None:
     assert failures("tests.kernels.cases.moe", (op,)) == []
 
 
+@pytest.mark.long  # minutes of compiling
 def test_compiles() -> None:
     assert compile_problems([*moe.CASES, *moe_large.CASES[:4], (MIXTRAL, {"T": 8192})], older=(80,)) == []
 

@@ -16,6 +16,7 @@ def test_agrees_with_reference(op: str) -> None:
     assert failures("tests.kernels.cases.recurrent", (op,)) == []
 
 
+@pytest.mark.long  # minutes of compiling
 def test_compiles_without_spills() -> None:
     published = [(conv("bf16", 10240), sizes(64, 64)), (scan("bf16", 128, 64, 128, 8), sizes(2048, 4))]
     published += [(delta("bf16", 32, 16, 128, 128), sizes(n, n)) for n in (1, 64)]
