@@ -44,6 +44,7 @@ def test_interpreted_in_a_process_of_its_own(worker: str) -> None:
     assert done.stdout.strip() == "equal", done.stderr[-2000:]
 
 
+@pytest.mark.long  # minutes of compiling
 @pytest.mark.parametrize("op", OPS)
 def test_kernels_compile_without_spills(op: str) -> None:
     assert compile_problems([case for case in CASES if case[0].op == op]) == []
