@@ -259,15 +259,12 @@ def _check_index(directory: Path, tensors: Mapping[str, TensorInfo]) -> None:
 
 def _fits(info: TensorInfo, type: Type) -> bool:
     """The stored tensor has the shape, and is a dense float that can be converted; or as is, where it is no float."""
-    return bool(info.shape == type.shape and info.dtype in _stored(type))
-
-
-def _stored(type: Type) -> list[str]:
-    return [f.safetensors_dtype for f in (FLOATS if type.format.is_float else (type.format,))]
+    known = READ if type.format.is_float else (type.format.safetensors_dtype,)
+    return bool(info.shape == type.shape and info.dtype in known)
 
 
 def _mismatch(name: str, info: TensorInfo, type: Type) -> str:
-    *others, last = _stored(type)
+    *others, last = [f.safetensors_dtype for f in (FLOATS if type.format.is_float else (type.format,))]
     expected = f"{', '.join(others)} or {last}" if others else last
     return f"{name} is {info.dtype}{list(info.shape)}, expected {expected} of {list(type.shape)}"
 

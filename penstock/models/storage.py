@@ -13,6 +13,16 @@ def rows(x: Value, start: int, stop: int, dim: int = 0) -> Value:
     return emit("slice", x, dim=dim, start=start, stop=stop)[0]
 
 
+def cut(x: Value, start: int, stop: int) -> Value:
+    """The same of the first dimension; x itself where those are all of its rows."""
+    return x if (start, stop) == (0, x.type.shape[0]) else rows(x, start, stop)
+
+
+def joined(parts: Sequence[Value], dim: int) -> Value:
+    """The parts one after another along `dim`; a single one as it is."""
+    return parts[0] if len(parts) == 1 else emit("concat", *parts, dim=dim)[0]
+
+
 def part(x: Value, sizes: Sequence[int], index: int, dim: int = 0) -> Value:
     """One of several parts that lie one after another along `dim`: q, k or v of a fused matrix or bias."""
     start = sum(sizes[:index])

@@ -6,9 +6,10 @@ take the extra columns instead, because they are known to be zero, its weight ge
 
 from __future__ import annotations
 
-from penstock.compiler.passes.patterns import concat, out_format, padded, rows, width
+from penstock.compiler.passes.patterns import concat, out_format, padded, width
 from penstock.ir import Graph, Node, Value, emit
 from penstock.ir.rewrite import Match, Rule, Swap
+from penstock.models.storage import rows
 
 PLAIN = ("linear", "linear_activate")
 POINTWISE = ("activate", "clip", "scale", "softcap")  # those that make zero of zero

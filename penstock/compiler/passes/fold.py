@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from penstock.compiler.passes.patterns import concat, option, out_format, rows, width
+from penstock.compiler.passes.patterns import concat, option, out_format, width
 from penstock.ir import Node, Value, emit
 from penstock.ir.rewrite import Match, Rule, Swap
+from penstock.models.storage import rows
 
 
 def identity(m: Match) -> Swap | None:

@@ -44,11 +44,6 @@ def concat(parts: Iterable[Value], dim: int = 0) -> Value:
     return emit("concat", *parts, dim=dim)[0]
 
 
-def rows(x: Value, start: int, stop: int, dim: int = 0) -> Value:
-    """Rows start to stop of a weight along `dim`."""
-    return emit("slice", x, dim=dim, start=start, stop=stop)[0]
-
-
 def padded(x: Value, size: int, dim: int = 0) -> Value:
     """A weight with zeros behind it along `dim`."""
     return emit("pad", x, dim=dim, size=size)[0]

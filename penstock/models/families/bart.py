@@ -6,6 +6,7 @@ from penstock.ir import Value, emit
 from penstock.models.binding import Wanted
 from penstock.models.config import Reader
 from penstock.models.families import classic
+from penstock.models.families import decoder as common
 from penstock.models.families.decoder import MAX_HEAD_DIM, MAX_LAYERS
 from penstock.models.families.opt import OFFSET
 from penstock.models.registry import Family
@@ -81,7 +82,7 @@ def source(wanted: Wanted) -> Value | str:
         case "head.bias":
             return emit("reshape", wanted.tensor("final_logits_bias", 1, *wanted.shape), shape=wanted.shape)[0]
     stack = "model.encoder" if wanted.of_encoder else "model.decoder"
-    name = classic.named(wanted, f"{stack}.layers.{{}}", _PARTS, {k: f"{stack}.{v}" for k, v in _WHOLE.items()})
+    name = common.named(wanted, f"{stack}.layers.{{}}", _PARTS, {k: f"{stack}.{v}" for k, v in _WHOLE.items()})
     if wanted.part != "positions.weight":
         return name
     count, hidden = wanted.shape

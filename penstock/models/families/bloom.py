@@ -8,6 +8,7 @@ from penstock.ir import Value
 from penstock.models.binding import Wanted
 from penstock.models.config import Reader
 from penstock.models.families import classic
+from penstock.models.families import decoder as common
 from penstock.models.families.decoder import assemble
 from penstock.models.registry import Family
 from penstock.models.storage import fused_qkv
@@ -45,12 +46,12 @@ def read(reader: Reader) -> ModelSpec:
     reader.only("n_inner", None, 4 * hidden)
     mixer = replace(classic.attention(heads), bias=Alibi(alibi_slopes(heads.heads)))
     layer = LayerSpec(mixer, Mlp(4 * hidden, "gelu_tanh", bias=True, gated=False), norm, norm)
-    layers, limit = [layer] * classic.read_layers(reader), reader.size("seq_length", 2048)
+    layers, limit = [layer] * common.read_layers(reader), reader.size("seq_length", 2048)
     return assemble(reader, layers, norm, limit, tied=True, embedding_norm=norm)
 
 
 def source(wanted: Wanted) -> Value | str:
-    name = classic.named(wanted, "transformer.h.{}", _PARTS, _WHOLE)
+    name = common.named(wanted, "transformer.h.{}", _PARTS, _WHOLE)
     return fused_qkv(wanted, name, grouped=True) if classic.is_qkv(wanted) else name
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from penstock.models.binding import Wanted
 from penstock.models.config import Reader
 from penstock.models.families.decoder import MAX_HEAD_DIM, Heads
-from penstock.models.families.decoder import named as named
-from penstock.models.families.decoder import read_layers as read_layers
 from penstock.spec import Attention, LayerNorm, Mlp, Rope
 
 GELU_TANH = ("gelu_new", "gelu_fast", "gelu_pytorch_tanh", "gelu_python_tanh", "gelu_accurate")

@@ -9,6 +9,7 @@ from penstock.ir import Value
 from penstock.models.binding import Wanted
 from penstock.models.config import Reader
 from penstock.models.families import classic
+from penstock.models.families import decoder as common
 from penstock.models.families.decoder import assemble
 from penstock.models.registry import Family
 from penstock.models.rope_config import read_rope
@@ -48,7 +49,7 @@ def read(reader: Reader) -> ModelSpec:
     second = norm if not parallel or (new and norms != 1) else None
     layer = LayerSpec(mixer, mlp, norm, second, residual="parallel" if parallel else "serial")
     limit = reader.size("max_position_embeddings", 2048)
-    return assemble(reader, [layer] * classic.read_layers(reader), norm, limit, tied=True)
+    return assemble(reader, [layer] * common.read_layers(reader), norm, limit, tied=True)
 
 
 def _read_attention(reader: Reader, new: bool, bias: bool) -> Attention:
@@ -64,7 +65,7 @@ def _read_attention(reader: Reader, new: bool, bias: bool) -> Attention:
 
 def source(wanted: Wanted) -> Value | str:
     two = any(layer.residual == "parallel" and layer.feedforward_norm for layer in wanted.spec.layers)
-    name = classic.named(wanted, "transformer.h.{}", _PARTS | (_TWO if two else _SERIAL), _WHOLE)
+    name = common.named(wanted, "transformer.h.{}", _PARTS | (_TWO if two else _SERIAL), _WHOLE)
     return fused_qkv(wanted, name, grouped=True) if classic.is_qkv(wanted) else name
 
 

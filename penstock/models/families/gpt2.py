@@ -8,6 +8,7 @@ from penstock.ir import Value
 from penstock.models.binding import Wanted
 from penstock.models.config import Reader
 from penstock.models.families import classic
+from penstock.models.families import decoder as common
 from penstock.models.families.decoder import assemble
 from penstock.models.registry import Family
 from penstock.models.storage import fused_qkv, transposed
@@ -43,13 +44,13 @@ def read(reader: Reader) -> ModelSpec:
     )
     scale = mixer.scale if reader.flag("scale_attn_weights", True) else 1.0
     by_layer = reader.flag("scale_attn_by_inverse_layer_idx", False)
-    scales = [scale / (i + 1) if by_layer else scale for i in range(classic.read_layers(reader))]
+    scales = [scale / (i + 1) if by_layer else scale for i in range(common.read_layers(reader))]
     layers = [LayerSpec(replace(mixer, scale=s), mlp, norm, norm) for s in scales]
     return assemble(reader, layers, norm, limit, tied=True, learned_positions=limit)
 
 
 def source(wanted: Wanted) -> Value | str:
-    name = classic.named(wanted, "transformer.h.{}", PARTS, WHOLE)
+    name = common.named(wanted, "transformer.h.{}", PARTS, WHOLE)
     if classic.is_qkv(wanted):
         return fused_qkv(wanted, name, flipped=True)
     if wanted.layer >= 0 and len(wanted.shape) == 2:

@@ -6,6 +6,7 @@ from penstock.ir import Value
 from penstock.models.binding import Wanted
 from penstock.models.config import Reader
 from penstock.models.families import classic, gpt2
+from penstock.models.families import decoder as common
 from penstock.models.families.decoder import assemble
 from penstock.models.registry import Family
 from penstock.models.storage import fused_qkv
@@ -29,12 +30,12 @@ def read(reader: Reader) -> ModelSpec:
     reader.only("num_key_value_heads", heads.kv_heads)
     mixer = classic.attention(heads)
     mlp = classic.read_mlp(reader, "activation_function", "gelu_pytorch_tanh")
-    layers = [LayerSpec(mixer, mlp, norm, norm)] * classic.read_layers(reader)
+    layers = [LayerSpec(mixer, mlp, norm, norm)] * common.read_layers(reader)
     return assemble(reader, layers, norm, limit, tied=True, learned_positions=limit)
 
 
 def source(wanted: Wanted) -> Value | str:
-    name = classic.named(wanted, "transformer.h.{}", gpt2.PARTS, gpt2.WHOLE)
+    name = common.named(wanted, "transformer.h.{}", gpt2.PARTS, gpt2.WHOLE)
     return fused_qkv(wanted, name, grouped=True) if classic.is_qkv(wanted) else name
 
 

@@ -6,6 +6,7 @@ from penstock.ir import Value
 from penstock.models.binding import Wanted
 from penstock.models.config import Reader
 from penstock.models.families import classic
+from penstock.models.families import decoder as common
 from penstock.models.families.decoder import assemble
 from penstock.models.registry import Family
 from penstock.models.rope_config import read_rope
@@ -33,11 +34,11 @@ def read(reader: Reader) -> ModelSpec:
     mixer = classic.attention(heads, rope, reader.flag("attention_bias", True))
     residual = "parallel" if reader.flag("use_parallel_residual", True) else "serial"
     layer = LayerSpec(mixer, classic.read_mlp(reader, "hidden_act", "gelu"), norm, norm, residual=residual)
-    return assemble(reader, [layer] * classic.read_layers(reader), norm, limit)
+    return assemble(reader, [layer] * common.read_layers(reader), norm, limit)
 
 
 def source(wanted: Wanted) -> Value | str:
-    name = classic.named(wanted, "gpt_neox.layers.{}", _PARTS, _WHOLE)
+    name = common.named(wanted, "gpt_neox.layers.{}", _PARTS, _WHOLE)
     return fused_qkv(wanted, name, grouped=True) if classic.is_qkv(wanted) else name
 
 

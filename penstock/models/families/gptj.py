@@ -5,6 +5,7 @@ from __future__ import annotations
 from penstock.models.binding import Wanted
 from penstock.models.config import Reader
 from penstock.models.families import classic
+from penstock.models.families import decoder as common
 from penstock.models.families.decoder import assemble
 from penstock.models.registry import Family
 from penstock.spec import LayerSpec, ModelSpec, Rope
@@ -38,11 +39,11 @@ def read(reader: Reader) -> ModelSpec:
     mixer = classic.attention(heads, Rope(10000.0, dim, interleaved=True), bias=False)
     mlp = classic.read_mlp(reader, "activation_function", "gelu_new")
     layer = LayerSpec(mixer, mlp, norm, None, residual="parallel")
-    return assemble(reader, [layer] * classic.read_layers(reader), norm, limit, head_bias=True)
+    return assemble(reader, [layer] * common.read_layers(reader), norm, limit, head_bias=True)
 
 
 def source(wanted: Wanted) -> str:
-    return classic.named(wanted, "transformer.h.{}", _PARTS, _WHOLE)
+    return common.named(wanted, "transformer.h.{}", _PARTS, _WHOLE)
 
 
 FAMILY = Family("gptj", ("GPTJForCausalLM",), read, source, (rf"transformer\.h\.\d+\.{classic.MASKS}",))

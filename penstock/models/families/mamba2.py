@@ -7,7 +7,7 @@ import math
 from penstock.ir import Value, emit
 from penstock.models.binding import Wanted
 from penstock.models.config import MAX_SIZE, Reader
-from penstock.models.families import classic
+from penstock.models.families import decoder as common
 from penstock.models.families.decoder import MAX_HEAD_DIM, SILU, read_layers
 from penstock.models.registry import Family
 from penstock.spec import LayerSpec, ModelSpec, Norm, StateSpace
@@ -77,7 +77,7 @@ def source(wanted: Wanted) -> str | Value:
         return emit("reshape", wanted.tensor(name, channels, 1, width), shape=wanted.shape)[0]
     if wanted.part in _HEADS:
         return f"backbone.layers.{wanted.layer}.{_HEADS[wanted.part]}"
-    return classic.named(wanted, "backbone.layers.{}", _PARTS, _WHOLE)
+    return common.named(wanted, "backbone.layers.{}", _PARTS, _WHOLE)
 
 
 # The files of the first release call the table in the singular.

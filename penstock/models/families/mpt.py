@@ -6,6 +6,7 @@ from penstock.ir import Value
 from penstock.models.binding import Wanted
 from penstock.models.config import Reader, close
 from penstock.models.families import classic
+from penstock.models.families import decoder as common
 from penstock.models.families.decoder import assemble
 from penstock.models.registry import Family
 from penstock.models.storage import fused_qkv
@@ -43,7 +44,7 @@ def read(reader: Reader) -> ModelSpec:
     mlp = Mlp(hidden * reader.size("expansion_ratio", 4, 64), "gelu", bias, gated=False)
     scale = reader.get("logit_scale", None)
     factor = hidden**-0.5 if scale == "inv_sqrt_d_model" else reader.optional_number("logit_scale") or 1.0
-    layers = [LayerSpec(mixer, mlp, norm, norm)] * classic.read_layers(reader)
+    layers = [LayerSpec(mixer, mlp, norm, norm)] * common.read_layers(reader)
     return assemble(reader, layers, norm, limit, tied=True, logit_scale=factor)
 
 
@@ -65,7 +66,7 @@ def _read_attention(reader: Reader, norm: LayerNorm, bias: bool) -> Attention:
 
 
 def source(wanted: Wanted) -> Value | str:
-    name = classic.named(wanted, "transformer.blocks.{}", _PARTS, _WHOLE)
+    name = common.named(wanted, "transformer.blocks.{}", _PARTS, _WHOLE)
     return fused_qkv(wanted, name) if classic.is_qkv(wanted) else name
 
 

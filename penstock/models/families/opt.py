@@ -7,6 +7,7 @@ from penstock.ir import Value
 from penstock.models.binding import Wanted
 from penstock.models.config import Reader
 from penstock.models.families import classic
+from penstock.models.families import decoder as common
 from penstock.models.families.decoder import assemble
 from penstock.models.registry import Family
 from penstock.models.storage import constant, rows
@@ -46,7 +47,7 @@ def read(reader: Reader) -> ModelSpec:
     mlp = classic.read_mlp(reader, "activation_function", "relu", bias)
     layer = LayerSpec(mixer, mlp, norm, norm, residual="serial" if before else "post")
     return assemble(
-        reader, [layer] * classic.read_layers(reader), norm if before and not bare else None, limit, tied=True,
+        reader, [layer] * common.read_layers(reader), norm if before and not bare else None, limit, tied=True,
         learned_positions=limit, embedding_size=0 if width == hidden else width,
     )  # fmt: skip
 
@@ -55,7 +56,7 @@ def source(wanted: Wanted) -> Value | str:
     part = wanted.part.rpartition(".")[0]
     if part.endswith("_norm") and not _affine(wanted.spec):
         return constant(wanted, 1.0)
-    name = classic.named(wanted, "model.decoder.layers.{}", _PARTS, _WHOLE)
+    name = common.named(wanted, "model.decoder.layers.{}", _PARTS, _WHOLE)
     if part == "positions":
         count, hidden = wanted.shape
         return rows(wanted.tensor(name, count + OFFSET, hidden), OFFSET, count + OFFSET)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from penstock.models.binding import Wanted
 from penstock.models.config import Reader
 from penstock.models.families import classic
+from penstock.models.families import decoder as common
 from penstock.models.families.decoder import ROTARY_BUFFERS, assemble
 from penstock.models.registry import Family
 from penstock.models.rope_config import read_rope
@@ -28,11 +29,11 @@ def read(reader: Reader) -> ModelSpec:
     heads = classic.read_heads(reader, reader.optional_size("num_key_value_heads"))
     mixer = classic.attention(heads, read_rope(reader, heads.head_dim, limit, partial=0.5))
     layer = LayerSpec(mixer, classic.read_mlp(reader, "hidden_act", "gelu_new"), norm, None, residual="parallel")
-    return assemble(reader, [layer] * classic.read_layers(reader), norm, limit, head_bias=True)
+    return assemble(reader, [layer] * common.read_layers(reader), norm, limit, head_bias=True)
 
 
 def source(wanted: Wanted) -> str:
-    return classic.named(wanted, "model.layers.{}", _PARTS, _WHOLE)
+    return common.named(wanted, "model.layers.{}", _PARTS, _WHOLE)
 
 
 FAMILY = Family("phi", ("PhiForCausalLM",), read, source, (ROTARY_BUFFERS,))

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from penstock.models.config import Reader
 from penstock.models.families import classic
+from penstock.models.families import decoder as common
 from penstock.models.families.decoder import assemble, renaming
 from penstock.models.registry import Family
 from penstock.models.rope_config import read_rope
@@ -25,7 +26,7 @@ def read(reader: Reader) -> ModelSpec:
     bias, window = reader.flag("use_bias", True), reader.optional_size("sliding_window")
     mixer = replace(classic.attention(heads, read_rope(reader, heads.head_dim, limit), bias), window=window or 0)
     mlp = classic.read_mlp(reader, "hidden_act", "gelu_pytorch_tanh", bias)
-    layers = [LayerSpec(mixer, mlp, norm, norm)] * classic.read_layers(reader)
+    layers = [LayerSpec(mixer, mlp, norm, norm)] * common.read_layers(reader)
     return assemble(reader, layers, norm, limit, tied=True)
 
 

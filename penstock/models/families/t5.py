@@ -5,6 +5,7 @@ from __future__ import annotations
 from penstock.models.binding import Wanted
 from penstock.models.config import Reader
 from penstock.models.families import classic
+from penstock.models.families import decoder as common
 from penstock.models.families.decoder import MAX_HEAD_DIM, MAX_LAYERS
 from penstock.models.registry import Family
 from penstock.spec import Attention, EncoderSpec, LayerSpec, Mlp, ModelSpec, Norm, RelativeBias
@@ -38,7 +39,7 @@ def read(reader: Reader) -> ModelSpec:
     heads, size = reader.size("num_attention_heads"), reader.size("d_kv", 64, MAX_HEAD_DIM)
     cross, mlp = Attention(heads, heads, size, 1.0), _read_mlp(reader)
     mixer = Attention(heads, heads, size, 1.0, bias=_read_bias(reader))
-    count = classic.read_layers(reader)
+    count = common.read_layers(reader)
     layers = reader.optional_size("num_decoder_layers", count, MAX_LAYERS) or count
     tied = reader.flag("scale_decoder_outputs", reader.flag("tie_word_embeddings", True))
     return ModelSpec(

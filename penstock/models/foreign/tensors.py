@@ -15,7 +15,7 @@ from penstock.formats import parse
 from penstock.ir import Type, Value, emit, leaf
 from penstock.models.foreign.facts import Facts
 from penstock.models.foreign.shards import Shards, shard_name
-from penstock.models.storage import by_group, rows
+from penstock.models.storage import by_group, cut, joined
 
 _TABLE, _HEAD = "embedding.word_embeddings.weight", "output_layer.weight"
 Named = Iterator[tuple[str, Value]]
@@ -60,14 +60,14 @@ class _Job:
         if rows * self.shards.tp < self.facts.vocab:
             held = f"{name} has {rows} rows on each of {self.shards.tp} ranks"
             raise CheckpointError(f"{held}, but the settings say vocab_size = {self.facts.vocab}; correct it")
-        return _rows(_joined(self.parts(stage, name, rows, self.facts.hidden), 0), 0, self.facts.vocab)
+        return cut(joined(self.parts(stage, name, rows, self.facts.hidden), 0), 0, self.facts.vocab)
 
     def qkv(self, layer: int, kind: str) -> tuple[Value, Value, Value]:
         """q, k and v, the heads of each one after the other."""
         groups, size = self.facts.groups // self.shards.tp, self.facts.head_dim
         sizes = (self.facts.heads // self.facts.groups * size, size, size)
         parts = self.fused_qkv(layer, kind)
-        q, k, v = (_joined([by_group(x, groups, sizes, i) for x in parts], 0) for i in range(3))
+        q, k, v = (joined([by_group(x, groups, sizes, i) for x in parts], 0) for i in range(3))
         return q, k, v
 
     def fused_qkv(self, layer: int, kind: str) -> list[Value]:
@@ -82,7 +82,7 @@ class _Job:
     def dealt(self, layer: int, name: str, rows: int, columns: int) -> Value:
         """A matrix of which each tensor rank has a share of the columns."""
         stage = self.shards.stage_of(layer)
-        return _joined(self.parts(stage, f"decoder.layers.{layer}.{name}", rows, columns // self.shards.tp), 1)
+        return joined(self.parts(stage, f"decoder.layers.{layer}.{name}", rows, columns // self.shards.tp), 1)
 
     def fc1(self, layer: int, kind: str) -> list[Value]:
         share = self.facts.ffn // self.shards.tp * (2 if self.facts.gated else 1)
@@ -142,8 +142,8 @@ def _llama(job: _Job) -> Named:
                 yield f"{own}.self_attn.{part}_norm.weight", job.of_layer(layer, name, facts.head_dim)
         for kind in ("weight", "bias") if facts.bias else ("weight",):
             parts, half = job.fc1(layer, kind), facts.ffn // job.shards.tp
-            yield f"{own}.mlp.gate_proj.{kind}", _joined([_rows(x, 0, half) for x in parts], 0)
-            yield f"{own}.mlp.up_proj.{kind}", _joined([_rows(x, half, 2 * half) for x in parts], 0)
+            yield f"{own}.mlp.gate_proj.{kind}", joined([cut(x, 0, half) for x in parts], 0)
+            yield f"{own}.mlp.up_proj.{kind}", joined([cut(x, half, 2 * half) for x in parts], 0)
         if facts.bias:
             yield f"{own}.self_attn.o_proj.bias", _bias(job, layer, "self_attention.linear_proj")
             yield f"{own}.mlp.down_proj.bias", _bias(job, layer, "mlp.linear_fc2")
@@ -155,7 +155,7 @@ def _gpt2(job: _Job) -> Named:
     places = job.whole(0, "embedding.position_embeddings.weight", job.facts.positions, job.facts.hidden)
     yield "transformer.wpe.weight", places
     for layer in range(job.facts.layers):
-        qkv = {kind: _joined(list(job.qkv(layer, kind)), 0) for kind in ("weight", "bias")}
+        qkv = {kind: joined(list(job.qkv(layer, kind)), 0) for kind in ("weight", "bias")}
         for name, value in _classic(
             job, layer, qkv, ("ln_1", "ln_2", "attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
         ):
@@ -171,7 +171,7 @@ def _neox(job: _Job) -> Named:
         job, "gpt_neox.embed_in.weight", "gpt_neox.final_layer_norm", "embed_out.weight", ("weight", "bias")
     )
     for layer in range(job.facts.layers):
-        qkv = {kind: _joined(job.fused_qkv(layer, kind), 0) for kind in ("weight", "bias")}
+        qkv = {kind: joined(job.fused_qkv(layer, kind), 0) for kind in ("weight", "bias")}
         for name, value in _classic(job, layer, qkv, names):
             yield f"gpt_neox.layers.{layer}.{name}", value
 
@@ -183,7 +183,7 @@ def _classic(job: _Job, layer: int, qkv: dict[str, Value], names: tuple[str, ...
         yield f"{norm1}.{kind}", job.of_layer(layer, f"mixer_norm.{kind}", facts.hidden)
         yield f"{norm2}.{kind}", job.of_layer(layer, f"feedforward_norm.{kind}", facts.hidden)
         yield f"{attention}.{kind}", qkv[kind]
-        yield f"{up}.{kind}", _joined(job.fc1(layer, kind), 0)
+        yield f"{up}.{kind}", joined(job.fc1(layer, kind), 0)
     width = facts.heads * facts.head_dim
     yield f"{out}.weight", job.dealt(layer, "self_attention.linear_proj.weight", facts.hidden, width)
     yield f"{down}.weight", job.dealt(layer, "mlp.linear_fc2.weight", facts.hidden, facts.ffn)
@@ -193,11 +193,3 @@ def _classic(job: _Job, layer: int, qkv: dict[str, Value], names: tuple[str, ...
 
 def _bias(job: _Job, layer: int, module: str) -> Value:
     return job.whole(job.shards.stage_of(layer), f"decoder.layers.{layer}.{module}.bias", job.facts.hidden)
-
-
-def _joined(parts: list[Value], dim: int) -> Value:
-    return parts[0] if len(parts) == 1 else emit("concat", *parts, dim=dim)[0]
-
-
-def _rows(x: Value, start: int, stop: int) -> Value:
-    return x if (start, stop) == (0, x.type.shape[0]) else rows(x, start, stop)

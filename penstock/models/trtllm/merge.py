@@ -6,8 +6,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from penstock.formats import Format, parse
-from penstock.ir import Type, Value, emit, leaf
+from penstock.ir import Type, Value, leaf
 from penstock.models.binding import Binding, shapes
+from penstock.models.storage import cut, joined
 from penstock.models.trtllm.ranks import FINAL_NORM, HEAD, QKV, TABLE, Ranks, layer_parts, modules, tensor_name
 from penstock.spec import AnyNorm, Attention, LayerSpec, ModelSpec, Norm
 
@@ -43,7 +44,7 @@ class _Job:
     def dealt(self, stage: int, name: str, shape: Shape, dim: int) -> Value:
         """Equal parts along `dim`, side by side."""
         part = tuple(size // self.ranks.tp if i == dim else size for i, size in enumerate(shape))
-        return _joined([self.leaf(stage * self.ranks.tp + r, name, part) for r in range(self.ranks.tp)], dim)
+        return joined([self.leaf(stage * self.ranks.tp + r, name, part) for r in range(self.ranks.tp)], dim)
 
 
 def merge(spec: ModelSpec, format: str, ranks: Ranks, table_rows: int) -> Merged:
@@ -116,26 +117,18 @@ def _of_qkv(job: _Job, stage: int, name: str, module: str, shape: Shape, mixer: 
     start, stop = {QKV[0]: (0, q), QKV[1]: (q, q + kv), QKV[2]: (q + kv, q + 2 * kv)}[module]
     step = 1 if module == QKV[0] else max(1, tp // mixer.kv_heads)
     tensors = [job.leaf(stage * tp + r, name, (q + 2 * kv, *shape[1:])) for r in range(0, tp, step)]
-    return _joined([_rows(x, start, stop) for x in tensors], 0)
+    return joined([cut(x, start, stop) for x in tensors], 0)
 
 
 def _table(job: _Job) -> Value:
     ranks, (rows, width) = job.ranks, job.shapes["embedding.weight"]
     if not ranks.split_table:
-        return _rows(job.whole(0, TABLE, (job.table_rows, width)), 0, rows)
+        return cut(job.whole(0, TABLE, (job.table_rows, width)), 0, rows)
     if ranks.table_dim == 1:
         return job.dealt(0, TABLE, (rows, width), 1)
-    return _rows(job.dealt(0, TABLE, (ranks.padded(rows), width), 0), 0, rows)
+    return cut(job.dealt(0, TABLE, (ranks.padded(rows), width), 0), 0, rows)
 
 
 def _head(job: _Job) -> Value:
     rows, width = job.shapes["head.weight"]
-    return _rows(job.dealt(job.ranks.pp - 1, HEAD, (job.ranks.padded(rows), width), 0), 0, rows)
-
-
-def _joined(parts: list[Value], dim: int) -> Value:
-    return parts[0] if len(parts) == 1 else emit("concat", *parts, dim=dim)[0]
-
-
-def _rows(x: Value, start: int, stop: int) -> Value:
-    return x if (start, stop) == (0, x.type.shape[0]) else emit("slice", x, dim=0, start=start, stop=stop)[0]
+    return cut(job.dealt(job.ranks.pp - 1, HEAD, (job.ranks.padded(rows), width), 0), 0, rows)
