@@ -31,7 +31,10 @@ CHANGES: dict[str, dict[str, Any]] = {
 }
 # Where the rope changes within a text, generate keeps the older keys turned by other angles: no judge of a request's
 # own rope, and so one whole pass decides alone.
-CHANGING = ("llama-dynamic-above", "llama-longrope-both", "llama-longrope-short", "llama-longrope-long")
+CHANGING = (
+    "llama-dynamic-above", "llama-longrope-both", "llama-longrope-short", "llama-longrope-long", "phi3-longrope-short",
+    "phi3-longrope-long",
+)  # fmt: skip
 # A cache that should keep the last window - 1 = 0 positions keeps all of them: keys[-0:].
 MISKEPT = ("mistral-window-1",)
 LIMITED = ("mamba2-limited-steps",)  # generate limits steps in the prompt, and not behind it

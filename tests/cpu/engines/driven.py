@@ -52,7 +52,8 @@ class TwinEngine:
 
 def twin_engine(case: str, folder: Path, changes: Mapping[str, Any] | None = None) -> TwinEngine:
     """256 positions unless `changes` says otherwise, so that the longest prompt fits with its text."""
-    longer = {key: 256 for key in _sizes(CASES[case][0], {}) if key == "max_position_embeddings"}
+    keys = {*_sizes(CASES[case][0], {}), *CASES[case][1]}
+    longer = {key: 256 for key in ("max_position_embeddings", "seq_length", "max_seq_len") if key in keys}
     model = save_twin(case, folder / "hf", {**longer, **(changes or {})})
     options = BuildOptions(device="cpu", dtype="float32", cache_dir=folder / "cache", **LIMITS)
     directory = build(folder / "hf", options, folder / "engine")

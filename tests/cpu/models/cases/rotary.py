@@ -47,9 +47,9 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "glm": ("glm", {**_GLM, "head_dim": 16}),
     "glm-unbiased-tied": (
         "glm",
-        {"head_dim": 12, "attention_bias": False, "tie_word_embeddings": True, "partial_rotary_factor": 1.0},
+        {**_GLM, "head_dim": 12, "attention_bias": False, "tie_word_embeddings": True, "partial_rotary_factor": 1.0},
     ),
     "glm4": ("glm4", {**_GLM, "head_dim": 16, "num_key_value_heads": 1}),
-    "glm4-unbiased": ("glm4", {"head_dim": 12, "attention_bias": False, "rope_parameters": {
+    "glm4-unbiased": ("glm4", {**_GLM, "head_dim": 12, "attention_bias": False, "rope_parameters": {
         "rope_type": "linear", "factor": 2.0, "partial_rotary_factor": 0.7}}),
 }  # fmt: skip
