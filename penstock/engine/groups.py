@@ -14,8 +14,8 @@ CROSS = "cross"  # the class of what an encoder made of a request's input, which
 
 @dataclass(frozen=True)
 class StateGroup:
-    """`name`: its class (paged, prefix, windowed, cross, slots) and number, as its states bear it. `window`: a token sees
-    itself and window - 1 before it, in each of these layers; 0: all."""
+    """`name`: its class (paged, prefix, windowed, cross, slots) and number, as its states bear it. `window`: a token
+    sees itself and window - 1 before it, in each of these layers; 0: all."""
 
     name: str
     window: int

@@ -172,8 +172,8 @@ def open_loop(
     target = asked.inter_token_latency_target
     if target is not None and (opened.encoder is not None or opened.reads_prefix):
         raise UnsupportedError(
-            f"inter_token_latency_target={target} is not built yet for models with an encoder, or whose prompts see all "
-            f"of themselves: no budget cuts those runs; lower max_num_tokens instead, which bounds them"
+            f"inter_token_latency_target={target} is not built yet for models with an encoder or prompts that see "
+            f"themselves, whose runs no budget cuts; lower max_num_tokens instead, which bounds them"
         )
     pace = None if target is None else Pace(opened, target, store.timing(directory))
 

@@ -55,11 +55,10 @@ class Attention:
         assert self.heads % self.kv_heads == 0, f"{self.heads} heads do not share {self.kv_heads} KV heads"
         assert not self.rope or self.rope.dim <= self.head_dim, f"{self.rope} exceeds heads of {self.head_dim}"
         assert self.qk_norm_over in ("head", "heads", "row"), self.qk_norm_over
-        planar = self.rope is not None and self.rope.planar
-        assert self.prefix or not planar, "without a prefix there are no places behind it"
         plain = not (self.window or self.bias or self.softcap or self.sinks)
         assert plain or not self.prefix, "no op attends to a prefix in that way"
-        assert not planar or (self.rope == Rope(self.rope.theta, self.head_dim // 2, planar=True)), self.rope
+        if (rope := self.rope) and rope.planar:
+            assert self.prefix and rope == Rope(rope.theta, self.head_dim // 2, planar=True), rope
 
 
 @kind

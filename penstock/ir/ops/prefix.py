@@ -42,7 +42,7 @@ def _prefixes(query_len: Any, context_len: Any) -> Any:
 @op(_prefix_rope, example=_rope_example)
 def prefix_rope(x: Any, positions: Any, freqs: Any, rows: Any, prefix_len: Any, *, heads: int) -> Any:
     """Rotate both halves of each head, in each the pairs (i, i + d/2) of its d = 2 * freqs.shape[1] numbers: the first
-    by the place in the prefix, its last one for all that follows; the second by the place behind it, from 1 on, 0 in it.
+    by the place in the prefix, its last one for all that follows; the second by the place behind it, from 1; 0 in it.
 
     x: [T,H*2d]; positions: i32[T]; freqs, radians a place: f32[1,d/2]; rows: i32[T] naming each token's sequence (-1:
     padding); prefix_len: i32[S]. (Zeng et al. 2023, GLM-130B's two-dimensional positions.)

@@ -1,8 +1,9 @@
-"""Attention of encoder-decoders: ragged inputs, relative biases, single tokens over long inputs, odd heads, padding."""
+"""Attention of encoder-decoders, and over prefixes: ragged inputs, relative biases, single tokens over long inputs, odd heads, padding."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -23,6 +24,10 @@ def cross_attention(format: str, heads: int, kv_heads: int, size: int, block: in
     kv, rows = tensor(pool or format, "N", 2, kv_heads, block, size), (tensor("i32", "S"),) * 4
     operands = tensor(format, "T", heads * size), kv, *rows, tensor("i32", "S", "M")
     return _site("cross_attention", *operands, heads=heads, scale=size**-0.5)
+
+
+def prefix_attention(format: str, heads: int, kv_heads: int, size: int, block: int = 64, pool: str = "") -> Site:
+    return replace(cross_attention(format, heads, kv_heads, size, block, pool), op="prefix_attention")
 
 
 # Tokens of each sequence, and what each looks at; laid over a case's S and T as far as they fit.
@@ -51,6 +56,8 @@ def examples(site: Site, sizes: Sizes, generator: Any) -> Iterator[list[Any]]:
             lengths = tuple(min(room, INPUTS[i % len(INPUTS)]) for i in range(sizes["S"]))
             seen = torch.tensor(lengths, dtype=torch.int32, device=device)
             rest = [count + 5 * (count > 0), seen * (count > 0), base[6]]
+        if site.op == "prefix_attention":  # of prompts, of chunks behind a prefix, and of what a step has all at once
+            rest = [base[4] - base[3] + count, (base[4] - base[3] + count * 2 // 3).clamp_min(1) * (count > 0), base[6]]
         yield [*base[:at], *spans, *rest]
 
 
@@ -68,4 +75,9 @@ CASES: list[tuple[Site, Sizes]] = [
     (cross_attention("f32", 2, 1, 20, 16), sizes(3, 3, 8)),
     (cross_attention("bf16", 2, 2, 256, 64), sizes(20, 2, 2)),
     (cross_attention("bf16", 4, 4, 64, pool=FP8), sizes(20, 4, 3)),
+    (prefix_attention("bf16", 4, 4, 64), sizes(7, 6, 3)),
+    (prefix_attention("bf16", 4, 2, 128, 16), sizes(60, 5, 9)),
+    (prefix_attention("f16", 3, 3, 80, 32), sizes(1, 1, 4)),
+    (prefix_attention("f32", 2, 2, 64, 16), sizes(40, 4, 8)),
+    (prefix_attention("bf16", 4, 4, 64, pool=FP8), sizes(20, 4, 3)),
 ]

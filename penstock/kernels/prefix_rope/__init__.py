@@ -1,0 +1,1 @@
+"""Attention of a decoder over what an encoder made."""
