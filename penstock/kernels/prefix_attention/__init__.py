@@ -1,1 +1,1 @@
-"""Attention of a decoder over what an encoder made."""
+"""Attention in which a prompt's first tokens see each other."""

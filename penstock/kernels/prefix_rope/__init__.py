@@ -1,1 +1,1 @@
-"""Attention of a decoder over what an encoder made."""
+"""Rotation by two places, within a prefix and behind it."""

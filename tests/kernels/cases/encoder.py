@@ -30,6 +30,11 @@ def prefix_attention(format: str, heads: int, kv_heads: int, size: int, block: i
     return replace(cross_attention(format, heads, kv_heads, size, block, pool), op="prefix_attention")
 
 
+def prefix_rope(format: str, heads: int, size: int) -> Site:
+    by_token, x = tensor("i32", "T"), tensor(format, "T", heads * size)
+    return _site("prefix_rope", x, by_token, tensor("f32", 1, size // 4), by_token, tensor("i32", "S"), heads=heads)
+
+
 # Tokens of each sequence, and what each looks at; laid over a case's S and T as far as they fit.
 QUERIES = ((1, 9, 0, 30, 3), (1, 1, 1, 1, 1, 1), (40, 5), (17, 16, 1))
 INPUTS = (70, 1, 64, 33, 128, 16, 7)
@@ -42,6 +47,8 @@ def examples(site: Site, sizes: Sizes, generator: Any) -> Iterator[list[Any]]:
     device = str(generator.device)
     base = list(example(site.inputs, dict(site.attrs), sizes, generator, device))
     yield base
+    if site.op == "prefix_rope":
+        return
     at = 3 if site.op == "encoder_attention" else 2
     for lengths in QUERIES:
         counts: list[int] = []
@@ -80,4 +87,7 @@ CASES: list[tuple[Site, Sizes]] = [
     (prefix_attention("f16", 3, 3, 80, 32), sizes(1, 1, 4)),
     (prefix_attention("f32", 2, 2, 64, 16), sizes(40, 4, 8)),
     (prefix_attention("bf16", 4, 4, 64, pool=FP8), sizes(20, 4, 3)),
+    (prefix_rope("bf16", 5, 64), sizes(60, 5, 30)),
+    (prefix_rope("f32", 3, 20), sizes(9, 4, 9)),
+    (prefix_rope("f16", 4, 128), sizes(3, 3, 80)),
 ]
