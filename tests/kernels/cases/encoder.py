@@ -1,4 +1,5 @@
-"""Attention of encoder-decoders, and over prefixes: ragged inputs, relative biases, single tokens over long inputs, odd heads, padding."""
+"""Attention of encoder-decoders and over prefixes: ragged inputs, relative biases, single tokens over long inputs, odd heads,
+padding."""
 
 from __future__ import annotations
 
