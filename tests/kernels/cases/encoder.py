@@ -1,5 +1,4 @@
-"""Attention of encoder-decoders and over prefixes: ragged inputs, relative biases, single tokens over long inputs, odd heads,
-padding."""
+"""Attention of encoder-decoders and over prefixes: ragged inputs, biases, single tokens over long inputs, padding."""
 
 from __future__ import annotations
 
