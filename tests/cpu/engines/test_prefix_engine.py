@@ -11,9 +11,14 @@ import pytest
 import torch
 
 from penstock import LLM, SamplingParams
+from penstock.compiler import backend
+from penstock.compiler import build as building
+from penstock.compiler import weights as compiled_weights
 from penstock.compiler.build import build
 from penstock.compiler.options import BuildOptions
+from penstock.compiler.weights import compute
 from penstock.engine import store
+from penstock.engine.device import H200
 from penstock.engine.sound import flaws
 from penstock.errors import ConfigError, OptionError, PromptError, SamplingError, UnsupportedError
 from penstock.models import build_forward, load_config, read_spec, weights
@@ -23,6 +28,7 @@ from penstock.runtime.intake import Submission
 from penstock.runtime.requests import RequestOutput
 from penstock.runtime.step import CpuBackend
 from penstock.text.generation import generation_facts
+from tests.cpu.cli.test_inspect_gpu import FakeWorkshop
 from tests.cpu.engines.driven import Spoken, TwinEngine, assert_same, prompts_of, speak
 from tests.cpu.models.harness import Pool, Request, greedy, load_tensors, run_step
 from tests.cpu.models.reference.chatglm6b import ChatGlm6b
@@ -114,9 +120,9 @@ def test_ragged_prompts_say_what_the_reference_says(twin: TwinEngine) -> None:
 def test_who_is_preempted_goes_on_as_if_alone(twin: TwinEngine, in_flight: int) -> None:
     """Ten blocks for texts of up to six each; what was generated is computed anew with the prompt, which may not see
     it, and is more than a step takes."""
-    backend = CpuBackend(twin.engine, twin.directory)
-    backend.num_blocks, backend.steps_in_flight = (11,), in_flight
-    executor, found = Executor(twin.engine, backend, None), dict[str, RequestOutput]()
+    device = CpuBackend(twin.engine, twin.directory)
+    device.num_blocks, device.steps_in_flight = (11,), in_flight
+    executor, found = Executor(twin.engine, device, None), dict[str, RequestOutput]()
     params = SamplingParams(temperature=0, max_tokens=60, ignore_eos=True)
     given = prompts()
     for index, prompt in enumerate(given):
@@ -171,6 +177,19 @@ def test_what_it_cannot_do_is_refused_by_name(llm: LLM, twin: TwinEngine) -> Non
         LLM(twin.directory, device="cpu", skip_tokenizer_init=True, host_cache_size=1_000_000)
     with pytest.raises(UnsupportedError, match=r"inter_token_latency_target=0.1 is not built yet .* see themselves"):
         LLM(twin.directory, device="cpu", skip_tokenizer_init=True, inter_token_latency_target=0.1)
+
+
+def test_it_is_planned_for_a_gpu(twin: TwinEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For an H200, its timings made up: everything has a kernel."""
+    monkeypatch.setattr(backend, "Workshop", FakeWorkshop)
+    monkeypatch.setattr(building, "detect", lambda _: H200)
+    monkeypatch.setattr(compiled_weights, "compute", lambda weight, source, device: compute(weight, source, "cpu"))
+    options = BuildOptions(dtype="bfloat16", cache_dir=tmp_path / "cache", **{**LIMITS, "max_num_tokens": 256})  # type: ignore[arg-type]
+    engine = store.load(build(twin.directory.parent / "hf", options, tmp_path / "engine"))
+    phases = engine.programs["decode"].phases.values()
+    plans = [plan for phase in phases for by_bucket in phase.plans.values() for plan in by_bucket.values()]
+    assert {"whole", "halves"} <= {plan.tactic.partition("{")[0] for plan in plans} and engine.reads_prefix
+    assert not [plan for plan in plans if plan.tactic == "reference"]
 
 
 def test_a_manifest_says_where_prompts_end(twin: TwinEngine, tmp_path: Path) -> None:
