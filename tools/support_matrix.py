@@ -71,11 +71,16 @@ class Cell(NamedTuple):
     why: str = ""
 
 
+# Models that bear a family's name beside mathematics of their own: on a CPU a twin is tested, no record is of them.
+APART = ("chatglm-6b",)
+
+
 def page() -> str:
     """The whole text."""
     notes: list[str] = []
     known = sorted(families_known(), key=lambda family: family.name)
     rows = [[f"`{f.name}`", ", ".join(_stems(f)), *_cells(f, notes)] for f in known]
+    rows += [[f"`{_stem_family(stem)}`", stem, *_cells_apart(stem, notes)] for stem in APART]
     named = [[f"`{f.name}`", ", ".join(f"`{name}`" for name in f.architectures), _refused(f)] for f in known]
     parts = [HEAD, _table(["family", "model", "CPU", *GPUS], rows), *_notes(notes)]
     parts += ["## By name\nThe architectures that `config.json` may name, and published models that are refused.\n"]
@@ -103,6 +108,12 @@ def _cells(family: Family, notes: list[str]) -> Iterator[str]:
     yield _said({form: _on_cpu(family, form) for form in FORMATS}, notes)
     for generation in GPUS:
         yield _said({form: _on_gpu(family, form, generation) for form in FORMATS}, notes)
+
+
+def _cells_apart(stem: str, notes: list[str]) -> Iterator[str]:
+    yield _said({form: Cell(TESTED if form == "f32" else COMPILED) for form in FORMATS}, notes)
+    for generation in GPUS:
+        yield _said({form: _of_model(stem, form, generation) for form in FORMATS}, notes)
 
 
 def _said(cells: dict[str, Cell], notes: list[str]) -> str:

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from penstock.ir.graph import Node
 
 BY_SLOT = "slots"  # the class of states that have a place for each slot, [num_slots, ...], and no blocks
+PREFIX = "prefix"  # the class of those in which a prompt's first tokens see each other, and so are computed at once
 CROSS = "cross"  # the class of what an encoder made of a request's input, which does not grow with its text
 
 
 @dataclass(frozen=True)
 class StateGroup:
-    """`name`: its class (paged, windowed, cross, slots) and number, as its states bear it. `window`: a token sees
-    itself and window - 1 before it, in each of these layers; 0: all."""
+    """`name`: its class (paged, prefix, windowed, cross, slots) and number, as its states bear it. `window`: a token
+    sees itself and window - 1 before it, in each of these layers; 0: all."""
 
     name: str
     window: int
@@ -31,6 +32,10 @@ class StateGroup:
     @property
     def fixed(self) -> bool:
         return self.kind == CROSS
+
+    @property
+    def whole(self) -> bool:
+        return self.kind == PREFIX
 
     @property
     def unit_bytes(self) -> int:

@@ -97,8 +97,13 @@ class Engine:
 
     @property
     def besides(self) -> str:
-        """The group of states, if there is one, without which KV of a text's beginning is of no use."""
-        return next((g.name for g in (*self.by_slot, *self.groups) if g.by_slot or g.fixed), "")
+        """The group of states, if there is one, for which KV of a text's beginning alone is of no use."""
+        return next((g.name for g in (*self.by_slot, *self.groups) if g.by_slot or g.fixed or g.whole), "")
+
+    @property
+    def reads_prefix(self) -> bool:
+        """Whether a prompt's first tokens see each other; which those are, `tokens` say."""
+        return any(group.whole for group in self.groups)
 
     @property
     def kv_format(self) -> str:

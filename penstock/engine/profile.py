@@ -27,7 +27,8 @@ class Profile:
     max_batch_size: requests in a step; max_num_tokens: tokens in a step; max_seq_len: prompt and output of one request;
     block_size: tokens in a block of KV; freqs: rope frequencies kept by request (0 where the model's are fixed);
     tables: groups of layers that keep blocks, each with a block table; slot_rows: 1 where layers keep state by slot;
-    encoder: 1 where an encoder reads a request's input, of which max_seq_len is the limit as well.
+    encoder: 1 where an encoder reads a request's input, of which max_seq_len is the limit as well; or where the first
+    tokens of a prompt see each other.
     """
 
     max_batch_size: int
@@ -67,7 +68,7 @@ class Profile:
     def for_groups(self, groups: Sequence[StateGroup]) -> Profile:
         """Of a model with these groups of states."""
         paged = sum(not group.by_slot for group in groups)
-        encoder = int(any(group.fixed for group in groups))
+        encoder = int(any(group.fixed or group.whole for group in groups))
         return replace(self, tables=max(1, paged), slot_rows=int(paged < len(groups)), encoder=encoder)
 
     @property

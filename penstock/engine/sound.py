@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 ROOF = {"read_bytes_per_s", "flops_per_s"}
 WORK = {"weight_bytes", "flops_per_token", "flops_per_logit", "kv_bytes_per_token"}
+PREFIX = {"end", "marks"}
 RECORDS = ("spec", "software", "source", "tokens", "kernels", "work", "build_seconds", "roof", "buffers")
 
 
@@ -37,6 +38,9 @@ def flaws(engine: Engine) -> Iterator[str]:
         yield f"programs: there is no {DECODE!r}"
     if ENCODE in engine.programs and not engine.tokens.get("decoder_start"):
         yield "tokens: decoder_start is a list of ids, at least one, where there is a program 'encode'"
+    prefix = engine.tokens.get("prefix") or {}
+    if engine.reads_prefix and not (prefix.keys() == PREFIX and prefix["marks"]):
+        yield "tokens: prefix has an id `end` and a list of ids `marks` where a prompt's first tokens see each other"
     for name, program in engine.programs.items():
         if name not in (DECODE, ENCODE):
             yield f"programs: {name!r} is none that is known"
@@ -77,7 +81,9 @@ def _buffers(phase: Phase) -> int:
 
 
 def _is_tokens(tokens: Mapping[str, Any]) -> bool:
+    prefix = tokens.get("prefix") or {}
     lists = [tokens.get("eos", []), tokens.get("decoder_start", []), [tokens.get("forced_end") or 0]]
+    lists += [prefix.get("marks", []), [prefix.get("end", 0)]]
     fit = all(isinstance(each, list) and _are_integers(*each) for each in lists)
     return fit and isinstance(tokens.get("generation", {}), Mapping)
 

@@ -216,5 +216,6 @@ _RULES: dict[str, Rule] = {
     "moe": _moe, "causal_conv": _by_slot, "selective_scan": _by_slot, "delta_scan": _by_slot,
     "latent_attention": _latent_attention, "latent_append": _append, "head_linear": _head_linear,
     "encoder_attention": _encoder_attention, "cross_attention": _cross_attention,
+    "prefix_attention": _attention,
     "prepare": _prepare, "commit": _commit,
 }  # fmt: skip

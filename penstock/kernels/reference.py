@@ -13,7 +13,8 @@ from penstock.kernels.tactic import REFERENCE, Config, Draft, KernelUse, Tactic,
 
 # Their references read sizes back to the host.
 UNCAPTURABLE = (
-    "adjust", "attention", "commit", "kv_append", "logprobs", "moe", "prepare", "rope_append", "rope_attention",
+    "adjust", "attention", "commit", "kv_append", "logprobs", "moe", "prefix_attention", "prepare", "rope_append",
+    "rope_attention",
 )  # fmt: skip
 
 

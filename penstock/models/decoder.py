@@ -6,7 +6,7 @@ import struct
 from collections.abc import Callable
 from itertools import chain
 
-from penstock.engine.groups import BY_SLOT, CROSS
+from penstock.engine.groups import BY_SLOT, CROSS, PREFIX
 from penstock.ir import Graph, Type, Value, emit, leaf, tensor
 from penstock.models.binding import Binding, mixer_name
 from penstock.models.feedforward import feedforward
@@ -76,9 +76,15 @@ def states_of(
         if isinstance(mixer, BySlot):
             own.append(_by_slot(i, mixer, format, groups))
         else:
-            own.append((paged("windowed" if mixer.window else "paged", mixer, state_name(i)),))
+            own.append((paged(_class_of(mixer), mixer, state_name(i)),))
     crosses = [(i, layer.cross) for i, layer in enumerate(spec.layers) if layer.cross]
     return own, [paged(CROSS, mixer, state_name(i, "cross")) for i, mixer in crosses]
+
+
+def _class_of(mixer: AnyAttention) -> str:
+    if isinstance(mixer, Attention) and mixer.prefix:
+        return PREFIX
+    return "windowed" if mixer.window else "paged"
 
 
 def _by_slot(i: int, mixer: BySlot, format: str, groups: dict[tuple[str | int, ...], str]) -> tuple[Value, ...]:
@@ -110,7 +116,7 @@ def block(x: Value, spec: LayerSpec, weights: Weights, mixing: Mixing, looking: 
     """A layer around its mixer, and the one that looks at an encoder: [T,E] -> [T,E]."""
 
     def mixed(h: Value) -> Value:
-        return _scaled(weights.norm(mixing(h), "mixer_post_norm", spec.mixer_post_norm), spec)
+        return _part(weights.norm(mixing(h), "mixer_post_norm", spec.mixer_post_norm), spec)
 
     if spec.residual == "parallel":
         h = weights.norm(x, "mixer_norm", spec.mixer_norm)
@@ -129,14 +135,19 @@ def _added(x: Value, norm: str, spec: LayerSpec, weights: Weights, part: Mixing)
     """A part of the layer, with its norm, added to x."""
     if spec.residual == "post":
         return weights.norm(emit("add", x, part(x))[0], norm, getattr(spec, norm))
-    return emit("add", x, part(weights.norm(x, norm, getattr(spec, norm))))[0]
+    h = weights.norm(x, norm, getattr(spec, norm))
+    return emit("add", _scaled(h, spec) if spec.residual == "normed" else x, part(h))[0]
 
 
 def _forward(h: Value, spec: LayerSpec, weights: Weights) -> Value:
     """What a layer's feed-forward adds."""
     assert spec.feedforward
     y = feedforward(h, spec.feedforward, weights.below("feedforward"))
-    return _scaled(weights.norm(y, "feedforward_post_norm", spec.feedforward_post_norm), spec)
+    return _part(weights.norm(y, "feedforward_post_norm", spec.feedforward_post_norm), spec)
+
+
+def _part(y: Value, spec: LayerSpec) -> Value:
+    return y if spec.residual == "normed" else _scaled(y, spec)
 
 
 def _scaled(y: Value, spec: LayerSpec) -> Value:

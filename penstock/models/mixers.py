@@ -43,12 +43,20 @@ def attention(
     k = _positioned(k, "k_norm", spec.kv_heads, spec, weights, inputs, freqs)
     kv = emit("kv_append", kv, k, v, inputs.positions, inputs.rows, inputs.block_table)[0]
     spans = (inputs.query_start, inputs.query_len, inputs.context_len, inputs.block_table)
+    if spec.prefix:
+        return weights.linear(_over_prefix(q, kv, spec, inputs), "o", spec.out_bias), kv
     extras = _extras(spec, weights)
     attrs = {"window": spec.window, "softcap": spec.softcap or None, "extras": tuple(extras) or None}
     y = emit("attention", q, kv, *spans, *extras.values(), heads=spec.heads, scale=spec.scale, **attrs)[0]
     if spec.gated:
         y = emit("gate_rows", y, weights.linear(x, "gate", spec.qkv_bias))[0]
     return weights.linear(y, "o", spec.out_bias), kv
+
+
+def _over_prefix(q: Value, kv: Value, spec: Attention, inputs: Inputs) -> Value:
+    assert inputs.encoder_len is not None
+    spans = (inputs.query_start, inputs.query_len, inputs.context_len, inputs.encoder_len, inputs.block_table)
+    return emit("prefix_attention", q, kv, *spans, heads=spec.heads, scale=spec.scale)[0]
 
 
 def cross(x: Value, kv: Value, spec: Attention, weights: Weights, inputs: Inputs) -> Value:
@@ -131,6 +139,9 @@ def delta_net(
 
 
 def _rotated(x: Value, heads: int, rope: Rope, inputs: Inputs, freqs: Frequencies) -> Value:
+    if rope.planar:
+        assert inputs.encoder_len is not None
+        return emit("prefix_rope", x, inputs.positions, freqs[rope], inputs.rows, inputs.encoder_len, heads=heads)[0]
     how = {"scale": attention_factor(rope), "interleaved": rope.interleaved or None}
     return emit("rope", x, inputs.positions, freqs[rope], inputs.rows, heads=heads, **how)[0]
 

@@ -26,7 +26,7 @@ class Inputs:
     slot_of_row: Value  # i32[S], where states are kept by slot; -1 is padding
     logit_rows: Value  # i32[L], indices into T
     freqs: Value | None  # f32[S,d/2] where the rope is fixed by request
-    encoder_len: Value | None  # i32[S], of each sequence's input, where an encoder has read it
+    encoder_len: Value | None  # i32[S], of each sequence's input, where an encoder has read it; or of its prefix
 
     @classmethod
     def of(cls, spec: ModelSpec) -> Inputs:
@@ -38,7 +38,7 @@ class Inputs:
             block_table=_input("block_table", "S", "M"),
             logit_rows=_input("logit_rows", "L"),
             freqs=leaf("input", "freqs", tensor("f32", "S", rope.dim // 2)) if rope else None,
-            encoder_len=_input("encoder_len", "S") if spec.encoder else None,
+            encoder_len=_input("encoder_len", "S") if spec.encoder or spec.prefix else None,
         )
 
     def by_group(self, states: Iterable[Value]) -> dict[str, Inputs]:

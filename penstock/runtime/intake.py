@@ -14,7 +14,7 @@ from penstock.ir.ops.control import MOST_LOGPROBS, Controls
 from penstock.runtime.beams import BeamStream
 from penstock.runtime.job import Job
 from penstock.runtime.output import Stream
-from penstock.runtime.prompt import prompt_numbers
+from penstock.runtime.prompt import prefix_length, prompt_numbers
 from penstock.runtime.requests import SamplingParams, Sink
 from penstock.runtime.sampling.resolve import Resolver
 from penstock.runtime.sampling.translate import controls_of, fields_of
@@ -91,6 +91,7 @@ class Intake:
         ends = tokenizer.eos_token_ids if tokenizer else ()
         self._start = tuple(engine.tokens.get("decoder_start", ()))  # what a decoder begins with, behind an encoder
         self._forced_end: int | None = engine.tokens.get("forced_end")
+        self._prefix = engine.tokens["prefix"] if engine.reads_prefix else None  # what sees all of itself ends there
         self._eos = frozenset(engine.tokens.get("eos", ())) | frozenset(ends)
 
     def prepare(self, new: Submission) -> Order:
@@ -119,10 +120,11 @@ class Intake:
         limits = self._scheduler.limits
         if params.stop and self._tokenizer is None:
             raise SamplingError(f"stop={params.stop!r} needs a tokenizer, and there is none; use stop_token_ids")
-        if self._start and params.prompt_logprobs is not None:
+        if (self._start or self._prefix) and params.prompt_logprobs is not None:
+            reader = "encoder, which reads it," if self._start else "prompt, whose tokens see each other,"
             raise SamplingError(
-                f"prompt_logprobs={params.prompt_logprobs} asks how likely the prompt is, and this model's encoder, "
-                f"which reads it, predicts nothing; leave it out"
+                f"prompt_logprobs={params.prompt_logprobs} asks how likely the prompt is, and this model's {reader} "
+                f"predicts nothing; leave it out"
             )
         room = limits.max_seq_len - length
         if params.min_tokens > room > 0:
@@ -150,7 +152,7 @@ class Intake:
         request.controlled = request.looks_back or controls.num_logprobs > 0 or request.lockstep
         request.keys = [*keys]
         self._check(request)
-        source = self._source(numbers, fields_of(params, index), freqs, controls)
+        source = self._source(numbers, fields_of(params, index), freqs, controls, request)
         stream = Stream(request, new.prompt, params, new.arrival, self._tokenizer, notes, index)
         return Job(new.id, request, stream, source, sink, new.streaming)
 
@@ -171,7 +173,7 @@ class Intake:
             )
         self._check(group.leader)
         controls = replace(controls, num_logprobs=1 + count, by_adjusted=True)
-        source = self._source(numbers, fields_of(params), freqs, controls)
+        source = self._source(numbers, fields_of(params), freqs, controls, pattern)
         stream = BeamStream(group, new.prompt, params, new.arrival, self._tokenizer, notes)
         return Job(new.id, group.leader, stream, source, new.sink, False)
 
@@ -185,6 +187,7 @@ class Intake:
             priority=new.priority, scores=params.prompt_logprobs is not None,
             source=new.prompt_token_ids if self._start else (),
             forced_end=None if params.ignore_eos else self._forced_end,
+            whole=prefix_length(new.prompt_token_ids, **self._prefix) if self._prefix else 0,
         )  # fmt: skip
         freqs = tuple(inverse_frequencies(self._rope, request.max_length)) if self._rope else ()
         # A rope of its own makes other KV.
@@ -192,11 +195,16 @@ class Intake:
         return request, freqs
 
     def _source(
-        self, numbers: Numbers, fields: Mapping[str, float], freqs: Sequence[float], controls: Controls
+        self,
+        numbers: Numbers,
+        fields: Mapping[str, float],
+        freqs: Sequence[float],
+        controls: Controls,
+        request: Request,
     ) -> Source:
         own = np.array(controls.numbers, np.int32)
         if not self._start:
-            return Source(numbers, slot_numbers(fields, freqs), own)
+            return Source(numbers, slot_numbers(fields, freqs, request.whole or None), own)
         return Source(np.array(self._start, np.int32), slot_numbers(fields, freqs, len(numbers)), own, numbers)
 
     def _check(self, request: Request) -> None:

@@ -170,10 +170,10 @@ def open_loop(
     chosen, host_blocks = asked.within(opened.profile), asked.host_blocks(opened)
     check_match(opened)
     target = asked.inter_token_latency_target
-    if target is not None and opened.encoder is not None:
+    if target is not None and (opened.encoder is not None or opened.reads_prefix):
         raise UnsupportedError(
-            f"inter_token_latency_target={target} is not built yet for models with an encoder, whose runs no budget "
-            f"cuts; lower max_num_tokens instead, which bounds them"
+            f"inter_token_latency_target={target} is not built yet for models with an encoder or prompts that see "
+            f"themselves, whose runs no budget cuts; lower max_num_tokens instead, which bounds them"
         )
     pace = None if target is None else Pace(opened, target, store.timing(directory))
 

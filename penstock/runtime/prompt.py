@@ -30,6 +30,23 @@ def prompt_numbers(ids: Sequence[int], vocab_size: int) -> Numbers:
     return numbers
 
 
+def prefix_length(ids: Sequence[int], end: int, marks: Sequence[int]) -> int:
+    """How many first tokens of a prompt see each other: all before its first `end`. The last of them is the mark that
+    the answer stands for: the first place of the first of `marks` that the prompt has. Raises PromptError."""
+    remedy = f"end it with [{marks[0]}, {end}], as the model's tokenizer does"
+    if end not in ids:
+        raise PromptError(f"the prompt has no token {end}, with which the model's answer begins; {remedy}")
+    length = ids.index(end)
+    mark = next((mark for mark in marks if mark in ids), None)
+    if mark is None or ids.index(mark) != length - 1:
+        where = "nowhere" if mark is None else f"first at position {ids.index(mark)}"
+        raise PromptError(
+            f"the prompt has token {end} at position {length}, and the mark of what it is the answer to (one of "
+            f"{[*marks]}) {where}, not right before; {remedy}"
+        )
+    return length
+
+
 def _refuse_first(ids: Sequence[int], vocab_size: int) -> None:
     for index, token in enumerate(ids):
         if not isinstance(token, int) or isinstance(token, bool):

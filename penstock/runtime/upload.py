@@ -25,14 +25,14 @@ class Source:
     """What uploads take from a request: its prompt, and what its slot holds of it beside its block table."""
 
     prompt: Numbers
-    slot: Numbers  # FIELDS, then rope frequencies, then how much an encoder reads
+    slot: Numbers  # FIELDS, then rope frequencies, then how much an encoder reads, or is read whole
     controls: Numbers = field(default_factory=lambda: np.zeros(0, np.int32))  # the first numbers, as many as are used
     read: Numbers = field(default_factory=lambda: NOTHING)  # by an encoder, before all else
 
 
 def slot_numbers(fields: Mapping[str, float], freqs: Sequence[float] = (), read: int | None = None) -> Numbers:
     """A slot's FIELDS before its first step: 0 where not given. `freqs`: rope frequencies where each request has its
-    own. `read`: how many tokens an encoder reads, where there is one. Floats travel as their bits.
+    own. `read`: how many tokens an encoder reads, or see each other, where that is so. Floats travel as their bits.
     """
     numbers = np.zeros(len(FIELDS) + len(freqs) + (read is not None), np.int32)
     floats = numbers.view(np.float32)

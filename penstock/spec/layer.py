@@ -49,11 +49,16 @@ class Attention:
     softcap: float = 0.0  # scores become softcap * tanh(score / softcap)
     sinks: bool = False  # a learned logit a head takes its share of the softmax, and gives nothing
     gated: bool = False  # the heads times the sigmoid of one more product of the input
+    prefix: bool = False  # the first tokens of a prompt, those before the one that begins the answer, see each other
 
     def __post_init__(self) -> None:
         assert self.heads % self.kv_heads == 0, f"{self.heads} heads do not share {self.kv_heads} KV heads"
         assert not self.rope or self.rope.dim <= self.head_dim, f"{self.rope} exceeds heads of {self.head_dim}"
         assert self.qk_norm_over in ("head", "heads", "row"), self.qk_norm_over
+        plain = not (self.window or self.bias or self.softcap or self.sinks)
+        assert plain or not self.prefix, "no op attends to a prefix in that way"
+        if (rope := self.rope) and rope.planar:
+            assert self.prefix and rope == Rope(rope.theta, self.head_dim // 2, planar=True), rope
 
 
 @kind

@@ -19,7 +19,8 @@ class LayerSpec:
     """A mixer and a feed-forward around the residual stream, by `residual`:
 
     "serial": x + s f(norm(x)), first the mixer, then the feed-forward; "parallel": both read the layer's x, and
-    without a feedforward_norm the mixer's normalised one; "post": norm(x + s f(x)). A post_norm normalises what is
+    without a feedforward_norm the mixer's normalised one; "post": norm(x + s f(x)); "normed": s n + f(n), where n is
+    norm(x), first the mixer, then the feed-forward. A post_norm normalises what is
     added. `cross`: a second mixer between the two, which looks at what an encoder made of its input. Without a
     feed-forward a layer is its mixer alone.
     """
@@ -36,9 +37,11 @@ class LayerSpec:
     cross_norm: AnyNorm | None = None
 
     def __post_init__(self) -> None:
-        assert self.residual in ("serial", "parallel", "post"), self.residual
+        assert self.residual in ("serial", "parallel", "post", "normed"), self.residual
         assert self.feedforward or (self.residual == "serial" and not self.feedforward_norm), "nothing to normalise for"
         assert not (self.cross and self.residual == "parallel"), "nobody looks at an encoder in parallel"
+        normed = self.residual != "normed" or (self.mixer_norm and self.feedforward_norm)
+        assert normed, "there is nothing but what the norms give"
 
 
 @kind
@@ -76,6 +79,7 @@ class ModelSpec:
 
     def __post_init__(self) -> None:
         assert all(bool(self.encoder) == bool(layer.cross) for layer in self.layers), "all layers look at it, or none"
+        assert not (self.prefix and self.encoder), "a slot keeps one length of what is read whole"
 
     @property
     def attentions(self) -> list[AnyAttention]:
@@ -87,6 +91,11 @@ class ModelSpec:
         """The widest of its layers' windows; 0 where a layer sees all."""
         windows = [mixer.window for mixer in self.attentions]
         return max(windows, default=0) if all(windows) else 0
+
+    @property
+    def prefix(self) -> bool:
+        """Whether a prompt's first tokens see each other."""
+        return any(isinstance(mixer, Attention) and mixer.prefix for mixer in self.attentions)
 
     @property
     def request_rope(self) -> Rope | None:

@@ -77,6 +77,7 @@ class Rope:
     dim: int
     scaling: Scaling | None = None
     interleaved: bool = False  # pairs (2i, 2i + 1) turn together, instead of (i, i + dim/2)
+    planar: bool = False  # two halves of `dim` each: one by the place in the prompt's prefix, one by that behind it
 
     @property
     def by_request(self) -> bool:

@@ -17,7 +17,8 @@ def generation_facts(directory: Path) -> dict[str, Any]:
     """{"eos": ids, "generation": generation_config.json's content}; both empty where the files are silent.
 
     Of a model with an encoder also "decoder_start": the ids that its decoder begins with, and "forced_end": the one
-    that a text ends with which a limit cuts, or None.
+    that a text ends with which a limit cuts, or None. Of one whose prompts see all of themselves "prefix": the id that
+    `end`s what does, and the `marks` one of which stands before it.
 
     Raises ConfigError for an end that is no token id of the model, or a sampling default that no request could have.
     """
@@ -30,7 +31,19 @@ def generation_facts(directory: Path) -> dict[str, Any]:
     for key, allowed in _DEFAULTS.items():
         _check(path, generation, key, allowed)
     found = {"eos": stated[path if "eos_token_id" in generation else other], "generation": generation}
+    if config.get("position_encoding_2d"):
+        return {**found, "prefix": _prefix_facts(other, config, limit)}
     return {**found, **_decoder_facts(files, limit)} if config.get("is_encoder_decoder") else found
+
+
+def _prefix_facts(path: Path, config: Mapping[str, Any], vocab: int | None) -> dict[str, Any]:
+    """Of GLM, whose answers begin with the first token of a text, in the place of a mark."""
+    keys = ("bos_token_id", "gmask_token_id", "mask_token_id")
+    ids = [_ids(path, config, vocab, key) for key in keys]
+    if missing := [key for key, each in zip(keys, ids, strict=True) if len(each) != 1]:
+        raise ConfigError(f"{path} gives no single id as {', '.join(missing)}, which say where prompts end; add it")
+    (end,), *marks = ids
+    return {"end": end, "marks": [mark for (mark,) in marks]}
 
 
 def _decoder_facts(files: Sequence[tuple[Path, Mapping[str, Any]]], vocab: int | None) -> dict[str, Any]:

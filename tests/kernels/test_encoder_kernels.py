@@ -14,7 +14,7 @@ from tests.kernels.cases.encoder import CASES, FP8, cross_attention, encoder_att
 from tests.kernels.resources import compile_problems
 from tests.kernels.subprocess_cases import failures
 
-OPS = ("encoder_attention", "cross_attention")
+OPS = ("encoder_attention", "cross_attention", "prefix_attention", "prefix_rope")
 
 
 @pytest.mark.parametrize("op", OPS)

@@ -6,8 +6,8 @@ from penstock.compiler.passes.patterns import siblings, stacked, width
 from penstock.ir import Graph, Node, Value, emit
 from penstock.ir.rewrite import Match, Rule, Swap
 
-ATTENTION = ("attention", "encoder_attention")
-PREPARED = ("rope", "head_rms_norm", "rms_norm", "head_layer_norm", "layer_norm", "clip")
+ATTENTION = ("attention", "encoder_attention", "prefix_attention")
+PREPARED = ("rope", "prefix_rope", "head_rms_norm", "rms_norm", "head_layer_norm", "layer_norm", "clip")
 
 
 def fuse_qkv(m: Match) -> Swap | None:

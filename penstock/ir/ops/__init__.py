@@ -8,7 +8,7 @@ K KV heads, D head size, F feed-forward, V vocabulary, N blocks, B tokens in a b
 from __future__ import annotations
 
 from penstock.ir.ops import attention, control, embed, encoder, fused, linear, moe, norm  # isort: skip
-from penstock.ir.ops import latent, pointwise, position, recurrent, sample, state, weight  # isort: skip
+from penstock.ir.ops import latent, pointwise, position, prefix, recurrent, sample, state, weight  # isort: skip
 
 __all__ = [
     "attention",
@@ -22,6 +22,7 @@ __all__ = [
     "norm",
     "pointwise",
     "position",
+    "prefix",
     "recurrent",
     "sample",
     "state",

@@ -106,10 +106,10 @@ def query_tiles(position: int, count: int) -> Iterator[tuple[int, range]]:
 
 def attend_tile(
     q: Any, rows: range, lowest: int, keys: Any, values: Any, extras: Mapping[str, Any],
-    scale: float, window: int, softcap: float, length: int = 0,
+    scale: float, window: int, softcap: float, length: int = 0, least: int = 0,
 ) -> Any:  # fmt: skip
     """q: [t,H,D] at positions `rows`, t <= QUERY_TILE; keys, values: [n,K,B,D] from block `lowest` on. Returns
-    [t,H,D]. `length`: each query sees so many keys; 0: those up to its own.
+    [t,H,D]. `length`: each query sees so many keys; 0: those up to its own, and the first `least` in any case.
 
     Places of the tile without a query may see no key at all: theirs are numbers that nobody reads.
     """
@@ -124,7 +124,7 @@ def attend_tile(
     start = rows.start - lead - lowest * block
     for bias in _biases(extras, start, (kv_heads, group), n, block):
         scores = scores + bias
-    scores = scores.masked_fill(_hidden(start, group, n, block, window, length, str(q.device)), -torch.inf)
+    scores = scores.masked_fill(_hidden(start, group, n, block, window, length, least, str(q.device)), -torch.inf)
     highest = scores.amax((0, 3), keepdim=True)
     if "sinks" in extras:
         sinks = extras["sinks"].repeat_interleave(QUERY_TILE).view(1, kv_heads, -1, 1)
@@ -154,7 +154,9 @@ def _biases(
 
 
 @lru_cache(maxsize=32)
-def _hidden(start: int, group: int, blocks: int, block: int, window: int, length: int, device: str) -> Any:
+def _hidden(
+    start: int, group: int, blocks: int, block: int, window: int, length: int, least: int, device: str
+) -> Any:  # fmt: skip
     """Which keys the queries of a tile at `start`, counted from the first key on, must not see: bool[n,1,G*tile,B].
 
     Every layer asks for the same.
@@ -163,6 +165,8 @@ def _hidden(start: int, group: int, blocks: int, block: int, window: int, length
     key = torch.arange(blocks * block, device=device).view(blocks, 1, 1, block)
     if length:
         return (key >= length).expand(-1, -1, len(at), -1)
+    if least:
+        return key > at.clamp_min(least - 1)
     return (key > at) | (key <= at - window) if window else key > at
 
 

@@ -33,7 +33,7 @@ class SlotLayout:
     controls: int = CONTROLS  # as `ir.ops.control` numbers them
     tables: int = 1  # block tables of a slot: one for each group of layers that keeps blocks
     slot_rows: int = 0  # 1: rows are told their slot, for what is kept by slot
-    encoder: int = 0  # 1: a slot keeps how long its input is, which an encoder has read
+    encoder: int = 0  # 1: a slot keeps how long its input is, which an encoder has read; or its prompt's prefix
 
     def field(self, name: str) -> int:
         """Index of slot 0's value of a one-number field."""

@@ -1,10 +1,16 @@
-"""ChatGLM 2 and 3, and GLM-4 in its first form: q, k and v in one tensor, half of each head turned. (GLM Team 2024.)"""
+"""ChatGLM 2 and 3, and GLM-4 in its first form: q, k and v in one tensor, half of each head turned. (GLM Team 2024.)
+
+ChatGLM-6B, the first, has the same architecture by name and nothing else in common: see `chatglm6b`.
+"""
 
 from __future__ import annotations
 
-from penstock.errors import UnsupportedArchitectureError
-from penstock.models.binding import Wanted
+from collections.abc import Mapping
+from typing import Any
+
+from penstock.models.binding import Source, Wanted
 from penstock.models.config import Reader
+from penstock.models.families import chatglm6b
 from penstock.models.families.decoder import MAX_HEAD_DIM, MAX_LAYERS, named
 from penstock.models.families.fused import fusing
 from penstock.models.registry import Family
@@ -22,7 +28,6 @@ _WHOLE = {
     "final_norm": "transformer.encoder.final_layernorm",
     "head": "transformer.output_layer",
 }
-_FIRST = ("position_encoding_2d", "inner_hidden_size", "max_sequence_length")  # keys of ChatGLM-6B alone
 _SINGLE = {  # keys that every published file has with one value, or that are read so where it has none
     "apply_residual_connection_post_layernorm": (False,), "fp32_residual_connection": (False,),
     "interleaved_qkv": (False,), "original_rope": (True,), "post_layer_norm": (True,), "pre_seq_len": (None,),
@@ -36,11 +41,8 @@ _IGNORED = (  # scores are float32 here, and what a layer divides them by it mul
 
 def read(reader: Reader) -> ModelSpec:
     """Half of each head is turned, neighbours together, by a base that `rope_ratio` multiplies."""
-    if stated := [key for key in _FIRST if reader.get(key, None) is not None]:
-        raise UnsupportedArchitectureError(
-            f"config.json: {stated[0]} says that this is ChatGLM-6B, the first: its two streams of positions, prompts "
-            f"that see all of themselves and residuals behind the norm are not built; use ChatGLM2 or later"
-        )
+    if any(reader.get(key, None) is not None for key in chatglm6b.KEYS):
+        return chatglm6b.read(reader)
     for key, values in _SINGLE.items():
         reader.only(key, *values)
     reader.ignore(_IGNORED)
@@ -85,10 +87,17 @@ def _plain(wanted: Wanted) -> str:
 
 
 source = fusing(_plain, f"{_LAYER}.self_attention.query_key_value", f"{_LAYER}.mlp.dense_h_to_4h")
+
+
+def _source_of(config: Mapping[str, Any]) -> Source:
+    return chatglm6b.source if any(config.get(key) is not None for key in chatglm6b.KEYS) else source
+
+
 FAMILY = Family(
     "chatglm",
     ("ChatGLMModel", "ChatGLMForConditionalGeneration"),
     read,
     source,
-    (r"transformer\.rotary_pos_emb\.inv_freq",),
+    (r"transformer\.rotary_pos_emb\.inv_freq", chatglm6b.IGNORED),
+    by_config=_source_of,
 )

@@ -60,7 +60,7 @@ class Draft:
         nothing while others decode, never of the oldest prompt alone: younger ones get what it has left over."""
         slot, left = request.slot, request.goal - request.num_computed
         length = self.length(request, left)
-        assert slot is not None and length > 0
+        assert slot is not None and length > 0 and (request.num_computed or length >= request.whole)
         if self.kv.slides:
             length = self.kv.reach(slot, request.num_computed + length, self.spare) - request.num_computed
             if length <= 0:

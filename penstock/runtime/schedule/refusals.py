@@ -32,6 +32,12 @@ def refuse_impossible(request: Request, kv: KvManager, limits: Limits) -> None:
             f"the prompt of request {request.id!r} has {length} tokens, the limit is {limit - 1} (max_seq_len="
             f"{limit} less 1 to generate); shorten it or raise max_seq_len"
         )
+    if request.whole > limits.max_num_tokens:
+        raise PromptError(
+            f"request {request.id!r} begins with {request.whole} tokens that see each other, the limit is "
+            f"max_num_tokens={limits.max_num_tokens}: one step computes them all; shorten the prompt, or raise "
+            f"max_num_tokens"
+        )
     if request.source:
         _refuse_source(request, kv, limits)
     for tables in kv.groups:

@@ -31,9 +31,10 @@ class Request:
     need the controlled tail. `lockstep`: no step takes a token of it before the host knows its last sample. `scores`:
     every token of its prompt gives a logit row. `looks_back`: what it samples depends on the tokens of its slot, not on
     KV alone. `group`: whose beam it is. `source`: what an encoder reads first, where there is one; then `prompt` is
-    what the decoder begins with. `forced_end`: its last token, where a limit ends it. The second block follows from the
-    first and is kept, because every step asks for it of every request. The scheduler alone changes the third; all else
-    is derived. The host lags the device: `num_sampled` samples are launched, of which `output` are known.
+    what the decoder begins with. `forced_end`: its last token, where a limit ends it. `whole`: so many first tokens
+    see each other, and one step computes them all. The second block follows from the first and is kept, because every
+    step asks for it of every request. The scheduler alone changes the third; all else is derived. The host lags the
+    device: `num_sampled` samples are launched, of which `output` are known.
 
     A request that is preempted gives its slot and blocks back and waits again: `goal` tokens, its prompt and what it
     had sampled, are computed anew before it goes on. One in lockstep has a goal one token further for each sample.
@@ -56,6 +57,7 @@ class Request:
     group: BeamGroup | None = None
     source: tuple[int, ...] = ()
     forced_end: int | None = None
+    whole: int = 0
 
     prompt_length: int = field(init=False)
     output_limit: int = field(init=False)  # tokens it may sample: `max_tokens`, or less where `max_seq_len` ends it

@@ -201,7 +201,7 @@ class Scheduler:
         for request in tuple(self._waiting) if self._slots.num_free else ():
             if draft.full or not draft.logits or len(request.members) > self._slots.num_free:
                 return
-            if len(request.source) > draft.sources:
+            if len(request.source) > draft.sources or draft.length(request, request.goal) < request.whole:
                 return
             keys = self._shareable(request)
             found = self.kv.found(keys)
@@ -218,8 +218,9 @@ class Scheduler:
                 draft.admit(self._enter(request, keys, asked))
 
     def _shareable(self, request: Request) -> list[bytes]:
-        """Keys of the blocks that it may find: the last token is always computed, for it samples; to score, all are."""
-        return [] if request.scoring else request.keys[: (request.goal - 1) // self.kv.block_size]
+        """Keys of the blocks that it may find: the last token is always computed, for it samples; to score, all are;
+        and tokens that see each other are computed together."""
+        return [] if request.scoring or request.whole else request.keys[: (request.goal - 1) // self.kv.block_size]
 
     def _enter(
         self, request: Request, keys: Sequence[bytes], asked: tuple[int, Sequence[int], Found, int, int]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from penstock.compiler import pipeline
-from penstock.errors import ConfigError, UnsupportedArchitectureError
+from penstock.errors import ConfigError
 from penstock.models import build_forward, read_spec, weights
 from penstock.spec import Alibi, Linear, LongRope, ModelSpec, Rope
 from tests.cpu.models.cases.remote import CASES as REMOTE
@@ -156,8 +156,3 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
 def test_refused_by_name(case: str, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         read(case, **changes)
-
-
-def test_the_first_chatglm_is_refused_with_what_it_would_need() -> None:
-    with pytest.raises(UnsupportedArchitectureError, match=r"position_encoding_2d .*ChatGLM-6B, the first"):
-        read("chatglm", position_encoding_2d=True)

@@ -53,7 +53,18 @@ def _parallel(*mixers: Attention) -> ModelSpec:
     return _model(*map(_beside, mixers), final_norm=_CENTRED, tied_head=True, logit_scale=0.25)
 
 
+_PLANAR = Attention(4, 4, 8, 8**-0.5, Rope(10000.0, 4, planar=True), qkv_bias=True, out_bias=True, prefix=True)
+_WHOLE = LayerNorm(1e-5)
+
+
+def _from_norms(mixer: Attention) -> LayerSpec:
+    """The stream goes on from each norm, twice as large."""
+    mlp = Mlp(64, "gelu_tanh", bias=True, gated=False)
+    return LayerSpec(mixer, mlp, _WHOLE, _WHOLE, residual="normed", residual_scale=2.0)
+
+
 FAMILIES: dict[str, ModelSpec] = {
+    "chatglm6b": _model(*[_from_norms(_PLANAR)] * 2, final_norm=_WHOLE, tied_head=True),
     "gemma2": _model(_sandwich(replace(_CAPPED, window=6)), _sandwich(_CAPPED), **_SCALED, logit_softcap=30.0),
     "gemma3": _model(
         _sandwich(replace(_NORMED, window=6)),

@@ -1,8 +1,9 @@
-"""Attention of encoder-decoders: ragged inputs, relative biases, single tokens over long inputs, odd heads, padding."""
+"""Attention of encoder-decoders and over prefixes: ragged inputs, biases, single tokens over long inputs, padding."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -25,6 +26,15 @@ def cross_attention(format: str, heads: int, kv_heads: int, size: int, block: in
     return _site("cross_attention", *operands, heads=heads, scale=size**-0.5)
 
 
+def prefix_attention(format: str, heads: int, kv_heads: int, size: int, block: int = 64, pool: str = "") -> Site:
+    return replace(cross_attention(format, heads, kv_heads, size, block, pool), op="prefix_attention")
+
+
+def prefix_rope(format: str, heads: int, size: int) -> Site:
+    by_token, x = tensor("i32", "T"), tensor(format, "T", heads * size)
+    return _site("prefix_rope", x, by_token, tensor("f32", 1, size // 4), by_token, tensor("i32", "S"), heads=heads)
+
+
 # Tokens of each sequence, and what each looks at; laid over a case's S and T as far as they fit.
 QUERIES = ((1, 9, 0, 30, 3), (1, 1, 1, 1, 1, 1), (40, 5), (17, 16, 1))
 INPUTS = (70, 1, 64, 33, 128, 16, 7)
@@ -37,6 +47,8 @@ def examples(site: Site, sizes: Sizes, generator: Any) -> Iterator[list[Any]]:
     device = str(generator.device)
     base = list(example(site.inputs, dict(site.attrs), sizes, generator, device))
     yield base
+    if site.op == "prefix_rope":
+        return
     at = 3 if site.op == "encoder_attention" else 2
     for lengths in QUERIES:
         counts: list[int] = []
@@ -51,6 +63,8 @@ def examples(site: Site, sizes: Sizes, generator: Any) -> Iterator[list[Any]]:
             lengths = tuple(min(room, INPUTS[i % len(INPUTS)]) for i in range(sizes["S"]))
             seen = torch.tensor(lengths, dtype=torch.int32, device=device)
             rest = [count + 5 * (count > 0), seen * (count > 0), base[6]]
+        if site.op == "prefix_attention":  # of prompts, of chunks behind a prefix, and of what a step has all at once
+            rest = [base[4] - base[3] + count, (base[4] - base[3] + count * 2 // 3).clamp_min(1) * (count > 0), base[6]]
         yield [*base[:at], *spans, *rest]
 
 
@@ -68,4 +82,12 @@ CASES: list[tuple[Site, Sizes]] = [
     (cross_attention("f32", 2, 1, 20, 16), sizes(3, 3, 8)),
     (cross_attention("bf16", 2, 2, 256, 64), sizes(20, 2, 2)),
     (cross_attention("bf16", 4, 4, 64, pool=FP8), sizes(20, 4, 3)),
+    (prefix_attention("bf16", 4, 4, 64), sizes(7, 6, 3)),
+    (prefix_attention("bf16", 4, 2, 128, 16), sizes(60, 5, 9)),
+    (prefix_attention("f16", 3, 3, 80, 32), sizes(1, 1, 4)),
+    (prefix_attention("f32", 2, 2, 64, 16), sizes(40, 4, 8)),
+    (prefix_attention("bf16", 4, 4, 64, pool=FP8), sizes(20, 4, 3)),
+    (prefix_rope("bf16", 5, 64), sizes(60, 5, 30)),
+    (prefix_rope("f32", 3, 20), sizes(9, 4, 9)),
+    (prefix_rope("f16", 4, 128), sizes(3, 3, 80)),
 ]

@@ -1,0 +1,1 @@
+"""Attention in which a prompt's first tokens see each other."""

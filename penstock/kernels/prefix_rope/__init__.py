@@ -1,0 +1,1 @@
+"""Rotation by two places, within a prefix and behind it."""
