@@ -13,7 +13,8 @@ class Stats:
     read's end (or the arrival of work) to the next launch's end, so all that could keep the device waiting. On a CPU a
     launch is the step itself, and counts. `processor_steps`: that waited for logits processors; `controlled_steps`:
     with the controlled tail. `device_seconds`: in which a step was under way, from its launch or the end of the one
-    before to when the host had its tokens; `active_seconds`: in which there was a request.
+    before to when the host had its tokens; `roof_seconds`: what those steps take at best, where the engine knows its
+    device's rates; `active_seconds`: in which there was a request.
     """
 
     steps: int = 0
@@ -24,6 +25,7 @@ class Stats:
     controlled_steps: int = 0
     processor_steps: int = 0
     device_seconds: float = 0.0
+    roof_seconds: float = 0.0
     active_seconds: float = 0.0
 
     @property
