@@ -128,12 +128,12 @@ async function ask(text) {
     const { finish, tokens } = await stream(asked, answer, running.signal);
     const seconds = (performance.now() - began) / 1000;
     answer.foot.textContent = `${tokens ?? "?"} tokens in ${seconds.toFixed(1)} s, ended by ${finish}`;
-    remember(text, answer.content);
+    remember(text, answer);
     tell("said", `Answer complete: ${answer.pre.textContent}`);
   } catch (error) {
     if (error.name === "AbortError") {
       answer.foot.textContent = "stopped";
-      remember(text, answer.content);
+      remember(text, answer);
       tell("said", "Stopped");
     } else {
       answer.foot.textContent = "failed";
@@ -145,8 +145,9 @@ async function ask(text) {
   }
 }
 
-function remember(asked, answered) {
-  if (chat) messages.push({ role: "user", content: asked }, { role: "assistant", content: answered });
+// Unless it was cleared away meanwhile.
+function remember(asked, { pre, content }) {
+  if (chat && pre.isConnected) messages.push({ role: "user", content: asked }, { role: "assistant", content });
 }
 
 function busy(controller) {
