@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from penstock.runtime.sampling.params import SamplingParams
+from penstock.serve.body import Body
 
 MOST_STOPS: Final = 16
 MOST_STOP_CHARACTERS: Final = 256  # of each: looking for them takes time with every token
@@ -22,12 +23,6 @@ _SAMPLING: Final = (
     "seed", "stop", "stop_token_ids", "include_stop_str_in_output", "bad_words", "logit_bias", "ignore_eos",
     "prompt_logprobs", "skip_special_tokens",
 )  # fmt: skip
-
-
-class Body(BaseModel):
-    """JSON as it is, nothing turned into something else; unknown fields are refused."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
 
 
 def _listed(value: Any) -> Any:

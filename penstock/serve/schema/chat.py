@@ -8,7 +8,8 @@ from typing import Annotated, Any, Final, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from penstock.runtime.sampling.params import SamplingParams
-from penstock.serve.schema.base import MOST_NAME, Body, Sampling
+from penstock.serve.body import Body
+from penstock.serve.schema.base import MOST_NAME, Sampling
 from penstock.serve.schema.completions import MOST_LOGPROBS, PromptLogprob, Usage
 
 MOST_MESSAGES: Final = 10_000

@@ -7,7 +7,8 @@ from typing import Annotated, Any, Final, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from penstock.runtime.sampling.params import SamplingParams
-from penstock.serve.schema.base import Body, Sampling
+from penstock.serve.body import Body
+from penstock.serve.schema.base import Sampling
 
 MOST_LOGPROBS: Final = 20
 Prompts = list[str] | list[list[int]]
