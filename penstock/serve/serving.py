@@ -19,6 +19,7 @@ from penstock.errors import TokenizerError
 from penstock.serve.config import ServeConfig
 from penstock.serve.errors import RequestError, bounded
 from penstock.serve.link import EngineLink, EngineUnready
+from penstock.serve.observe import Observer, Started
 from penstock.text import ChatTemplate, Tokenizer
 from penstock.version import __version__
 
@@ -50,6 +51,7 @@ class Hooks:
 
     answered: list[Callable[[Answered], None]] = field(default_factory=list)
     failed: list[Callable[[str, Exception], None]] = field(default_factory=list)  # a request's id, and a 500's error
+    started: list[Callable[[Started], Observer]] = field(default_factory=list)  # a request for text
 
 
 class Texts(NamedTuple):
