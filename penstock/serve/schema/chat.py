@@ -32,7 +32,9 @@ def _parts(value: Any) -> Any:
     for each in value if isinstance(value, list) else ():
         kind = each.get("type") if isinstance(each, dict) else None
         if isinstance(kind, str) and kind not in ("text", "refusal"):
-            raise ValueError(f"parts of type {kind[:40]!r} are not taken, this model reads text alone; send type 'text'")
+            raise ValueError(
+                f"parts of type {kind[:40]!r} are not taken, this model reads text alone; send type 'text'"
+            )
     return value
 
 
