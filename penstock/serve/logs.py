@@ -30,6 +30,7 @@ def config(format: Format, level: str) -> dict[str, Any]:
         "loggers": {
             "penstock": made,
             "uvicorn": made,
+            "opentelemetry": made,
             "uvicorn.access": {"handlers": [], "level": "WARNING", "propagate": False},
         },
     }

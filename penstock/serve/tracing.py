@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -37,7 +38,8 @@ class Tracer:
             ) from error
         resource = Resource.create({SERVICE_NAME: "penstock", SERVICE_VERSION: __version__})
         self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
-        self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint)))
+        self._exporter = OTLPSpanExporter(endpoint)
+        self._provider.add_span_processor(BatchSpanProcessor(self._exporter))
         self._tracer = self._provider.get_tracer("penstock.serve", __version__)
         self._propagator = TraceContextTextMapPropagator()
 
@@ -62,5 +64,7 @@ class Tracer:
 
     def close(self) -> None:
         """Send what is left; waits up to FLUSH seconds."""
-        self._provider.force_flush(int(1000 * FLUSH))
-        self._provider.shutdown()
+        sending = threading.Thread(target=self._provider.shutdown, daemon=True)
+        sending.start()
+        sending.join(FLUSH)
+        self._exporter.shutdown()  # tries no more

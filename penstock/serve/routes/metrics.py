@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from prometheus_client.exposition import choose_encoder
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -11,10 +11,9 @@ from penstock.serve.serving import Endpoint, Serving
 
 
 def endpoints(metrics: Metrics) -> tuple[Endpoint, ...]:
-    """What Prometheus reads, in its text format or OpenMetrics', as it asks for."""
+    """What Prometheus reads, always in its text format: in others the library writes another name for a:b."""
 
     async def read(request: Request, serving: Serving) -> Response:
-        encode, kind = choose_encoder(request.headers.get("accept", ""))
-        return Response(encode(metrics.registry), headers={"content-type": kind})
+        return Response(generate_latest(metrics.registry), headers={"content-type": CONTENT_TYPE_PLAIN_0_0_4})
 
     return (Endpoint("GET", "/metrics", read, "Metrics for Prometheus.", gives="text/plain"),)

@@ -88,7 +88,7 @@ def served(app: Any) -> Iterator[str]:
     try:
         while not server.started:
             time.sleep(0.01)
-        yield "http://127.0.0.1:%d" % server.servers[0].sockets[0].getsockname()[1]
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
     finally:
         server.should_exit = server.force_exit = True
         thread.join()
@@ -245,8 +245,8 @@ CONTRAST = """() => {
     return 0.2126 * r + 0.7152 * g + 0.0722 * b;
   };
   const found = {};
-  for (const [name, ink, paper] of [["body", "body", "body"], ["gauge", "dd", "#gauges div"], ["send", "#send", "#send"],
-      ["stop", "#clear", "#clear"], ["error", "#error", "body"]]) {
+  for (const [name, ink, paper] of [["body", "body", "body"], ["gauge", "dd", "#gauges div"],
+      ["send", "#send", "#send"], ["stop", "#clear", "#clear"], ["error", "#error", "body"]]) {
     const a = light(getComputedStyle(document.querySelector(ink)).color);
     const b = light(getComputedStyle(document.querySelector(paper)).backgroundColor);
     found[name] = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
