@@ -9,6 +9,7 @@ from functools import lru_cache
 from typing import Any, Final, TypeVar
 
 from penstock.errors import LengthError, PromptError, TokenizerError
+from penstock.serve.schema.chat import ChatRequest
 from penstock.serve.serving import Texts
 from penstock.text import Tokenizer
 from penstock.text.detokenize import is_byte_level
@@ -29,8 +30,8 @@ async def encode(tokenizer: Tokenizer, texts: Sequence[str], special: bool, most
     return await asyncio.to_thread(tokenizer.encode_batch, texts, special)
 
 
-async def render(texts: Texts, messages: Sequence[dict[str, Any]], begin: bool, tools: Any, **variables: Any) -> str:
-    """The prompt that the model's chat template makes of messages. `begin`: with the beginning of an answer.
+async def chat_text(texts: Texts, body: ChatRequest) -> str:
+    """The prompt that the model's chat template makes of a conversation.
 
     Raises PromptError for what it cannot render, and where there is none.
     """
@@ -41,22 +42,31 @@ async def render(texts: Texts, messages: Sequence[dict[str, Any]], begin: bool, 
             if texts.template_error
             else "the model has no chat template, so it takes no messages; use /v1/completions, or serve a chat model"
         )
-    return await _aside(lambda: template.render(messages, begin, tools, **variables))
+    messages, variables = [each.plain() for each in body.messages], body.chat_template_kwargs or {}
+    begins = body.add_generation_prompt is not False and not body.continue_final_message
+    mark, said = "", messages[-1]["content"]
+    if body.continue_final_message:
+        mark = _unused(messages)
+        messages[-1]["content"] = said + mark
+    text = await _aside(lambda: template.render(messages, begins, None, **variables))
+    return _until(text, mark, said) if mark else text
 
 
-async def render_open(texts: Texts, messages: Sequence[dict[str, Any]], tools: Any, **variables: Any) -> str:
-    """As `render`, the last message's end left out, so that the model goes on with it."""
-    mark = "<<the end>>"
+def _unused(messages: Sequence[dict[str, Any]]) -> str:
+    """A text that none of the messages holds."""
+    mark = "<<end of the last message>>"
     while any(mark in message["content"] for message in messages):
-        mark += "."
-    *before, last = messages
-    said = last["content"]
-    text = await render(texts, [*before, last | {"content": said + mark}], False, tools, **variables)
-    end = text.rfind(mark)
-    if end < 0 or not text[:end].endswith(said.strip()):
+        mark += ">"
+    return mark
+
+
+def _until(text: str, mark: str, said: str) -> str:
+    """A rendered text until its last message's end, so that the model goes on with it."""
+    before, found, _ = text.rpartition(mark)
+    if not found or not before.endswith(said.lstrip()):
         raise PromptError("the model's chat template does not end with the last message's text, so it cannot be gone "
                           "on with; leave continue_final_message out")  # fmt: skip
-    return text[:end]
+    return before
 
 
 async def _aside(work: Callable[[], T]) -> T:
