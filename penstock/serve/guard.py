@@ -12,6 +12,7 @@ from contextlib import suppress
 from hashlib import sha256
 from typing import Any, Final
 
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from penstock.serve.errors import RequestError, refusal
@@ -54,7 +55,7 @@ class Answering:
         gone = False
         try:
             await self._app(scope, receive, tell)
-        except ClientGone:
+        except (ClientGone, ClientDisconnect):
             gone = True
         except Exception as error:  # a border: whatever a request raises ends that request alone
             await self._refuse(error, request_id, status, scope, receive, tell)

@@ -67,7 +67,10 @@ class Protocol(HttpToolsProtocol):
 
     def _end(self, status: int, message: str) -> None:
         """Answer by hand, where no application can, and close. An answer that is under way is cut off."""
-        if self.cycle is None or self.cycle.response_complete:
+        cycle = self.cycle
+        if not self.pipeline and (cycle is None or cycle.response_complete or not cycle.response_started):
+            if cycle is not None:
+                cycle.disconnected = True  # nothing that it sends goes out any more
             body = msgspec.json.encode(Refusal(status, message, INVALID).body)
             head = f"content-type: {JSON}\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n"
             self.transport.write(STATUS_LINE[status] + head.encode() + body)
