@@ -12,8 +12,7 @@ import httpx
 from penstock import LLM
 from penstock.serve.app import Application, create_app
 from penstock.serve.config import ServeConfig
-from penstock.serve.routes.chat import CHAT
-from penstock.serve.routes.completions import COMPLETIONS
+from penstock.serve.routes import ROUTES
 from tests.cpu.serve.doubles import client_of
 from tests.cpu.serve.inprocess import InProcess
 
@@ -22,7 +21,7 @@ Ask = Callable[..., Awaitable[httpx.Response]]
 
 def app_on(llm: LLM, **config: Any) -> tuple[Application, InProcess]:
     engine = InProcess(llm)
-    return create_app(ServeConfig(**config), engine, [COMPLETIONS, CHAT]), engine
+    return create_app(ServeConfig(**config), engine, ROUTES), engine
 
 
 def asking(llm: LLM, work: Callable[[Ask], Awaitable[Any]], **config: Any) -> Any:
