@@ -30,11 +30,16 @@ class Compiler:
     """Any thread may ask. The process is started by the first request, and again where it has died."""
 
     def __init__(
-        self, vocabulary: Callable[[], Vocabulary], seconds: float = SECONDS, memory: int = MEMORY, at_once: int = AT_ONCE
+        self,
+        vocabulary: Callable[[], Vocabulary],
+        seconds: float = SECONDS,
+        memory: int = MEMORY,
+        at_once: int = AT_ONCE,
     ) -> None:
         """`vocabulary` is asked once. seconds, memory: what one grammar may take, in bytes beyond what is there."""
         self._vocabulary, self._seconds, self._memory = vocabulary, seconds, memory
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # of the cache and the count
+        self._starting = threading.Lock()  # of the process, which takes seconds to start
         self._turn = threading.Semaphore(at_once)
         self._waiting = 0
         self._cache: OrderedDict[tuple[str, str], bytes | str] = OrderedDict()
@@ -46,22 +51,27 @@ class Compiler:
     def compile(self, guided: GuidedDecoding) -> bytes:
         """As `guide.Grammars` reads it. Raises SamplingError where it cannot be had, QueueFullError where too many
         wait."""
+        if (known := self.cached(guided)) is not None:
+            return known
+        key = guided.kind, guided.text
+        found = self._in_turn(key)
+        self._keep(key, found)
+        return _given(key, found)
+
+    def cached(self, guided: GuidedDecoding) -> bytes | None:
+        """At once, if it was compiled already; a refusal that is known is raised."""
         key = guided.kind, guided.text
         with self._lock:
             found = self._cache.get(key)
-            if found is not None:
-                self._cache.move_to_end(key)
-        if found is None:
-            found = self._in_turn(key)
-            self._keep(key, found)
-        if isinstance(found, str):
-            raise SamplingError(f"guided_decoding: {guided.kind} cannot be used: {found}")
-        return found
+            if found is None:
+                return None
+            self._cache.move_to_end(key)
+        return _given(key, found)
 
     def close(self) -> None:
         """End the process; what still compiles ends by its limits."""
-        with self._lock:
-            self._closed = True
+        self._closed = True
+        with self._starting:
             self._end()
 
     def _in_turn(self, key: tuple[str, str]) -> bytes | str:
@@ -95,7 +105,7 @@ class Compiler:
 
     def _hand_over(self, its: socket.socket) -> None:
         """Give a socket to the process, started if it is not there; once more where it has died since."""
-        with self._lock:
+        with self._starting:
             for _ in range(2):
                 control = self._control or self._start()
                 with contextlib.suppress(OSError):
@@ -145,6 +155,12 @@ class Compiler:
             while self._cached > CACHED:
                 old, gone = self._cache.popitem(last=False)
                 self._cached -= _size(old, gone)
+
+
+def _given(key: tuple[str, str], found: bytes | str) -> bytes:
+    if isinstance(found, str):
+        raise SamplingError(f"guided_decoding: {key[0]} cannot be used: {found}")
+    return found
 
 
 def _size(key: tuple[str, str], found: bytes | str) -> int:

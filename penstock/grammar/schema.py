@@ -16,8 +16,20 @@ from penstock.errors import SamplingError
 MOST_DEPTH: Final = 64
 MOST_VALUES: Final = 20_000  # objects, lists, names and the like, in all
 _SAID: Final = frozenset(
-    ("title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly", "$comment", "$schema", "$id",
-     "$defs", "definitions")  # fmt: skip
+    (
+        "title",
+        "description",
+        "default",
+        "examples",
+        "deprecated",
+        "readOnly",
+        "writeOnly",
+        "$comment",
+        "$schema",
+        "$id",
+        "$defs",
+        "definitions",
+    )  # fmt: skip
 )
 _BY_TYPE: Final[dict[str, frozenset[str]]] = {
     "string": frozenset({"minLength", "maxLength", "pattern", "format"}),
@@ -29,8 +41,22 @@ _BY_TYPE: Final[dict[str, frozenset[str]]] = {
     "null": frozenset(),
 }
 _FORMATS: Final = frozenset(
-    ("email", "date", "time", "date-time", "duration", "ipv4", "ipv6", "hostname", "uuid", "uri", "uri-reference",
-     "uri-template", "json-pointer", "relative-json-pointer")  # fmt: skip
+    (
+        "email",
+        "date",
+        "time",
+        "date-time",
+        "duration",
+        "ipv4",
+        "ipv6",
+        "hostname",
+        "uuid",
+        "uri",
+        "uri-reference",
+        "uri-template",
+        "json-pointer",
+        "relative-json-pointer",
+    )  # fmt: skip
 )
 _ALONE: Final = ("$ref", "const", "enum", "anyOf", "oneOf", "allOf")  # each says all there is to say
 

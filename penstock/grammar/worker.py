@@ -28,6 +28,7 @@ DONE, REFUSED = b"+", b"-"
 MOST_BYTES: Final = 16 << 20  # of a compiled grammar, written out: about 0.2 s to read
 _TRIED: Final = 64  # random tokens that a compiled grammar is led through
 _TRY_SECONDS: Final = 0.02  # CPU time that a mask may take on average, by trial
+_MOST_SPACES: Final = 16  # and line ends, between two tokens of JSON
 _WARNING: Final = re.compile(r"Warning: (.*)")
 _SOURCE: Final = re.compile(r"\[[\d:]+\] \S+?:\d+: ")  # the library's own file and line, in front of what it says
 
@@ -128,9 +129,14 @@ def _plain(message: str) -> str:
     return _SOURCE.sub("", message).strip().split("\n")[0][:300]
 
 
+def _json(compiler: Any, text: str) -> Any:
+    """Members may come on lines of their own; without a bound a weak model writes spaces until its limit."""
+    return compiler.compile_json_schema(text, any_whitespace=True, max_whitespace_cnt=_MOST_SPACES)
+
+
 _BUILD: Final[dict[str, Any]] = {
-    "json": lambda compiler, text: compiler.compile_json_schema(schema.checked(text)),
-    "json_object": lambda compiler, _: compiler.compile_json_schema('{"type": "object"}'),
+    "json": lambda compiler, text: _json(compiler, schema.checked(text)),
+    "json_object": lambda compiler, _: _json(compiler, '{"type": "object"}'),
     "regex": lambda compiler, text: compiler.compile_regex(text),
     "grammar": lambda compiler, text: compiler.compile_grammar(text),
     "choice": lambda compiler, text: compiler.compile_grammar(
@@ -141,7 +147,7 @@ _BUILD: Final[dict[str, Any]] = {
 
 def _literal(text: str) -> str:
     """A text in GBNF: what is not plain ASCII by its number."""
-    plain = (c if c.isascii() and c.isalnum() or c == " " else f"\\U{ord(c):08x}" for c in text)
+    plain = (c if (c.isascii() and c.isalnum()) or c == " " else f"\\U{ord(c):08x}" for c in text)
     return f'"{"".join(plain)}"'
 
 

@@ -10,6 +10,8 @@ import numpy as np
 
 from penstock.engine.manifest import Engine
 from penstock.errors import OptionError, SamplingError
+from penstock.grammar.guide import Grammars
+from penstock.grammar.vocabulary import Vocabulary, vocabulary_of
 from penstock.ir.ops.control import MOST_LOGPROBS, Controls
 from penstock.runtime.beams import BeamStream
 from penstock.runtime.job import Job
@@ -36,7 +38,8 @@ class Submission:
     """A request as it arrives. `sink` gets every output if `streaming`, else the last; or the error that ended it.
 
     priority: the lower, the sooner. cache_salt: KV is shared only with requests of the same. queue_timeout, timeout:
-    seconds from arrival until it must run, and until it must have ended; None: for ever.
+    seconds from arrival until it must run, and until it must have ended; None: for ever. grammar: what
+    `guided_decoding` asks for, compiled for this engine's vocabulary (`Intake.vocabulary`).
     """
 
     id: str
@@ -49,6 +52,7 @@ class Submission:
     cache_salt: str = ""
     queue_timeout: float | None = None
     timeout: float | None = None
+    grammar: bytes | None = None
     arrival: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
@@ -92,12 +96,20 @@ class Intake:
         self._start = tuple(engine.tokens.get("decoder_start", ()))  # what a decoder begins with, behind an encoder
         self._forced_end: int | None = engine.tokens.get("forced_end")
         self._eos = frozenset(engine.tokens.get("eos", ())) | frozenset(ends)
+        self._grammars = Grammars(self.vocabulary)
+
+    def vocabulary(self) -> Vocabulary:
+        """What grammars are compiled for. Raises SamplingError where there can be none."""
+        return vocabulary_of(self._tokenizer, self._engine.vocab_size, self._eos)
 
     def prepare(self, new: Submission) -> Order:
         """Raises PromptError, SamplingError and the like."""
         params, notes = self._resolver.resolve(new.params)
         numbers = prompt_numbers(new.prompt_token_ids, self._engine.vocab_size)
         self._refuse_vain(params, len(self._start or numbers))
+        if new.grammar is not None:
+            params.refuse_ends()
+        assert new.grammar is not None or params.guided_decoding is None, "its grammar was not compiled"
         if params.use_beam_search:
             return Order(new, (self._search(new, params, notes, numbers),))
         if params.width == 1:
@@ -147,12 +159,14 @@ class Intake:
         controls = self._controls(params, request)
         request.lockstep = bool(params.logits_processors)
         request.looks_back = controls.adjusts
-        request.controlled = request.looks_back or controls.num_logprobs > 0 or request.lockstep
+        guide = None if new.grammar is None else self._grammars.guide(new.grammar)
+        asks = request.looks_back or controls.num_logprobs > 0 or guide is not None
+        request.controlled = asks or request.lockstep
         request.keys = [*keys]
         self._check(request)
         source = self._source(numbers, fields_of(params, index), freqs, controls)
         stream = Stream(request, new.prompt, params, new.arrival, self._tokenizer, notes, index)
-        return Job(new.id, request, stream, source, sink, new.streaming)
+        return Job(new.id, request, stream, source, sink, new.streaming, guide)
 
     def _search(self, new: Submission, params: SamplingParams, notes: tuple[str, ...], numbers: Numbers) -> Job:
         """All beams are one job; the first of them stands for it."""

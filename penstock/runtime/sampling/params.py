@@ -10,6 +10,7 @@ from functools import cache
 from typing import Any, Final, Literal
 
 from penstock.errors import SamplingError
+from penstock.grammar import GuidedDecoding
 from penstock.ir.ops.control import MOST_LOGPROBS
 from penstock.runtime.schedule.groups import MOST_BEAMS
 from penstock.unsupported import UNSUPPORTED, require_default
@@ -47,7 +48,7 @@ _LEAST_TOP_P: Final = 1e-6
 _MOST_BIAS: Final = 100.0
 # What has no meaning beside a search for the likeliest text, and what has none without one.
 _NOT_WITH_BEAMS: Final = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "best_of", "logprobs",
-                          "prompt_logprobs", "logits_processors", "stop")  # fmt: skip
+                          "prompt_logprobs", "logits_processors", "stop", "guided_decoding")  # fmt: skip
 _ONLY_WITH_BEAMS: Final = ("beam_width", "length_penalty", "early_stopping")
 
 
@@ -67,7 +68,9 @@ class SamplingParams:
     logit_bias: {token id: -100 to 100}. logprobs, prompt_logprobs: for each token its own log-probability and those
     of so many likeliest ones, of the model's own distribution. logits_processors: callables (tokens generated so far,
     logits f32[V] on the host) -> logits, before all that is above, log-probabilities too; the request leaves the fast
-    path.
+    path. guided_decoding: what the text is held to, before penalties, biases and bans; log-probabilities stay the
+    model's own. It alone says when the text may end, so min_tokens and ignore_eos do not go with it; a limit, a stop
+    string or stop token may cut the text short.
     """
 
     n: int = 1
@@ -97,7 +100,7 @@ class SamplingParams:
     prompt_logprobs: int | None = None
     detokenize: bool = True
     skip_special_tokens: bool = True
-    guided_decoding: object | None = None
+    guided_decoding: GuidedDecoding | None = None
     logits_processors: tuple[Callable[..., Any], ...] = ()
 
     def __post_init__(self) -> None:
@@ -109,6 +112,7 @@ class SamplingParams:
         self._check_stops()
         self._check_lists()
         self._check_count()
+        self._check_guided()
         for name, default in unbuilt():
             require_default(name, getattr(self, name), default)
 
@@ -181,6 +185,20 @@ class SamplingParams:
             raise SamplingError(f"n={self.n} is too many beams; there may be {MOST_BEAMS}")
         if self.beam_width is not None and self.beam_width < self.n:
             raise SamplingError(f"beam_width={self.beam_width} is below n={self.n}; the n best are chosen of the beams")
+
+    def _check_guided(self) -> None:
+        if self.guided_decoding is None:
+            return
+        given: object = self.guided_decoding
+        if not isinstance(given, GuidedDecoding):
+            raise SamplingError(f"guided_decoding={str(given)[:60]!r} is a {type(given).__name__}; give GuidedDecoding")
+        self.refuse_ends()
+
+    def refuse_ends(self) -> None:
+        """Raise SamplingError where the parameters would forbid or ignore the end of a text held to a grammar."""
+        for name in ("use_beam_search", "min_tokens", "ignore_eos"):
+            if getattr(self, name):
+                raise SamplingError(f"{name}={getattr(self, name)!r} does not go with guided_decoding; leave one out")
 
     @property
     def width(self) -> int:
