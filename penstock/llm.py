@@ -17,7 +17,6 @@ from penstock.engine.manifest import Engine
 from penstock.engine.match import mismatch
 from penstock.engine.place import cache_root
 from penstock.errors import OptionError, PenstockError, SamplingError
-from penstock.grammar.process import Compiler
 from penstock.kernels.device import detect, software
 from penstock.models.hub import resolve
 from penstock.plugins import load as load_plugins
@@ -114,7 +113,6 @@ class LLM:
         self.tokenizer = self._read_tokenizer(path)  # before a build, so that a bad one costs nothing
         self.engine_dir, engine = _engine_of(path, options, self._limits, progress)
         self._loop = self._open(self.engine_dir, engine)
-        self._grammars = Compiler(lambda: self._loop.executor.vocabulary())
         progress("ready", 1, 1)
 
     def generate(
@@ -172,8 +170,7 @@ class LLM:
             loop.call_soon_threadsafe(parts.put_nowait, part)
 
         how = priority, cache_salt, queue_timeout, timeout
-        params = sampling_params or SamplingParams()
-        new = await asyncio.to_thread(self._submission, prompt, params, sink, streaming, *how)
+        new = self._submission(prompt, sampling_params or SamplingParams(), sink, streaming, *how)
         finished = False
         try:
             await asyncio.to_thread(self._loop.submit, new)
@@ -273,7 +270,6 @@ class LLM:
 
     def shutdown(self) -> None:
         """Stop the executor and free the device. Requests still running end with an error."""
-        self._grammars.close()
         self._loop.close()
 
     def __enter__(self) -> LLM:
@@ -301,12 +297,8 @@ class LLM:
     ) -> Submission:
         if not isinstance(params, SamplingParams):
             raise SamplingError(f"sampling_params={params!r} is a {type(params).__name__}; give SamplingParams(...)")
-        grammar = None
-        if params.guided_decoding is not None:
-            params.refuse_ends()
-            grammar = self._grammars.compile(params.guided_decoding)
         text, ids = read_prompt(prompt, self.tokenizer)
-        return Submission(fresh_id(), ids, params, sink, text, streaming, *how, grammar=grammar)
+        return Submission(fresh_id(), ids, params, sink, text, streaming, *how)
 
 
 def _refuse_unknown(where: str, unknown: Mapping[str, object]) -> None:

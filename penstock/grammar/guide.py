@@ -85,7 +85,7 @@ class Guide:
         for token in tokens[same:]:
             if not self._matcher.accept_token(token):
                 raise SamplingError(
-                    f"guided_decoding: token {token}, the text's number {len(self._tokens) + 1}, is not of the grammar: "
+                    f"guided_decoding: token {token}, the text's {len(self._tokens) + 1}th, is not of the grammar: "
                     f"bad_words, no_repeat_ngram_size or logits_processors left none that is; leave them out"
                 )
             self._tokens.append(token)

@@ -98,8 +98,8 @@ class Compiler:
                 body = receive(mine)
             except (EOFError, OSError) as error:  # not kept: it may be the machine's fault
                 raise SamplingError(
-                    f"guided_decoding: compiling the {key[0]} took over {self._seconds:g} s or {self._memory >> 20} MiB, "
-                    f"or failed; make it smaller"
+                    f"guided_decoding: compiling the {key[0]} took over {self._seconds:g} s or "
+                    f"{self._memory >> 20} MiB, or failed; make it smaller"
                 ) from error
         return body[1:] if body[:1] == DONE else body[1:].decode()
 

@@ -16,20 +16,7 @@ from penstock.errors import SamplingError
 MOST_DEPTH: Final = 64
 MOST_VALUES: Final = 20_000  # objects, lists, names and the like, in all
 _SAID: Final = frozenset(
-    (
-        "title",
-        "description",
-        "default",
-        "examples",
-        "deprecated",
-        "readOnly",
-        "writeOnly",
-        "$comment",
-        "$schema",
-        "$id",
-        "$defs",
-        "definitions",
-    )  # fmt: skip
+    ["title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly", "$comment", "$schema", "$id", "$defs", "definitions"]
 )
 _BY_TYPE: Final[dict[str, frozenset[str]]] = {
     "string": frozenset({"minLength", "maxLength", "pattern", "format"}),
@@ -41,22 +28,7 @@ _BY_TYPE: Final[dict[str, frozenset[str]]] = {
     "null": frozenset(),
 }
 _FORMATS: Final = frozenset(
-    (
-        "email",
-        "date",
-        "time",
-        "date-time",
-        "duration",
-        "ipv4",
-        "ipv6",
-        "hostname",
-        "uuid",
-        "uri",
-        "uri-reference",
-        "uri-template",
-        "json-pointer",
-        "relative-json-pointer",
-    )  # fmt: skip
+    ["email", "date", "time", "date-time", "duration", "ipv4", "ipv6", "hostname", "uuid", "uri", "uri-reference", "uri-template", "json-pointer", "relative-json-pointer"]
 )
 _ALONE: Final = ("$ref", "const", "enum", "anyOf", "oneOf", "allOf")  # each says all there is to say
 
@@ -211,5 +183,6 @@ def _is(kind: str, value: object) -> bool:
     types: Any = {"string": str, "boolean": bool, "null": type(None), "object": dict, "array": list}
     if kind in types:
         return isinstance(value, types[kind])
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return number and (kind == "number" or float(value) == int(value))  # type: ignore[arg-type]
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    return kind == "number" or isinstance(value, int) or value.is_integer()

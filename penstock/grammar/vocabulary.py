@@ -44,8 +44,8 @@ def xgrammar() -> Any:
 
 
 def vocabulary_of(tokenizer: Tokenizer | None, size: int, eos: Iterable[int]) -> Vocabulary:
-    """`size`, `eos`: the model's; its tokenizer's ends are added. Raises SamplingError where a grammar cannot be held to:
-    no tokenizer, no token that ends a text, or one whose text is not its tokens' bytes one after another."""
+    """`size`, `eos`: the model's; its tokenizer's ends are added. Raises SamplingError where no grammar can be held to:
+    there is no tokenizer, no token that ends a text, or a text is not its tokens' bytes one after another."""
     if tokenizer is None:
         raise SamplingError("guided_decoding needs a tokenizer, and there is none; leave skip_tokenizer_init out")
     stops = tuple(sorted(each for each in {*eos, *tokenizer.eos_token_ids} if each < size))

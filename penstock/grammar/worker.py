@@ -17,6 +17,7 @@ import struct
 import sys
 import tempfile
 import time
+from pathlib import Path
 from typing import Any, Final
 
 from penstock.errors import PenstockError, SamplingError
@@ -97,7 +98,7 @@ def _answer(asked: socket.socket, info: Any) -> None:
 
 
 def _limit(seconds: float, memory: int) -> None:
-    pages = int(open("/proc/self/statm").read().split()[0])
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
     most = pages * resource.getpagesize() + memory
     resource.setrlimit(resource.RLIMIT_AS, (most, most))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

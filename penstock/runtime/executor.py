@@ -16,7 +16,6 @@ from typing import Any
 from penstock.engine.manifest import Engine
 from penstock.errors import ExecutorError, OptionError, PenstockError, SamplingError
 from penstock.grammar.guide import Guide
-from penstock.grammar.vocabulary import Vocabulary
 from penstock.runtime.intake import Intake, Order, Submission
 from penstock.runtime.job import Job, candidates_of, keep_scores
 from penstock.runtime.kv.blocks import BlockPool
@@ -77,10 +76,6 @@ class Executor:
     def busy(self) -> bool:
         return self.scheduler.has_work
 
-    def vocabulary(self) -> Vocabulary:
-        """What grammars are compiled for."""
-        return self._intake.vocabulary()
-
     def prepare(self, new: Submission) -> Order:
         """Check a submission and work out all that needs neither the device nor other requests; on any thread."""
         return self._intake.prepare(new)
@@ -122,6 +117,11 @@ class Executor:
             self._retire(*self._in_flight.popleft())
         self._count_active()
         return plan is not None or bool(self._in_flight)
+
+    def close(self) -> None:
+        """Free the device, and end what compiles grammars. Nothing may be running."""
+        self._intake.close()
+        self.backend.close()
 
     def fail_all(self, error: PenstockError) -> None:
         """End every request with an error: the device is gone."""

@@ -6,14 +6,12 @@ import math
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from functools import cache
 from typing import Any, Final, Literal
 
 from penstock.errors import SamplingError
 from penstock.grammar import GuidedDecoding
 from penstock.ir.ops.control import MOST_LOGPROBS
 from penstock.runtime.schedule.groups import MOST_BEAMS
-from penstock.unsupported import UNSUPPORTED, require_default
 
 MOST_TEXTS: Final = 1024  # of one prompt
 
@@ -58,7 +56,7 @@ class SamplingParams:
 
     None for temperature, top_p, top_k, min_p, repetition_penalty, no_repeat_ngram_size, max_tokens: as the model's
     generation_config says, otherwise 1.0, 1.0, off, off, off, off and 16 (see `Resolver`). `temperature=0` is greedy;
-    `top_k` 0 or -1 is off. A name that is not built yet raises UnsupportedError at any value but its default. Lists
+    `top_k` 0 or -1 is off. Lists
     are taken and kept as tuples, a single stop string as a tuple.
 
     n completions, the likeliest of best_of where that is more. use_beam_search: the n best of beam_width (default: n)
@@ -113,8 +111,6 @@ class SamplingParams:
         self._check_lists()
         self._check_count()
         self._check_guided()
-        for name, default in unbuilt():
-            require_default(name, getattr(self, name), default)
 
     def filled(self, values: Mapping[str, Any]) -> SamplingParams:
         """A copy with other values, of which only those are checked anew: this is on the way to the first token."""
@@ -266,9 +262,3 @@ _CHECKS: Final[dict[str, Callable[[str, object], None]]] = {
 def _may_be_none(name: str, value: object) -> bool:
     """Exactly the fields whose default is None take None."""
     return value is None and getattr(SamplingParams, name) is None
-
-
-@cache
-def unbuilt() -> tuple[tuple[str, Any], ...]:
-    """Fields that take only their default yet, with it."""
-    return tuple((each.name, each.default) for each in fields(SamplingParams) if each.name in UNSUPPORTED)
