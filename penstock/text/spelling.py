@@ -14,7 +14,7 @@ class Spelling:
     """Of one tokenizer's tokens. A token that is no whole characters is written as `bytes:\\xf0\\x9f`."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer, self._byte_level = tokenizer, is_byte_level(tokenizer)
+        self.tokenizer, self._byte_level = tokenizer, is_byte_level(tokenizer)
         self._known: dict[int, tuple[str, bytes]] = {}
 
     def of(self, token_id: int) -> tuple[str, bytes]:
@@ -26,15 +26,15 @@ class Spelling:
         return found
 
     def _bytes(self, token_id: int) -> bytes:
-        token = self._tokenizer.id_to_token(token_id)
+        token = self.tokenizer.id_to_token(token_id)
         if token is None:
             return b""
-        if self._byte_level and token_id not in self._tokenizer.special_ids:
+        if self._byte_level and token_id not in self.tokenizer.special_ids:
             return token_bytes(token)
         if byte := _BYTE.fullmatch(token):
             return bytes([int(byte[1], 16)])
         # Behind itself, since a decoder may drop the space that begins a text.
-        once, twice = (self._tokenizer.decode([token_id] * n, skip_special_tokens=False) for n in (1, 2))
+        once, twice = (self.tokenizer.decode([token_id] * n, skip_special_tokens=False) for n in (1, 2))
         return twice[len(once) :].encode()
 
 

@@ -119,11 +119,12 @@ class Sampling(Body):
     structured_outputs: StructuredOutputs | None = None
 
     @model_validator(mode="after")
-    def _stream_options_need_stream(self) -> Self:
+    def _in_itself(self) -> Self:
         if self.stream_options is not None and not self.stream:
             raise ValueError("stream_options goes with stream=true alone; leave it out")
         if self.stream and self.prompt_logprobs is not None:
             raise ValueError("prompt_logprobs comes with the whole answer; leave it out, or stream=false")
+        self.guided()
         return self
 
     def params(self, **more: Any) -> SamplingParams:

@@ -32,9 +32,7 @@ def _parts(value: Any) -> Any:
     for each in value if isinstance(value, list) else ():
         kind = each.get("type") if isinstance(each, dict) else None
         if isinstance(kind, str) and kind not in ("text", "refusal"):
-            raise ValueError(
-                f"parts of type {kind[:40]!r} are not taken, this model reads text alone; send type 'text'"
-            )
+            raise ValueError(f"a part of type {kind[:40]!r} is not taken: this model reads text alone; send 'text'")
     return value
 
 
@@ -76,6 +74,7 @@ class Message(Body):
             raise ValueError("content is required, but beside an assistant's tool_calls")
         if self.role == "tool" and self.tool_call_id is None:
             raise ValueError("a message of role 'tool' needs the tool_call_id of what it answers")
+        self.plain()
         return self
 
     @property
