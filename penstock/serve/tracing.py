@@ -67,4 +67,4 @@ class Tracer:
         sending = threading.Thread(target=self._provider.shutdown, daemon=True)
         sending.start()
         sending.join(FLUSH)
-        self._exporter.shutdown()  # tries no more
+        self._exporter.shutdown()  # type: ignore[no-untyped-call]  # tries no more
