@@ -11,17 +11,14 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
-from starlette.datastructures import Headers
 
 from penstock.errors import PromptError
-from penstock.runtime.sampling.params import SamplingParams
 from penstock.serve.live import Live
 from penstock.serve.logs import config, say
 from penstock.serve.metrics import Metrics
-from penstock.serve.observe import Ended, Started
 from penstock.serve.serving import Answered, Hooks
 from penstock.serve.watch import Watch
-from penstock.serve.wire import Part, Times
+from penstock.serve.wire import Part, Submit, Times
 from tests.cpu.serve.doubles import StillEngine
 
 Lines = Callable[[], list[str]]
@@ -59,12 +56,13 @@ def hooks() -> Hooks:
 
 
 def request(hooks: Hooks) -> None:
-    params = SamplingParams(stop=["secret stop"], bad_words=["secret word"])
-    new = Started("req-1", "cmpl-1", "/v1/completions", "bundled", (3,), params, True,
-                  Headers({"authorization": "Bearer secret key"}), 0.0)  # fmt: skip
-    watched = hooks.started[0](new)
-    watched.parts([Part("cmpl-1-0", 0, [1, 2], "stop", times=Times(0.0, 1.5, 2.5, 0.5))])
-    watched.ended(Ended(3, 2, ("stop",)))
+    """An HTTP request with two prompts."""
+    assert hooks.started is not None
+    for last in (2.5, 3.0):
+        new = Submit("cmpl-1", [5, 6, 7], {"bad_words": ["secret word"]}, 0.001, cache_salt="secret salt")
+        watched = hooks.started("req-1", new, 4, [(b"authorization", b"Bearer secret key")])
+        watched.parts([Part("cmpl-1", 0, [1, 2], "stop", times=Times(0.001, 1.501, last, 0.501))])
+        watched.ended()
 
 
 def test_a_request_is_one_line_of_json(logged: Callable[[str], Lines], hooks: Hooks) -> None:
@@ -77,9 +75,8 @@ def test_a_request_is_one_line_of_json(logged: Callable[[str], Lines], hooks: Ho
     assert found.pop("first_token_seconds") > 0
     assert found == {
         "level": "info", "logger": "penstock.serve", "message": "request", "request_id": "req-1", "method": "POST",
-        "route": "/v1/completions", "status": 200, "seconds": 0.25, "model": "bundled", "streamed": True,
-        "prompts": 1, "prompt_tokens": 3, "generation_tokens": 2, "queue_seconds": 0.5, "prefill_seconds": 1.0,
-        "decode_seconds": 1.0, "finish": "stop",
+        "route": "/v1/completions", "status": 200, "seconds": 0.25, "prompts": 2, "prompt_tokens": 6,
+        "generation_tokens": 4, "queue_seconds": 0.5, "prefill_seconds": 1.0, "decode_seconds": 1.499, "finish": "stop",
     }  # fmt: skip
     assert "secret" not in line
 

@@ -10,17 +10,15 @@ from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from starlette.datastructures import Headers
 
 from penstock.errors import ExecutorError, QueueFullError
-from penstock.runtime.sampling.params import SamplingParams
+from penstock.serve.guard import ClientGone
 from penstock.serve.live import Live
 from penstock.serve.metrics import TABLE, Histogram, Metrics
-from penstock.serve.observe import Ended, Started
 from penstock.serve.routes import metrics as routes
 from penstock.serve.serving import Answered, Hooks
 from penstock.serve.watch import Watch
-from penstock.serve.wire import Beat, Part, Times
+from penstock.serve.wire import Beat, Part, Submit, Times
 from tests.cpu.serve.doubles import StillEngine, app_of, client_of
 
 GOLDEN = Path(__file__).with_name("metrics.golden.txt")
@@ -40,10 +38,9 @@ class Run:
         self.engine.beat = Beat(at, stats.get("steps", 0), at, True, stats)
         self.live.look()
 
-    def start(self, arrival: float, prompts: tuple[int, ...] = (3,), **params: Any) -> Any:
-        new = Started("r", "cmpl-1", "/v1/completions", "bundled", prompts, SamplingParams(**params), True, Headers({}),
-                      arrival)  # fmt: skip
-        return self.hooks.started[0](new)
+    def start(self, arrival: float, max_tokens: int | None = None, **params: Any) -> Any:
+        assert self.hooks.started is not None
+        return self.hooks.started("r", Submit("cmpl-1", [5, 6, 7], params, arrival), max_tokens, [])
 
     def samples(self) -> dict[str, float]:
         """By name and labels besides the model's."""
@@ -113,7 +110,7 @@ def test_times_and_sizes_say_their_unit() -> None:
 
 @pytest.mark.parametrize("accept", ["", "application/openmetrics-text; version=1.0.0"])
 def test_prometheus_own_parser_reads_it(run: Run, accept: str) -> None:
-    run.start(time.monotonic()).parts([Part("cmpl-1-0", 0, [5, 6])])
+    run.start(time.monotonic()).parts([Part("cmpl-1", 0, [5, 6])])
     app = app_of(*routes.endpoints(run.metrics), api_keys=("a-key-for-tests",))
 
     async def read(key: str) -> Any:
@@ -131,15 +128,15 @@ def test_prometheus_own_parser_reads_it(run: Run, accept: str) -> None:
 
 def test_a_known_request(run: Run, clock: Any) -> None:
     """Arrived at 10, its first step at 12, three tokens at 13, 14 and, two at once, 18."""
-    request = run.start(10.0, max_tokens=4, n=1)
+    request = run.start(10.0, max_tokens=4)
     clock.now = 13.0
-    request.parts([Part("cmpl-1-0", 0, [1])])
+    request.parts([Part("cmpl-1", 0, [1])])
     clock.now = 14.0
-    request.parts([Part("cmpl-1-0", 0, [2])])
+    request.parts([Part("cmpl-1", 0, [2])])
     clock.now = 18.0
-    request.parts([Part("cmpl-1-0", 0, [3, 4], "length", times=Times(10.0, 12.9, 17.9, 12.0, 2, 1))])
+    request.parts([Part("cmpl-1", 0, [3, 4], "length", times=Times(10.0, 12.9, 17.9, 12.0, 2, 1))])
     clock.now = 20.0
-    request.ended(Ended(3, 4, ("length",)))
+    request.ended()
     found = run.samples()
     sums = {name: found[f"{name}_sum"] for name, row in TABLE.items() if f"{name}_sum" in found}
     assert sums == {
@@ -167,29 +164,31 @@ def test_a_known_request(run: Run, clock: Any) -> None:
     assert (found["prompt_tokens_total"], found["generation_tokens_total"]) == (3, 4)
 
 
-def test_several_prompts_and_texts_are_told_apart(run: Run, clock: Any) -> None:
-    request = run.start(0.0, (3, 5), n=2)
-    for clock.now, prompt, index in ((1.0, "a", 0), (2.0, "a", 1), (3.0, "b", 0), (4.0, "a", 0)):
-        request.parts([Part(prompt, index, [7])])
-    request.parts([Part("a", index, [], "stop", times=Times(0.0, 1.0, 4.0, 0.5, 2)) for index in (0, 1)])
-    request.parts([Part("b", 0, [], "stop", times=Times(0.0, 3.0, 4.0, 0.5, 4))])
-    request.ended(Ended(8, 4, ("stop",) * 4))
+def test_texts_are_told_apart(run: Run, clock: Any) -> None:
+    """Of the second this process found a stop string: the engine says no more of it."""
+    request = run.start(0.0, n=2)
+    for clock.now, index in ((1.0, 0), (2.0, 1), (4.0, 0)):
+        request.parts([Part("cmpl-1", index, [7])])
+    request.parts([Part("cmpl-1", 0, [], "length", times=Times(0.0, 1.0, 4.0, 0.5, 2))])
+    request.ended(None, {1: "stop"})
     found = run.samples()
     assert (found["inter_token_latency_seconds_count"], found["inter_token_latency_seconds_sum"]) == (1, 3.0)
     assert found["time_to_first_token_seconds_count"] == 1
-    assert found["request_prefill_kv_computed_tokens_sum"] == 8 - 2 - 4
-    assert found["request_success_total{finished_reason=stop}"] == 4
+    assert found["request_params_n_sum"] == 2
+    assert found["request_prefill_kv_computed_tokens_sum"] == 3 - 2
+    assert found["request_success_total{finished_reason=stop}"] == 1
+    assert found["request_success_total{finished_reason=length}"] == 1
 
 
 def test_what_ends_badly_is_counted_by_its_reason(run: Run) -> None:
     full = QueueFullError("request 'x' is refused: ... the limit is max_num_queued_tokens=3; try again later")
-    for error, gone in ((full, False), (ExecutorError("a step failed"), False), (None, True)):
-        run.start(time.monotonic()).ended(Ended(3, 0, (), error, gone))
+    for error in (full, ExecutorError("a step failed"), asyncio.CancelledError(), ClientGone()):
+        run.start(time.monotonic()).ended(error)
     found = run.samples()
     assert found["request_success_total{finished_reason=error}"] == 2
-    assert found["request_success_total{finished_reason=abort}"] == 1
+    assert found["request_success_total{finished_reason=abort}"] == 2
     assert found["admission_rejections_total{reason=max_num_queued_tokens}"] == 1
-    assert found["e2e_request_latency_seconds_count"] == 2, "of what was not let in there is no latency"
+    assert found["e2e_request_latency_seconds_count"] == 3, "of what was not let in there is no latency"
 
 
 def test_http_requests_have_few_labels_whatever_comes(run: Run) -> None:

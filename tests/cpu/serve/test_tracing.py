@@ -11,16 +11,13 @@ from typing import Any
 
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
-from starlette.datastructures import Headers
 
 from penstock.errors import ExecutorError, OptionError
-from penstock.runtime.sampling.params import SamplingParams
 from penstock.serve.live import Live
 from penstock.serve.metrics import Metrics
-from penstock.serve.observe import Ended, Started
 from penstock.serve.tracing import Tracer
 from penstock.serve.watch import Watch
-from penstock.serve.wire import Part, Times
+from penstock.serve.wire import Part, Submit, Times
 from tests.cpu.serve.doubles import StillEngine
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
@@ -68,16 +65,14 @@ def collector() -> Iterator[Collector]:
         thread.join()
 
 
-def request(watch: Watch, ended: Ended, **headers: str) -> float:
+def request(watch: Watch, error: Exception | None = None, **headers: str) -> float:
     """Arrived two seconds ago; when that was on the clock of the wall."""
-    params, arrival = SamplingParams(temperature=0.5, top_p=0.9, max_tokens=4, n=2), time.monotonic() - 2
-    watched = watch.started(
-        Started("req-1", "cmpl-1", "/v1/completions", "bundled", (3,), params, True, Headers(headers), arrival)
-    )
-    watched.parts(
-        [Part("cmpl-1-0", 0, [1, 2], "length", times=Times(arrival, arrival + 1, arrival + 2, arrival + 0.5))]
-    )
-    watched.ended(ended)
+    arrival = time.monotonic() - 2
+    new = Submit("cmpl-1", [5, 6, 7], {"temperature": 0.5, "top_p": 0.9, "n": 2}, arrival)
+    watched = watch.started("req-1", new, 4, [(name.encode(), value.encode()) for name, value in headers.items()])
+    times = Times(arrival, arrival + 1, arrival + 2, arrival + 0.5)
+    watched.parts([Part("cmpl-1", 0, [1, 2], "length", times=times)])
+    watched.ended(error)
     return time.time() - 2
 
 
@@ -93,7 +88,7 @@ def _values(span: Any) -> dict[str, Any]:
 def test_a_request_is_a_span_below_the_callers(collector: Collector) -> None:
     tracer = Tracer(collector.url)
     watch = Watch(Metrics(Live(StillEngine()), lambda: "bundled"), tracer)
-    arrived = request(watch, Ended(3, 2, ("length",)), traceparent=f"00-{TRACE}-{PARENT}-01", tracestate="vendor=7")
+    arrived = request(watch, traceparent=f"00-{TRACE}-{PARENT}-01", tracestate="vendor=7")
     tracer.close()
     (span,) = collector.spans
     assert (span.name, span.trace_id.hex(), span.parent_span_id.hex()) == ("llm_request", TRACE, PARENT)
@@ -104,8 +99,8 @@ def test_a_request_is_a_span_below_the_callers(collector: Collector) -> None:
     found = _values(span)
     times = {name: found.pop(name) for name in [*found] if ".latency." in name}
     assert found == {
-        "gen_ai.request.id": "req-1", "gen_ai.request.temperature": 0.5, "gen_ai.request.top_p": 0.9,
-        "gen_ai.request.max_tokens": 4, "gen_ai.request.n": 2, "gen_ai.response.model": "bundled",
+        "gen_ai.request.id": "cmpl-1", "gen_ai.request.temperature": 0.5, "gen_ai.request.top_p": 0.9,
+        "gen_ai.request.max_tokens": 4, "gen_ai.request.n": 2,
         "gen_ai.response.finish_reasons": ["length"], "gen_ai.usage.num_sequences": 1,
         "gen_ai.usage.prompt_tokens": 3, "gen_ai.usage.completion_tokens": 2,
     }  # fmt: skip
@@ -119,7 +114,7 @@ def test_a_request_is_a_span_below_the_callers(collector: Collector) -> None:
 def test_errors_and_requests_of_nobodys_trace(collector: Collector) -> None:
     tracer = Tracer(collector.url)
     watch = Watch(Metrics(Live(StillEngine()), lambda: "bundled"), tracer)
-    request(watch, Ended(3, 0, (), ExecutorError("step 7 failed")), traceparent="nonsense")
+    request(watch, ExecutorError("step 7 failed"), traceparent="nonsense")
     tracer.close()
     (span,) = collector.spans
     assert not span.parent_span_id
@@ -132,7 +127,7 @@ def test_a_collector_that_is_not_there_holds_nothing_up(monkeypatch: pytest.Monk
     watch = Watch(Metrics(Live(StillEngine()), lambda: "bundled"), tracer)
     start = time.monotonic()
     for _ in range(100):
-        request(watch, Ended(3, 2, ("length",)))
+        request(watch)
     assert time.monotonic() - start < 1
     tracer.close()
     assert time.monotonic() - start < 3
