@@ -9,7 +9,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final, NamedTuple, ParamSpec, Protocol, TypeVar
+from typing import Any, Final, NamedTuple, ParamSpec, TypeVar
 
 from pydantic import BaseModel
 from starlette.requests import Request
@@ -25,14 +25,6 @@ from penstock.version import __version__
 P = ParamSpec("P")
 T = TypeVar("T")
 _ASIDE: Final = 10_000
-
-
-class Engine(EngineLink, Protocol):
-    """An engine, watched."""
-
-    def healthy(self, now: float) -> tuple[bool, str]:
-        """Whether steps move while work waits, and the reason; `now` on the monotonic clock."""
-        ...
 
 
 class Answered(NamedTuple):
@@ -67,12 +59,14 @@ class Texts(NamedTuple):
 
 @dataclass
 class Serving:
-    """One server. `draining`: it is being shut down, and takes nothing new."""
+    """One server. healthy(now): whether steps move while work waits, and why not; `now` on the monotonic clock.
+    `draining`: it is being shut down, and takes nothing new."""
 
     config: ServeConfig
-    link: Engine
-    hooks: Hooks = field(default_factory=Hooks)
-    routes: tuple[Endpoint, ...] = ()
+    link: EngineLink
+    hooks: Hooks
+    routes: tuple[Endpoint, ...]
+    healthy: Callable[[float], tuple[bool, str]]
     draining: bool = False
     created: int = field(default_factory=lambda: int(time.time()))
     _texts: dict[str, asyncio.Future[Texts]] = field(default_factory=dict)
