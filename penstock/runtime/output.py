@@ -98,11 +98,14 @@ class Stream:
             completion = replace(completion, logprobs=wanted, cumulative_logprob=self.total)
         asked = self.params.prompt_logprobs is not None
         of_prompt = tuple(self.prompt_logprobs) if asked else None
-        times = self.arrival, self.first_token, self.finished, self.admitted
-        metrics = RequestMetrics(*times, self.request.num_reused, self.request.num_preemptions)
         done = self.finish_reason is not None
         prompt = (self.prompt, self.request.given)
-        return RequestOutput(self.request.id, *prompt, (completion,), done, metrics, self.notes, of_prompt)
+        return RequestOutput(self.request.id, *prompt, (completion,), done, self.metrics, self.notes, of_prompt)
+
+    @property
+    def metrics(self) -> RequestMetrics:
+        times = self.arrival, self.first_token, self.finished, self.admitted
+        return RequestMetrics(*times, self.request.num_reused, self.request.num_preemptions)
 
 
 def _by_token(token: int, scores: Scores, row: int, top: int) -> Mapping[int, float]:
