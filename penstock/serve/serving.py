@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +19,9 @@ from penstock.errors import TokenizerError
 from penstock.serve.config import ServeConfig
 from penstock.serve.errors import RequestError, bounded
 from penstock.serve.link import EngineLink, EngineUnready
+from penstock.serve.wire import Part, Submit
 from penstock.text import ChatTemplate, Tokenizer
+from penstock.text.spelling import Spelling
 from penstock.version import __version__
 
 P = ParamSpec("P")
@@ -40,12 +42,27 @@ class Answered(NamedTuple):
     gone: bool
 
 
+class Watcher(Protocol):
+    """Of one of the engine's requests. Its calls must neither raise nor wait."""
+
+    def parts(self, parts: Sequence[Part]) -> None:
+        """All that has come since the last time, as it comes."""
+        ...
+
+    def ended(self, error: BaseException | None = None, reasons: Mapping[int, str] | None = None) -> None:
+        """Once. error: what ended it instead, CancelledError where the client left. reasons: why texts ended, by index,
+        where this process ended them."""
+        ...
+
+
 @dataclass
 class Hooks:
     """Who hears of what happens. A hook must neither raise nor wait."""
 
     answered: list[Callable[[Answered], None]] = field(default_factory=list)
     failed: list[Callable[[str, Exception], None]] = field(default_factory=list)  # a request's id, and a 500's error
+    # A request goes to the engine: the HTTP request's id, what is sent, its max_tokens, the HTTP headers.
+    started: Callable[[str, Submit, int | None, Sequence[tuple[bytes, bytes]]], Watcher] | None = None
 
 
 class Texts(NamedTuple):
@@ -70,6 +87,7 @@ class Serving:
     draining: bool = False
     created: int = field(default_factory=lambda: int(time.time()))
     _texts: dict[str, asyncio.Future[Texts]] = field(default_factory=dict)
+    _spelling: Spelling | None = None
 
     @property
     def model_names(self) -> tuple[str, ...]:
@@ -117,6 +135,12 @@ class Serving:
             read = asyncio.to_thread(_read, Path(directory), tuple(facts.get("eos", ())))
             self._texts[directory] = asyncio.ensure_future(read)
         return await asyncio.shield(self._texts[directory])
+
+    def spelling(self, tokenizer: Tokenizer) -> Spelling:
+        """What its tokens stand for by themselves, kept."""
+        if self._spelling is None or self._spelling.tokenizer is not tokenizer:
+            self._spelling = Spelling(tokenizer)
+        return self._spelling
 
 
 def _read(directory: Path, eos: Sequence[int]) -> Texts:
