@@ -40,8 +40,8 @@ class Runner(Protocol):
         """What keeps the engine from ever being opened, in state "stopped"."""
         ...
 
-    async def start(self) -> None:
-        """Begin opening; returns at once."""
+    def start(self) -> None:
+        """Begin opening."""
         ...
 
     async def stop(self) -> None:
@@ -111,7 +111,7 @@ def open_server(
 async def _run(
     server: _Server, runner: Runner, at: socket.socket, ready: Callable[[], None], progress: Progress
 ) -> None:
-    await runner.start()
+    runner.start()
     watch = asyncio.create_task(_watch(server, runner, ready, progress))
     try:
         await server.serve([at])

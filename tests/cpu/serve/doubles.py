@@ -85,7 +85,7 @@ class StillRunner:
         self.stopped = asyncio.Event()
         self._opens_in, self._fails = opens_in, fails
 
-    async def start(self) -> None:
+    def start(self) -> None:
         self._opening = asyncio.create_task(self._open())
 
     async def _open(self) -> None:

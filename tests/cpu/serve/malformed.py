@@ -65,28 +65,32 @@ def _first(good: bytes, key: bytes, value: bytes) -> bytes:
     return b'{"' + key + b'": ' + value + b", " + good[1:]
 
 
+DEEP: Final = (300, 5000, 200_000)
+MANY: Final = (5, 30_000)
+DIGITS: Final = (b"9" * 5000, b"1e999", b"-1e400", b"9" * 40)
 BROKEN: Final[dict[str, Callable[[random.Random, bytes], bytes]]] = {
     "truncated": lambda rng, good: good[: rng.randrange(len(good))],
     "no UTF-8": lambda rng, good: _at(rng, good, rng.choice([b"\xff", b"\xc0\xaf", b"\xed\xa0\x80", b"\xf8\x88"])),
     "control": lambda rng, good: _at(rng, good, rng.choice([b"\x00", b"\x01", b"\x1f"])),
     "trailing": lambda rng, good: good + rng.choice([b"}", b"{}", b"x", b"\x00", good]),
     "no object": lambda rng, good: rng.choice([b"[]", b"1", b"null", b"true", b'"x"', b"[" + good + b"]"]),
-    "deep": lambda rng, good: _first(good, b"user", b"[" * (n := rng.choice([300, 5000, 200_000])) + b"]" * n),
-    "deep objects": lambda rng, good: _first(good, b"user", b'{"a":' * (n := rng.choice([300, 50_000])) + b"1" + b"}" * n),
+    "deep": lambda rng, good: _first(good, b"user", b"[" * (n := rng.choice(DEEP)) + b"]" * n),
+    "deep objects": lambda rng, good: _first(good, b"user", b'{"a":' * (n := rng.choice(DEEP)) + b"1" + b"}" * n),
     "unclosed": lambda rng, good: good[:-1] + b', "user": ' + b"[" * rng.choice([1, 10, 100_000]),
-    "no number": lambda rng, good: _first(good, b"seed", rng.choice([b"NaN", b"-Infinity", b"Infinity", b"0x1", b"01"])),
-    "huge number": lambda rng, good: _first(good, b"max_tokens", rng.choice([b"9" * 5000, b"1e999", b"-1e400", b"9" * 40])),
+    "no number": lambda rng, good: _first(good, b"seed", rng.choice([b"NaN", b"-Infinity", b"0x1", b"01"])),
+    "huge number": lambda rng, good: _first(good, b"max_tokens", rng.choice(DIGITS)),
     "twice": lambda rng, good: _first(good, b"model", b'"bundled"'),
     "unknown": lambda rng, good: _first(good, rng.choice([b"colour", b"__class__", b"x" * 50_000, b"model "]), b"1"),
-    "many unknown": lambda rng, good: good[:-1] + b"".join(b', "k%d": 1' % i for i in range(rng.choice([5, 30_000]))) + b"}",
+    "many unknown": lambda rng, good: good[:-1] + b"".join(b', "k%d": 1' % i for i in range(rng.choice(MANY))) + b"}",
     "many objects": lambda rng, good: _first(good, b"user", b"[" + b"{}," * rng.choice([100, 300_000]) + b"{}]"),
     "half a character": lambda rng, good: _first(good, b"user", b'"\\ud800"'),
     "empty": lambda rng, good: b" " * rng.choice([0, 1, 100_000]),
 }  # fmt: skip
 
 VALUES: Final[tuple[Any, ...]] = (
-    None, True, -1, 0.5, 1e308, -(2**63), 10**30, "", "x", "x" * 5000, [], [[]], [None], {}, {"a": {"b": 1}}, [{}] * 100,
-    ["x"] * 5000, [1, "x"], [[1], "x"], {str(i): i for i in range(5000)}, [[[[[]]]]], [True], [0.5], "null", {"": None},
+    None, True, -1, 0.5, 1e308, -(2**63), 10**30, "", "x", "x" * 5000, [], [[]], [None], {}, {"a": {"b": 1}},
+    [{}] * 100, ["x"] * 5000, [1, "x"], [[1], "x"], {str(i): i for i in range(5000)}, [[[[[]]]]], [True], [0.5], "null",
+    {"": None},
 )  # fmt: skip
 
 
@@ -105,7 +109,7 @@ SAMPLING: Final[dict[str, tuple[Any, ...]]] = {
     "logit_bias": ({str(i): 1 for i in range(5000)}, {"a": 1}, {"-1": 1}, {"99999999": 1}, {"1": "x"}),
     "stop_token_ids": ([-1], list(range(100_000)), [2**70]), "priority": (2**31, 2**70), "timeout": (0, -1, 1e300),
     "stream_options": ({"include_usage": True}, {"other": 1}), "cache_salt": ("", "x" * 100_000), "model": ("other",),
-    "response_format": ({"type": "xml"}, {"type": "json_schema"}, {"type": "json_object", "json_schema": {"name": "x"}}),
+    "response_format": ({"type": "xml"}, {"type": "json_schema"}, {"type": "json_object", "json_schema": {"name": 1}}),
     "guided_choice": ([], {}, [1]), "guided_regex": ("(", "[", "a{2,1}", "(?P<x", "\\"),
     "guided_grammar": ("root ::=", "", "x ::= y"), "guided_json": ({"type": "nothing"}, "{", {"$ref": "#/none"}),
     "prompt_logprobs": (-1, 10**6),

@@ -30,7 +30,7 @@ async def served(folder: Path, **config: Any) -> AsyncIterator[Any]:
     """A client of the whole server, in this process, and the engine in its own."""
     engine = {"model": None, "max_batch_size": 8, "max_seq_len": 512, "cache_dir": str(folder)}
     runner = Supervisor(engine, crash_dir=folder / "crashes")
-    await runner.start()
+    runner.start()
     try:
         await runner.ready()
         async with client_of(create_app(ServeConfig(**config), runner.link, ROUTES, None, runner.healthy)) as client:
