@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -16,7 +16,7 @@ class Taken(NamedTuple):
 
     first: bool
     tokens: list[int]
-    logprobs: list[Mapping[int, float]] | None
+    logprobs: list[dict[int, float]] | None
     ended: bool
 
 

@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
+import msgspec
+
 from penstock import errors
 from penstock.errors import ExecutorError, OptionError, PenstockError
 from penstock.serve.link import EngineDied, EngineUnready, State
@@ -125,10 +127,13 @@ def _behind(before: Part, part: Part) -> Part:
     before.tokens.extend(part.tokens)
     if before.logprobs is not None and part.logprobs is not None:
         before.logprobs.extend(part.logprobs)
-    return Part(
-        part.id, part.index, before.tokens, part.finish, part.stop_token, part.ended_by_token, before.logprobs,
-        before.prompt_logprobs, part.score, part.cumulative, part.vector, part.times, before.notes,
-    )  # fmt: skip
+    return msgspec.structs.replace(
+        part,
+        tokens=before.tokens,
+        logprobs=before.logprobs,
+        prompt_logprobs=before.prompt_logprobs,
+        notes=before.notes,
+    )
 
 
 class EngineClient:
@@ -204,7 +209,7 @@ class EngineClient:
             self.progress = message.stage, message.done, message.total
 
     def _take_parts(self, parts: list[Part]) -> None:
-        find, whole = self._replies.get, {}
+        find, whole = self._replies.get, dict[str, EngineReply]()
         for part in parts:
             reply = find(part.id) or whole.get(part.id)
             if reply is not None:
@@ -227,8 +232,9 @@ class EngineClient:
 def error_of(failed: Failed) -> PenstockError:
     """By its class's name."""
     kind = getattr(errors, failed.kind, None)
-    known = isinstance(kind, type) and issubclass(kind, PenstockError)
-    return kind(failed.message) if known else ExecutorError(failed.message)
+    if isinstance(kind, type) and issubclass(kind, PenstockError):
+        return kind(failed.message)
+    return ExecutorError(failed.message)
 
 
 def _num_texts(params: Mapping[str, Any]) -> int | None:

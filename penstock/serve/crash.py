@@ -21,9 +21,9 @@ KEPT: Final = 20  # reports in a directory; the oldest go
 
 @dataclass(frozen=True)
 class Crash:
-    """reason: what ended it, in words. code: of its exit; signal: that killed it. uptime: seconds from its start. steps:
-    the newest launched and the one before, as `blackbox` kept them. stacks: of all its threads, as far as they could be
-    written. stats: the newest beat's, `beat_age` seconds old."""
+    """reason: what ended it, in words. code: of its exit; signal: that killed it. uptime: seconds from its start.
+    steps: the newest launched and the one before, as `blackbox` kept them. stacks: of all its threads, as far as they
+    could be written. stats: the newest beat's, `beat_age` seconds old."""
 
     reason: str
     code: int | None

@@ -1,4 +1,4 @@
-"""What the engine process is told before it connects: JSON on its standard input, since arguments can be seen by all."""
+"""What the engine process is told before it connects: JSON on its standard input, for arguments can be seen by all."""
 
 from __future__ import annotations
 

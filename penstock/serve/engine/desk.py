@@ -110,12 +110,13 @@ def _of_text(id: str, text: TokenStream) -> Iterable[Part]:
     if not ended:
         if tokens and not first and logprobs is None:
             return (Part(id, text.index, tokens),)
-        return (Part(id, text.index, tokens, None, None, False, logprobs, **_at_first(text, first)),) if tokens else ()
+        return (Part(id, text.index, tokens, logprobs=logprobs, **_at_first(text, first)),) if tokens else ()
     if text.finish_reason == "abort":
         return ()
     stop = text.stop_reason if isinstance(text.stop_reason, int) else None
-    end = text.finish_reason, stop, text.ended_by_token, logprobs
-    return (Part(id, text.index, tokens, *end, times=_times(text.metrics), **_at_first(text, first)),)
+    end = text.finish_reason, stop, text.ended_by_token
+    rest = _at_first(text, first)
+    return (Part(id, text.index, tokens, *end, logprobs=logprobs, times=_times(text.metrics), **rest),)
 
 
 def _at_first(text: TokenStream, first: bool) -> dict[str, Any]:
@@ -135,8 +136,8 @@ def _of_search(id: str, found: RequestOutput) -> Iterable[Part]:
 def _of_beam(id: str, text: CompletionOutput, metrics: RequestMetrics, notes: list[str]) -> Part:
     stop = text.stop_reason if isinstance(text.stop_reason, int) else None
     return Part(
-        id, text.index, [*text.token_ids], text.finish_reason, stop, text.finish_reason == "stop", times=_times(metrics),
-        score=text.score, cumulative=text.cumulative_logprob, notes=notes,
+        id, text.index, [*text.token_ids], text.finish_reason, stop, text.finish_reason == "stop", notes=notes,
+        times=_times(metrics), score=text.score, cumulative=text.cumulative_logprob,
     )  # fmt: skip
 
 
