@@ -11,16 +11,15 @@ import logging
 import traceback
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any, Final, Literal
+from typing import Any, Final
 
-Format = Literal["text", "json"]
 LOGGER: Final = logging.getLogger("penstock.serve")
 _PLAIN: Final = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.:/{}")
 _MOST_FRAMES: Final = 8
 
 
-def config(format: Format, level: str) -> dict[str, Any]:
-    """For `logging.config.dictConfig`, which uvicorn calls with its `log_config`; its own access log is not needed."""
+def config(format: str, level: str) -> dict[str, Any]:
+    """For `logging.config.dictConfig`. `format`: text or json. uvicorn's own access log is not needed."""
     made = {"handlers": ["stderr"], "level": level.upper(), "propagate": False}
     return {
         "version": 1,
