@@ -102,7 +102,7 @@ class Live:
             "state": link.state,
             "progress": {"stage": stage, "done": done, "total": total},
             "model": link.facts.get("model"),
-            "device": link.facts.get("device"),
+            "device": device(link.facts),
             "running": _number(stats, "requests_running"),
             "waiting": _number(stats, "requests_waiting"),
             "kv_cache_usage": _number(stats, "kv_cache_usage"),
@@ -112,6 +112,11 @@ class Live:
             "roof_known": stats.get("roof_seconds") is not None,
             "restarts": link.restarts,
         }
+
+
+def device(facts: Mapping[str, Any]) -> str:
+    """Its name; empty while it is unknown."""
+    return str(facts.get("device", {}).get("name", ""))
 
 
 def _number(stats: Mapping[str, Any], name: str) -> float:

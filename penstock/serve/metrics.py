@@ -17,7 +17,7 @@ from prometheus_client.metrics_core import (
 from prometheus_client.registry import CollectorRegistry
 
 from penstock.serve.link import State
-from penstock.serve.live import Live
+from penstock.serve.live import Live, device
 from penstock.version import __version__
 
 PREFIX: Final = "penstock:"
@@ -228,7 +228,7 @@ class Metrics:
         """Of each counter and gauge its label values and numbers."""
         live, counts = self._live, {name: [*found.items()] for name, found in self._counts.items()}
         stats, totals, facts, share = live.stats, live.totals, live.link.facts, live.roof_share
-        build = (__version__, str(facts.get("device", "")), str(facts.get("dtype", "")))
+        build = (__version__, device(facts), str(facts.get("dtype", "")))
         alone: dict[str, float] = {
             **{name: stats.get(key) or 0 for name, (key, _) in _GAUGES.items()},
             **{name: totals[key] for name, (key, _) in _OF_ENGINE.items()},

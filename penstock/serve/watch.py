@@ -19,7 +19,7 @@ from penstock.serve.tracing import Tracer
 from penstock.serve.wire import Part, Submit, Times
 
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-_POLLED: Final = frozenset({"/health", "/metrics", "/live"})  # asked for every few seconds: no line while all is well
+_POLLED: Final = frozenset({"/health", "/metrics", "/live"})  # asked for every few seconds
 _CARRIED: Final = (b"traceparent", b"tracestate")
 _STAGES: Final = ("queue", "prefill", "decode", "inference")
 
@@ -62,7 +62,7 @@ class Watch:
             "client_gone": record.gone or None,
             **(totals.fields() if totals else {}),
         }
-        say("request", fields, logging.DEBUG if route in _POLLED and record.status < 400 else logging.INFO)
+        say("request", fields, logging.DEBUG if route in _POLLED and record.status in (200, 503) else logging.INFO)
 
     def failed(self, request_id: str, error: Exception) -> None:
         """An HTTP request met an error that nobody expected."""

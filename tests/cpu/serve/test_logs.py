@@ -91,13 +91,14 @@ def test_the_same_as_text(logged: Callable[[str], Lines], hooks: Hooks) -> None:
     assert line.endswith("finish=stop")
 
 
-def test_what_is_polled_has_a_line_only_where_it_fails(logged: Callable[[str], Lines], hooks: Hooks) -> None:
+def test_what_is_polled_has_no_line(logged: Callable[[str], Lines], hooks: Hooks) -> None:
+    """Unless whoever asks for it has no key."""
     lines = logged("text")
-    answer(hooks, "/health", 200)
-    answer(hooks, "/live", 200)
+    for route, status in (("/health", 200), ("/health", 503), ("/live", 200), ("/metrics", 200)):
+        answer(hooks, route, status)
     assert lines() == []
-    answer(hooks, "/health", 503)
-    assert "status=503" in lines()[0]
+    answer(hooks, "/metrics", 401)
+    assert "status=401" in lines()[0]
 
 
 @pytest.mark.parametrize("kind", ["text", "json"])

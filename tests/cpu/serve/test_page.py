@@ -122,9 +122,9 @@ class Watched:
         self.page.fill("#prompt", text)
         self.page.press("#prompt", "Enter")
 
-    def wait(self, condition: str) -> None:
+    def wait(self, condition: str, seconds: float = 5) -> None:
         """Until it holds, asked from here: the page's own policy lets no string be run in it."""
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + seconds
         while not self.page.evaluate(condition):
             assert time.monotonic() < deadline, (condition, self.errors, self.page.inner_text("body"))
             self.page.wait_for_timeout(20)
