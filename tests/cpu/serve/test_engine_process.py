@@ -268,7 +268,7 @@ def check_report(supervisor: Supervisor, reason: str) -> dict[str, Any]:
     assert supervisor.last_crash.stat().st_mode & 0o777 == 0o600
     assert not re.search(rf"{SECRET[0]}\D{{1,40}}{SECRET[1]}", text), "a report holds no prompt"
     rows = report["steps"][0]["rows"]
-    assert rows and all(row["request"].startswith("test-") and row["context"] >= len(SECRET) for row in rows)
+    assert rows and all(row["request"].startswith("test-") and row["context"] >= row["tokens"] >= 1 for row in rows)
     return report
 
 
@@ -325,7 +325,7 @@ def test_garbage_ends_the_connection_and_with_it_the_process(runner: asyncio.Run
         await all_died(replies)
         report = check_report(supervisor, "exit code 4")
         assert "not a message to the engine" in report["stderr"]
-        await works_again(supervisor, before + 1)
+        assert supervisor.link.restarts == before + 1
 
     runner.run(sending())
 
