@@ -156,7 +156,7 @@ def test_a_preempted_text_goes_on_in_its_grammar(either: LLM) -> None:
     def disturbed() -> bool:
         nonlocal count
         count += 1
-        if count % 7 == 0:
+        if count % 3 == 0:
             executor.scheduler._preempt()
         return step()
 
