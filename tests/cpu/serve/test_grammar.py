@@ -62,9 +62,9 @@ def vars_of(record: Any) -> dict[str, Any]:
 
 
 def test_json_fulfils_its_schema(either: LLM) -> None:
-    prompts = [f"{PROMPT} {number}" for number in range(8)]
+    prompts = [f"{PROMPT} {number}" for number in range(4)]
     guided = GuidedDecoding(json=SCHEMA)
-    params = [ask(seed, guided_decoding=guided, max_tokens=480) for seed in range(8)]
+    params = [ask(seed, guided_decoding=guided, max_tokens=480) for seed in range(4)]
     for output in either.generate(prompts, params):
         done = output.outputs[0]
         assert done.finish_reason == "stop"
