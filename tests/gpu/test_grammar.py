@@ -7,7 +7,6 @@ import re
 
 import pytest
 import torch
-from jsonschema import validate
 
 from penstock import LLM, SamplingParams
 from penstock.grammar import GuidedDecoding
@@ -37,7 +36,8 @@ def test_guided_rows_among_plain_ones() -> None:
             for i, done in enumerate(outputs):
                 assert i % 4 == 3 or done.finish_reason == "stop"
                 if i % 4 == 0:
-                    validate(json.loads(done.text), SCHEMA)
+                    found = json.loads(done.text)
+                    assert [type(found.get(name)) for name in ("a", "b")] == [int, bool] and len(found) == 2
                 elif i % 4 == 1:
                     assert re.fullmatch(REGEX, done.text) and done.logprobs
                 elif i % 4 == 2:
