@@ -119,6 +119,7 @@ async def _run(
         watch.cancel()
         if not server.force_exit:  # or else it ends with us
             await runner.stop()
+        server.close()
     if runner.error is not None:
         raise runner.error
 
@@ -169,6 +170,9 @@ class _Server(uvicorn.Server):
             await super().shutdown(sockets)
         finally:
             end.cancel()
+
+    def close(self) -> None:
+        self._serving.close()
 
     def _end(self) -> None:
         """Time is up: what still runs ends with the engine's error, which its client is told."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import codecs
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Protocol
 
 from penstock.errors import SamplingError
@@ -27,10 +27,12 @@ class IncrementalDetokenizer:
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, prompt_ids: Sequence[int] = (), *, skip_special_tokens: bool = True
-    ) -> None:
+        self, tokenizer: Tokenizer, prompt_ids: Sequence[int] = (), *, skip_special_tokens: bool = True,
+        shown: Collection[int] = (),
+    ) -> None:  # fmt: skip
+        """`shown`: special tokens that are not left out, since they mean something to whoever reads the text."""
         self._tokenizer = tokenizer
-        self._skipped = tokenizer.special_ids if skip_special_tokens else frozenset()
+        self._skipped = tokenizer.special_ids.difference(shown) if skip_special_tokens else frozenset()
         self._decoder: _Decoder = _ByteLevel(tokenizer) if is_byte_level(tokenizer) else _Window(tokenizer)
         self._decoder.prime(self._tail(prompt_ids))
 
@@ -181,6 +183,11 @@ def _overlap(text: str, stop: str) -> int:
     """The length of the longest end of `text` that is a beginning of `stop`, shorter than all of it."""
     longest = min(len(text), len(stop) - 1)
     return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)
+
+
+def bytes_writer(tokenizer: Tokenizer) -> Callable[[int], bytes] | None:
+    """Of byte-level BPE: what a token of that id writes, wherever it stands."""
+    return (lambda token_id: token_bytes(tokenizer.id_to_token(token_id) or "")) if is_byte_level(tokenizer) else None
 
 
 def is_byte_level(tokenizer: Tokenizer) -> bool:
