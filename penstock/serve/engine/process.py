@@ -38,6 +38,7 @@ from penstock.serve.wire import (
 )
 
 BEAT: Final = 0.25  # seconds
+PAUSE: Final = 1e-4  # seconds between two requests of a burst, in which steps that run may go on
 ORPHANED, BROKEN = 3, 4  # exit codes: the connection ended; what came is no message, or the executor has failed
 
 
@@ -110,6 +111,8 @@ class Process:
             raise WireError(f"{type(message).__name__} came before the engine was ready; wait for Ready")
         elif isinstance(message, Submit):
             self._desk.submit(message)
+            if self._desk.busy:
+                time.sleep(PAUSE)
         else:
             self._desk.abort(message)
 
