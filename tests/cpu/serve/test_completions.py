@@ -230,7 +230,9 @@ def test_an_engine_that_dies_ends_a_stream_with_an_error_and_anything_else_with_
     *events, last = [json.loads(each.removeprefix("data: ")) for each in stream.text.split("\n\n") if each]
     assert len(events) == 1 and last["error"]["code"] == "engine_died"
     assert told(engine, "completions", [Script([first, EngineDied("dead")])], {"prompt": "a"}).status_code == 500
-    assert told(engine, "completions", [Script([EngineDied("dead")])], {"prompt": "a", "stream": True}).status_code == 500
+    assert (
+        told(engine, "completions", [Script([EngineDied("dead")])], {"prompt": "a", "stream": True}).status_code == 500
+    )
     unready = told(engine, "completions", [EngineUnready("loading", 2.0)], {"prompt": "a", "stream": True})
     assert unready.status_code == 503 and unready.headers["retry-after"] == "2"
 

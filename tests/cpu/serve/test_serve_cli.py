@@ -15,6 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
+
+from penstock.cli.serve import _warn
+from penstock.serve.config import ServeConfig
 
 ROOT = Path(__file__).resolve().parents[3]
 KEY = "sk-of-the-test-1234"
@@ -36,7 +40,16 @@ def started(folder: Path, *words: str) -> tuple[subprocess.Popen[str], list[str]
             said.extend(process.stderr)
 
     threading.Thread(target=read, daemon=True).start()
+    threading.Thread(target=_end, args=(process,), daemon=True).start()
     return process, said
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    """One that hangs must not keep its reader waiting."""
+    try:
+        process.wait(120)
+    except subprocess.TimeoutExpired:
+        process.kill()
 
 
 def text_of(url: str, count: int) -> Any:
@@ -79,13 +92,11 @@ def test_what_cannot_be_served_is_one_line(tmp_path: Path) -> None:
         assert process.wait(60) == 1
     assert any(line.startswith("warning: a key given by --api_key") for line in said)
     errors = [line for line in said if line.startswith("error: ")]
-    assert len(errors) == 1 and "config.json does not exist" in errors[0]
+    assert len(errors) == 1 and "has no tokenizer.json" in errors[0]
     assert not any("Traceback" in line or KEY in line for line in said)
 
 
-def test_a_server_that_all_can_reach_says_so(tmp_path: Path) -> None:
-    process, said = started(tmp_path, str(tmp_path), "--host", "0.0.0.0")
-    assert process.stdout is not None
-    with process.stdout:
-        assert process.wait(60) == 1
-    assert any(line.startswith("WARNING: other machines can reach 0.0.0.0") for line in said)
+def test_a_server_that_all_can_reach_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    for host, keys, warned in (("0.0.0.0", (), True), ("0.0.0.0", (KEY,), False), ("127.0.0.2", (), False)):
+        _warn(ServeConfig(host=host, api_keys=keys), False)
+        assert ("WARNING: other machines can reach" in capsys.readouterr().err) == warned
