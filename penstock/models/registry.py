@@ -132,10 +132,12 @@ def weights(spec: ModelSpec, config: Mapping[str, Any], format: str) -> dict[str
 def ignored_tensors(spec: ModelSpec, config: Mapping[str, Any]) -> tuple[str, ...]:
     """Regular expressions of the tensors that a checkpoint may hold beside the weights."""
     family = family_of(config)
-    if not spec.tied_head:
+    if spec.head and not spec.tied_head:
         return family.ignored
-    head = sourced(replace(spec, tied_head=False), "head.weight", "f32", family.source_of(config))
-    return (*family.ignored, *map(re.escape, declared({"head": head})))
+    whole, names = replace(spec, tied_head=False, head=True), ["head.weight"]
+    names += ["head.bias"] if spec.head_bias and not spec.head else []
+    heads = {name: sourced(whole, name, "f32", family.source_of(config)) for name in names}
+    return (*family.ignored, *map(re.escape, declared(heads)))
 
 
 def _find(architectures: list[str], model_type: Any) -> Family | None:
