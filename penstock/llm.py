@@ -166,10 +166,10 @@ class LLM:
         """
         _refuse_unknown("embed", unknown)
         many, how = prompts_of(prompts), (priority, cache_salt, queue_timeout, timeout)
-        gather, pooled = Gather(len(many)), [Pooled() for _ in many]
+        gather, pooled = Gather(len(many)), [Pooled(self.engine) for _ in many]
         new = [self._submission(p, s.params, gather.put, False, *how) for p, s in zip(many, pooled, strict=True)]
         run_all(self._loop, new, gather)
-        found = [vector for each in pooled if (vector := each.vector(self.engine)) is not None]
+        found = [vector for each in pooled if (vector := each.vector) is not None]
         if len(found) < len(many):
             raise ExecutorError(f"{len(many) - len(found)} of {len(many)} prompts met their deadline; allow more time")
         return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -142,8 +142,15 @@ def ignored_tensors(spec: ModelSpec, config: Mapping[str, Any]) -> tuple[str, ..
 
 def _find(architectures: list[str], model_type: Any) -> Family | None:
     if architectures:
-        return next((_FAMILIES[name] for name in architectures if name in _FAMILIES), None)
+        return next((_FAMILIES[name] for stated in architectures for name in _whole(stated) if name in _FAMILIES), None)
     return next((family for family in _FAMILIES.values() if family.name == model_type), None)
+
+
+def _whole(architecture: str) -> Iterator[str]:
+    """Its name, and of a model that was stored without its head those of the whole."""
+    yield architecture
+    if architecture.endswith("Model"):
+        yield from (architecture.removesuffix("Model") + end for end in ("ForCausalLM", "LMHeadModel"))
 
 
 @lru_cache(maxsize=1)

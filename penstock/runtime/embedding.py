@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,8 @@ Vector = npt.NDArray[np.float32]
 class Pooled:
     """Takes the row as logits processors get theirs: the request ends with its one row, whose token means nothing."""
 
-    def __init__(self) -> None:
+    def __init__(self, engine: Engine) -> None:
+        self._normalizes = bool(engine.tokens.get("normalize", True))
         self._row: Vector | None = None
 
     def __call__(self, tokens: list[int], row: Any) -> Any:
@@ -26,15 +28,14 @@ class Pooled:
             raise SamplingError("the model gave numbers that are not finite; use another dtype")
         return row
 
-    @property
+    @cached_property
     def params(self) -> SamplingParams:
         return SamplingParams(temperature=0.0, max_tokens=1, ignore_eos=True, detokenize=False, logits_processors=[self])
 
-    def vector(self, engine: Engine) -> Vector | None:
+    @property
+    def vector(self) -> Vector | None:
         """f32[E], of length 1 where the model normalises; None where the request ended before."""
-        if self._row is None or not engine.tokens["normalize"]:
-            return self._row
-        return normalized(self._row)
+        return self._row if self._row is None or not self._normalizes else normalized(self._row)
 
 
 def normalized(vector: Vector) -> Vector:
