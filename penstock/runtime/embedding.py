@@ -30,7 +30,9 @@ class Pooled:
 
     @cached_property
     def params(self) -> SamplingParams:
-        return SamplingParams(temperature=0.0, max_tokens=1, ignore_eos=True, detokenize=False, logits_processors=[self])
+        return SamplingParams(
+            temperature=0.0, max_tokens=1, ignore_eos=True, detokenize=False, logits_processors=[self]
+        )
 
     @property
     def vector(self) -> Vector | None:

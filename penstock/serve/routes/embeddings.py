@@ -21,7 +21,7 @@ from penstock.serve.generate import check_length, first_error
 from penstock.serve.link import Reply
 from penstock.serve.prompts import encode
 from penstock.serve.schema.embeddings import EmbeddingRequest, Embeddings
-from penstock.serve.serving import Endpoint, Serving
+from penstock.serve.serving import Endpoint, Serving, Watcher
 from penstock.serve.wire import Submit
 
 _LATE: Final = "no vector came within the request's timeout or queue_timeout; try again later, or allow more"
@@ -33,7 +33,7 @@ async def embed(request: Request, serving: Serving) -> Response:
     model = serving.check_model(body.model)
     _check(body, serving)
     ids = await _tokens(body, serving)
-    vectors = await while_connected(request, _vectors(_submits(ids, body, serving), serving))
+    vectors = await while_connected(request, _vectors(_submits(ids, body, serving), serving, request))
     count = sum(map(len, ids))
     data = [
         {"object": "embedding", "index": i, "embedding": _written(vector, body)} for i, vector in enumerate(vectors)
@@ -82,25 +82,37 @@ def _submits(ids: list[list[int]], body: EmbeddingRequest, serving: Serving) -> 
     ]
 
 
-async def _vectors(submits: list[Submit], serving: Serving) -> list[Vector]:
+async def _vectors(submits: list[Submit], serving: Serving, request: Request) -> list[Vector]:
     """In their order. Raises the first error; whatever has not ended then is aborted."""
-    replies: list[Reply] = []
     try:
-        for each in submits:
-            replies.append(serving.link.submit(each))
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(_vector(reply)) for reply in replies]
+            tasks = [group.create_task(_vector(each, serving, request)) for each in submits]
         return [task.result() for task in tasks]
     except* Exception as errors:
         raise first_error(errors) from None
+
+
+async def _vector(new: Submit, serving: Serving, request: Request) -> Vector:
+    reply, started = serving.link.submit(new), serving.hooks.started
+    watcher = started(request.scope["state"]["request_id"], new, None, request.headers.raw) if started else None
+    error: BaseException | None = None
+    try:
+        return await _heard(reply, watcher)
+    except BaseException as raised:
+        error = raised
+        raise
     finally:
-        for reply in replies:
-            reply.abort()
+        reply.abort()  # of one that has ended: nothing
+        if watcher is not None:
+            watcher.ended(error)
 
 
-async def _vector(reply: Reply) -> Vector:
+async def _heard(reply: Reply, watcher: Watcher | None) -> Vector:
     while True:
-        for part in await reply.parts():
+        parts = await reply.parts()
+        if watcher is not None:
+            watcher.parts(parts)
+        for part in parts:
             if part.vector is not None:
                 return np.frombuffer(part.vector, "<f4")
             if part.finish is not None:
