@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, fields
 from typing import Any, Final
 
-from penstock.errors import ExecutorError, PenstockError, SamplingError, UnsupportedError
+from penstock.errors import ExecutorError, PenstockError, SamplingError
 from penstock.runtime.embedding import Pooled
 from penstock.runtime.intake import Order, Submission
 from penstock.runtime.loop import Loop
@@ -71,8 +71,6 @@ class Desk:
         self._loop.executor.submit(order)
 
     def _submission(self, new: Submit) -> Submission:
-        if new.grammar is not None:
-            raise UnsupportedError("grammar is not built yet in the engine process; leave it out")
         if unknown := new.params.keys() - _NAMES:
             raise SamplingError(f"unknown sampling parameter {min(unknown)[:80]!r}; see SamplingParams")
         params = SamplingParams(**new.params, detokenize=False)
@@ -80,7 +78,7 @@ class Desk:
             params = Pooled(self._loop.executor.engine).params
         return Submission(
             new.id, tuple(new.prompt), params, lambda news: self._hear_all(new.id, news), None, True, new.priority,
-            new.cache_salt, new.queue_timeout, new.timeout, new.arrival, self._hear,
+            new.cache_salt, new.queue_timeout, new.timeout, new.grammar, new.arrival, self._hear,
         )  # fmt: skip
 
     def _hear(self, text: TokenStream) -> None:
