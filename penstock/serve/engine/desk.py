@@ -78,7 +78,7 @@ class Desk:
             params = Pooled(self._loop.executor.engine).params
         return Submission(
             new.id, tuple(new.prompt), params, lambda news: self._hear_all(new.id, news), None, True, new.priority,
-            new.cache_salt, new.queue_timeout, new.timeout, new.grammar, new.arrival, self._hear,
+            new.cache_salt, new.queue_timeout, new.timeout, new.arrival, self._hear, new.grammar,
         )  # fmt: skip
 
     def _hear(self, text: TokenStream) -> None:
