@@ -28,7 +28,9 @@ KvDtype = Annotated[
 ]
 Task = Annotated[
     str,
-    typer.Option("--task", metavar="TASK", help="generate, embed (vectors of texts), or auto: as the model's files say."),
+    typer.Option(
+        "--task", metavar="TASK", help="generate, embed (vectors of texts), or auto: as the model's files say."
+    ),
 ]
 Device = Annotated[str, typer.Option("--device", metavar="KIND", help="auto, cuda or cpu.")]
 Weights = Annotated[

@@ -34,7 +34,6 @@ from penstock.kernels.device import detect
 from penstock.models.binding import random_binding
 from penstock.models.checkpoint import Checkpoint
 from penstock.models.decoder import build_forward
-from penstock.models.directory import ModelDirectory
 from penstock.models.encoder import build_encoder
 from penstock.models.pooling import open_for
 from penstock.models.registry import family_of

@@ -31,7 +31,7 @@ class Pooled:
     @cached_property
     def params(self) -> SamplingParams:
         return SamplingParams(
-            temperature=0.0, max_tokens=1, ignore_eos=True, detokenize=False, logits_processors=[self]
+            temperature=0.0, max_tokens=1, ignore_eos=True, detokenize=False, logits_processors=(self,)
         )
 
     @property

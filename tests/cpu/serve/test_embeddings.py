@@ -47,9 +47,9 @@ def qwen3(directory: Path) -> Path:
 
 def gpt2(directory: Path) -> Path:
     torch.manual_seed(2)
-    GPT2LMHeadModel(GPT2Config(n_embd=64, n_layer=2, n_head=4, vocab_size=300, n_positions=256, bos_token_id=0, eos_token_id=1)).save_pretrained(
-        directory
-    )
+    GPT2LMHeadModel(
+        GPT2Config(n_embd=64, n_layer=2, n_head=4, vocab_size=300, n_positions=256, bos_token_id=0, eos_token_id=1)
+    ).save_pretrained(directory)
     return directory
 
 
@@ -102,7 +102,7 @@ def test_each_task_has_its_own_calls(model: Path, llm: LLM, tmp_path: Path) -> N
             call()
     with (
         LLM(model, device="cpu", cache_dir=model.parent) as plain,
-        pytest.raises(OptionError, match="a vector was asked for, but the engine generates text.*task='embed'"),
+        pytest.raises(OptionError, match=r"a vector was asked for, but the engine generates text.*task='embed'"),
     ):
         plain.embed("In")
     with pytest.raises(OptionError, match="task='rerank' is not one of"):
