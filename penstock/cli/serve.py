@@ -49,6 +49,8 @@ LogFormat = Annotated[str, _option("--log_format", "FORM", "text or json.")]
 LogLevel = Annotated[str, _option("--log_level", "LEVEL", "debug, info, warning or error.")]
 Otlp = Annotated[str | None, _option("--otlp_traces_endpoint", "URL", "Send OpenTelemetry traces there.")]
 CrashDir = Annotated[Path | None, _option("--crash_dir", "DIR", "Where reports of crashes are kept.")]
+ToolParser = Annotated[str, _option("--tool_call_parser", "STYLE", "auto, llama3_json, hermes, mistral or none.")]
+Reasoning = Annotated[str, _option("--reasoning_parser", "STYLE", "auto, qwen3 or none.")]
 # Loaded by the engine's process, not by this one.
 Plugins = Annotated[list[str] | None, _option("--plugin", "MODULE", "Load a module's own parts; may be repeated.")]
 
@@ -79,9 +81,12 @@ def serve(
     log_level: LogLevel = "info",
     otlp_traces_endpoint: Otlp = None,
     crash_dir: CrashDir = None,
+    tool_call_parser: ToolParser = "auto",
+    reasoning_parser: Reasoning = "auto",
     weights: flags.Weights = "checkpoint",
     dtype: flags.Dtype = "auto",
     kv_cache_dtype: flags.KvDtype = "auto",
+    task: flags.Task = "auto",
     device: flags.Device = "auto",
     max_batch_size: flags.BatchSize = None,
     max_num_tokens: flags.NumTokens = None,
@@ -99,7 +104,8 @@ def serve(
     except ImportError as error:
         raise OptionError(f"serving needs {error.name}; install it: pip install 'penstock[serve]'") from error
     arguments: dict[str, Any] = {
-        "model": model, "weights": weights, "dtype": dtype, "kv_cache_dtype": kv_cache_dtype, "device": device,
+        "model": model, "weights": weights, "dtype": dtype, "kv_cache_dtype": kv_cache_dtype, "task": task,
+        "device": device,
         "max_batch_size": max_batch_size, "max_num_tokens": max_num_tokens, "max_seq_len": max_seq_len,
         "cache_dir": None if cache_dir is None else str(cache_dir), "gpu_memory_utilization": gpu_memory_utilization,
         "max_gpu_bytes": max_gpu_bytes, "plugins": plugin or [], "max_num_queued_reqs": max_num_queued_reqs,
@@ -113,12 +119,11 @@ def serve(
         hang_timeout=hang_timeout, cors_origins=tuple(cors_origin or ()), ssl_certfile=ssl_certfile,
         ssl_keyfile=ssl_keyfile, log_format=log_format, log_level=log_level,
         otlp_traces_endpoint=otlp_traces_endpoint, crash_dir=crash_dir,
+        tool_call_parser=tool_call_parser, reasoning_parser=reasoning_parser,
     )  # fmt: skip
     _warn(config, bool(api_key))
     with Progress() as progress:
-        watched = Supervisor(
-            arguments, crash_dir=crash_dir, hang_timeout=hang_timeout, stall_timeout=stall_timeout
-        )
+        watched = Supervisor(arguments, crash_dir=crash_dir, hang_timeout=hang_timeout, stall_timeout=stall_timeout)
         one = server.open_server(config, watched)
         return 0 if one.run(lambda: result(_ready(one.serving, one.port)), progress) else FORCED
 

@@ -41,29 +41,7 @@ _ALONE: Final = ("$ref", "const", "enum", "anyOf", "oneOf", "allOf")  # each say
 
 
 def checked(text: str) -> str:
-    """The same schema, written anew. Raises SamplingError that names what cannot be enforced."""
-    schema = _read(text)
-    _check(schema, "schema", schema)
-    return json.dumps(schema)
-
-
-def checked_tag(text: str) -> str:
-    """As `checked`, of each schema within xgrammar's formats; these are the library's to read."""
-    tag = _read(text)
-    level: list[Any] = [tag]
-    while level := [part for each in level for part in _formats(each)]:
-        for each in level:
-            if isinstance(each, dict) and "json_schema" in each:
-                _check(each["json_schema"], "schema", each["json_schema"])
-    return json.dumps(tag)
-
-
-def _formats(value: Any) -> list[Any]:
-    """What is in it, but for what is in a schema."""
-    return _parts({k: v for k, v in value.items() if k != "json_schema"} if isinstance(value, dict) else value)
-
-
-def _read(text: str) -> dict[str, Any]:
+    """The same schema, in words that the library keeps to. Raises SamplingError that names what cannot be enforced."""
     try:
         schema = json.loads(text, object_pairs_hook=_once, parse_constant=_no_number)
     except (ValueError, RecursionError) as error:
@@ -71,7 +49,30 @@ def _read(text: str) -> dict[str, Any]:
     if not isinstance(schema, dict):
         raise SamplingError(f"the schema is {text[:60]!r}; give an object")
     _check_size(schema)
-    return schema
+    _check(schema, "schema", schema)
+    return json.dumps(schema)
+
+
+def checked_tag(text: str) -> str:
+    """A structural tag with the schemas in it. Raises SamplingError as `checked`."""
+    try:
+        tag = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise SamplingError(f"the structural tag is no JSON: {str(error)[:200]}") from None
+    _check_size(tag)
+    for each in _within(tag):
+        if isinstance(each, dict) and isinstance(own := each.get("json_schema"), dict):
+            _check(own, "schema", own)
+    return json.dumps(tag)
+
+
+def _within(value: Any) -> Iterator[Any]:
+    """All values, but for those of schemas."""
+    yield value
+    named = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for name, each in named:
+        if name != "json_schema":
+            yield from _within(each)
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -201,8 +202,8 @@ def _check_pattern(pattern: object, where: str) -> None:
     escapes = re.findall(r"\\(.?)", plain, re.DOTALL)
     if any(each in _ESCAPED for each in escapes) or re.search(r'["\x00-\x1f]', plain):
         raise SamplingError(
-            f"{where}: pattern {pattern[:60]!r} names a character that JSON escapes, or one by its number, which cannot "
-            f"be enforced; leave it out, or write it as it is"
+            f"{where}: pattern {pattern[:60]!r} names a character that JSON escapes, or one by its number, "
+            f"which cannot be enforced; leave it out, or write it as it is"
         )
 
 

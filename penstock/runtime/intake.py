@@ -15,6 +15,7 @@ from penstock.grammar.process import Compiler
 from penstock.grammar.vocabulary import Vocabulary, vocabulary_of
 from penstock.ir.ops.control import MOST_LOGPROBS, Controls
 from penstock.runtime.beams import BeamStream
+from penstock.runtime.embedding import check_task
 from penstock.runtime.job import Job
 from penstock.runtime.output import Stream
 from penstock.runtime.prompt import prompt_numbers
@@ -40,9 +41,9 @@ class Submission:
     """A request as it arrives. `sink` gets every output if `streaming`, else the last; or the error that ended it.
 
     priority: the lower, the sooner. cache_salt: KV is shared only with requests of the same. queue_timeout, timeout:
-    seconds from arrival until it must run, and until it must have ended; None: for ever. grammar: what
-    params.guided_decoding asks for, where it was compiled elsewhere, for the same vocabulary. hear: hears of each text
-    that is sampled instead of `sink`, which hears of errors then; texts are token ids, all `best_of` of them.
+    seconds from arrival until it must run, and until it must have ended; None: for ever. hear: hears of each text that
+    is sampled instead of `sink`, which hears of errors then; texts are token ids, all `best_of` of them. grammar: what
+    params.guided_decoding asks for, where it was compiled elsewhere, for the same vocabulary.
     """
 
     id: str
@@ -55,9 +56,9 @@ class Submission:
     cache_salt: str = ""
     queue_timeout: float | None = None
     timeout: float | None = None
-    grammar: bytes | None = None
     arrival: float = field(default_factory=time.monotonic)
     hear: Callable[[TokenStream], None] | None = None
+    grammar: bytes | None = None
 
     def __post_init__(self) -> None:
         priority = self.priority
@@ -108,6 +109,7 @@ class Intake:
 
     def prepare(self, new: Submission) -> Order:
         """Raises PromptError, SamplingError and the like."""
+        check_task(self._engine, new.params)
         params, notes = self._resolver.resolve(new.params)
         numbers = prompt_numbers(new.prompt_token_ids, self._engine.vocab_size)
         self._refuse_vain(params, len(self._start or numbers))

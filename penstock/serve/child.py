@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from penstock.serve.blackbox import read_box
 from penstock.serve.client import EngineClient, Frames
@@ -98,9 +98,12 @@ async def spawn(command: Sequence[str], arguments: Mapping[str, Any], folder: Pa
     server = await accept(lambda: protocols.pop() if protocols else _Refused(), socket)
     opening = Opening(socket, str(folder / "faults"), str(folder / "box"), dict(arguments))
     pipe, merged = asyncio.subprocess.PIPE, asyncio.subprocess.STDOUT
-    process = await asyncio.create_subprocess_exec(
-        *command, stdin=pipe, stdout=pipe, stderr=merged, start_new_session=True
-    )
+    start = asyncio.create_subprocess_exec
+    try:
+        process = await start(*command, stdin=pipe, stdout=pipe, stderr=merged, start_new_session=True)
+    except OSError:
+        server.close()
+        raise
     assert process.stdin is not None
     process.stdin.write(opening.to_json())
     process.stdin.close()
@@ -111,5 +114,4 @@ class _Refused(asyncio.Protocol):
     """Whoever connects when the process has."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        transport.abort()
+        cast(asyncio.Transport, transport).abort()

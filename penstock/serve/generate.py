@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Any
@@ -51,11 +51,14 @@ class Generation:
     def __init__(
         self, serving: Serving, request: Request, body: Sampling, kind: str, model: str, prompts: Sequence[Prompt],
         params: SamplingParams, tokenizer: Tokenizer, grammar: bytes | None = None,
+        shown: Collection[int] = (),
     ) -> None:  # fmt: skip
+        """`shown`: as for Answer."""
         self.params, self.model = params, model
         self.id, self.created = f"{kind}-{secrets.token_hex(12)}", int(time.time())
         self.fingerprint = serving.fingerprint
         self._serving, self._tokenizer, self._body, self._grammar = serving, tokenizer, body, grammar
+        self._shown = shown
         self._arrival = time.monotonic()
         self._prompts, self._stack, self._request = prompts, ExitStack(), request
         self.answers: list[Answer] = []
@@ -99,7 +102,7 @@ class Generation:
                 for i, answer in enumerate(self.answers):
                     group.create_task(_follow(i, answer, news))
         except* Exception as errors:
-            raise _first(errors) from None
+            raise first_error(errors) from None
 
     async def all(self) -> list[list[Text]]:
         """The chosen texts of each prompt. Raises the first error."""
@@ -113,7 +116,7 @@ class Generation:
                 for i, answer in enumerate(self.answers):
                     group.create_task(wait(i, answer))
         except* Exception as errors:
-            raise _first(errors) from None
+            raise first_error(errors) from None
         return found
 
     def _submit(self, number: int, prompt: Prompt) -> Submit:
@@ -131,7 +134,7 @@ class Generation:
         watcher = None
         if started is not None:
             watcher = started(request.scope["state"]["request_id"], new, self.params.max_tokens, request.headers.raw)
-        return Answer(reply, prompt, self.params, self._tokenizer, watcher)
+        return Answer(reply, prompt, self.params, self._tokenizer, watcher, self._shown)
 
 
 async def _follow(number: int, answer: Answer, news: News) -> None:
@@ -139,6 +142,6 @@ async def _follow(number: int, answer: Answer, news: News) -> None:
         await news(number, answer, await answer.more())
 
 
-def _first(errors: BaseExceptionGroup[Exception]) -> Exception:
+def first_error(errors: BaseExceptionGroup[Exception]) -> Exception:
     found = errors.exceptions[0]
-    return _first(found) if isinstance(found, BaseExceptionGroup) else found
+    return first_error(found) if isinstance(found, BaseExceptionGroup) else found
