@@ -114,15 +114,16 @@ def _of_text(id: str, text: TokenStream) -> Iterable[Part]:
         return ()
     stop = text.stop_reason if isinstance(text.stop_reason, int) else None
     end = text.finish_reason, stop, text.ended_by_token
-    rest = _at_first(text, first)
-    return (Part(id, text.index, tokens, *end, logprobs=logprobs, times=_times(text.metrics), **rest),)
+    rest = {**_at_first(text, first), "times": _times(text.metrics)}
+    return (Part(id, text.index, tokens, *end, logprobs=logprobs, **rest),)
 
 
 def _at_first(text: TokenStream, first: bool) -> dict[str, Any]:
     if not first:
         return {}
     asked = text.params.prompt_logprobs is not None and text.index == 0 and text.tokens
-    return {"notes": [*text.notes], "prompt_logprobs": text.prompt_logprobs if asked else None}
+    found = text.prompt_logprobs if asked else None
+    return {"notes": [*text.notes], "prompt_logprobs": found, "times": _times(text.metrics)}
 
 
 def _of_search(id: str, found: RequestOutput) -> Iterable[Part]:
