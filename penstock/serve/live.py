@@ -22,6 +22,7 @@ TOTALS: Final = (
     "preemptions",
     "steps_off_fast_path",
     "processor_steps",
+    "guided_steps",
     "host_seconds",
     "device_seconds",
     "roof_seconds",

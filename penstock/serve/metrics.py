@@ -110,6 +110,7 @@ _OF_ENGINE: Final = {
         "Steps that waited for a logits processor or a capture, ran in a larger bucket or node by node.",
     ),
     "steps_with_processors_total": ("processor_steps", "Steps that waited for logits processors."),
+    "steps_with_grammars_total": ("guided_steps", "Steps whose sampling waited for the masks of grammars."),
     "step_seconds_total": (
         "device_seconds", "Seconds in which a step on the fast path was under way, as the engine's host sees it.",
     ),

@@ -126,6 +126,17 @@ def test_prometheus_own_parser_reads_it(run: Run, accept: str) -> None:
     assert asyncio.run(read("wrong")).status_code == 401
 
 
+def test_they_are_there_while_the_server_drains(run: Run) -> None:
+    app = app_of(*routes.endpoints(run.metrics))
+    app.serving.draining = True
+
+    async def read() -> int:
+        async with client_of(app) as client:
+            return (await client.get("/metrics")).status_code
+
+    assert asyncio.run(read()) == 200
+
+
 def test_a_known_request(run: Run, clock: Any) -> None:
     """Arrived at 10, its first step at 12, three tokens at 13, 14 and, two at once, 18."""
     request = run.start(10.0, max_tokens=4)
