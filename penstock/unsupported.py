@@ -8,8 +8,6 @@ from penstock.errors import UnsupportedError
 
 # Sampling parameters, arguments and functions by their name, verbs as "penstock VERB".
 UNSUPPORTED: Final[dict[str, str]] = {
-    # SamplingParams
-    "guided_decoding": "output held to a grammar; leave it out and check the text",
     # LLM and build arguments
     "quantization": "quantised weights; use dtype 'bfloat16' or 'float16'",
     "quant_mode": "quantised weights; use dtype 'bfloat16' or 'float16'",
@@ -24,10 +22,11 @@ UNSUPPORTED: Final[dict[str, str]] = {
     "lora_indices": "adapters; leave it out for the base model",
     "add_lora": "adapters; merge the adapter into the checkpoint first",
     "remove_lora": "adapters; there is none to remove",
+    "/v1/load_lora_adapter": "adapters; merge the adapter into the checkpoint first",
+    "/v1/unload_lora_adapter": "adapters; there is none to remove",
     "speculative": "speculative decoding; leave it out, the text is the same",
     # Verbs
     "penstock quantize": "quantising a checkpoint; build from the unquantised one",
-    "penstock serve": "the HTTP server; use LLM.generate_async in Python",
     "penstock bench precision": "formats beside each other; run `penstock bench latency` with each --dtype",
     "penstock bench lora": "adapters; `penstock bench latency` measures the base model",
     "penstock bench serve": "the HTTP server; `penstock bench latency` measures without one",

@@ -22,6 +22,7 @@ from penstock.cli import (
     profile,
     refit,
     run_engine,
+    serve,
     unbuilt,
 )
 from penstock.cli.console import say
@@ -50,6 +51,7 @@ app.command("inspect")(inspect.inspect)
 app.command("run")(run_engine.run)
 app.command("generate")(generate.generate)
 app.command("chat")(chat.chat)
+app.command("serve")(serve.serve)
 app.command("profile")(profile.profile)
 app.command("refit")(refit.refit)
 app.add_typer(bench.app, name="bench")

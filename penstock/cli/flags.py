@@ -26,6 +26,12 @@ Dtype = Annotated[str, typer.Option("--dtype", metavar="TYPE", help="auto, bfloa
 KvDtype = Annotated[
     str, typer.Option("--kv_cache_dtype", metavar="TYPE", help="What KV is kept in: auto (the model's type), or fp8.")
 ]
+Task = Annotated[
+    str,
+    typer.Option(
+        "--task", metavar="TASK", help="generate, embed (vectors of texts), or auto: as the model's files say."
+    ),
+]
 Device = Annotated[str, typer.Option("--device", metavar="KIND", help="auto, cuda or cpu.")]
 Weights = Annotated[
     str, typer.Option("--weights", metavar="WHENCE", help="checkpoint, or random for a config's shapes alone.")
@@ -106,6 +112,15 @@ BadWords = Annotated[
 Logprobs = Annotated[
     int | None,
     typer.Option("--logprobs", metavar="N", help="Show each token's log-probability beside the N likeliest ones'."),
+]
+GuidedJson = Annotated[
+    str | None, typer.Option("--guided_json", metavar="FILE|TEXT", help="Hold the text to this JSON schema.")
+]
+GuidedRegex = Annotated[
+    str | None, typer.Option("--guided_regex", metavar="EXPR", help="Hold the text to this regular expression.")
+]
+GuidedChoice = Annotated[
+    list[str] | None, typer.Option("--guided_choice", metavar="TEXT", help="Only these texts; to be repeated.")
 ]
 Timeout = Annotated[float | None, typer.Option("--timeout", metavar="SECONDS", help="End by then with what there is.")]
 

@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
+from penstock.engine.ideal import StepRoof
 from penstock.engine.manifest import Engine
 from penstock.errors import ExecutorError, OptionError, PenstockError, SamplingError
+from penstock.grammar.guide import Guide
 from penstock.runtime.intake import Intake, Order, Submission
 from penstock.runtime.job import Job, candidates_of, keep_scores
 from penstock.runtime.kv.blocks import BlockPool
 from penstock.runtime.kv.manager import KvManager
 from penstock.runtime.kv.tables import Tables
+from penstock.runtime.masks import Masks
 from penstock.runtime.output import Stream
 from penstock.runtime.pace import Pace
 from penstock.runtime.schedule.batch import Event, StepPlan
@@ -63,10 +66,16 @@ class Executor:
         self._failing: list[tuple[Job, PenstockError]] = []  # of the step being launched
         self._deadlines = Deadlines()
         self._pace = pace
+        self._roof = StepRoof(engine) if engine.roof else None
         self._read_at = 0.0  # when the last step was read
         self._active_since = 0.0  # up to when the time with requests is counted
         self._in_flight: deque[tuple[StepPlan, Ticket, float | None]] = deque()  # launched when, if on the fast path
+        self._early: dict[int, list[int]] = {}  # tokens of steps in flight that were read, for masks, by ticket
         self.log: StepLog | None = None  # of every step, where somebody measures
+        self.recorder: Callable[[StepPlan], None] | None = None  # gets each plan before its launch
+        self.num_moves = 0  # steps read or failed
+        self.num_failures = 0  # of them, those that failed since one was read
+        self.moved_at = 0.0  # the last time, or when work came to an idle executor
         self._counted = 0.0  # the thread's CPU time up to which the host's is counted, or was the device's
 
     @property
@@ -84,6 +93,7 @@ class Executor:
             raise OptionError(f"request id {order.id!r} is taken by a request that has not finished; choose another")
         if not self.busy:
             self._counted, self._active_since = time.thread_time(), time.monotonic()
+            self.moved_at = self._active_since
         for index, job in enumerate(order.jobs):
             try:
                 self.scheduler.add(job.request)
@@ -97,14 +107,18 @@ class Executor:
         self._orders[order.id] = dict.fromkeys(job.request.id for job in order.jobs)
         self._live |= {job.request.id: job for job in order.jobs}
 
-    def abort(self, request_id: str, reason: FinishReason = "abort") -> None:
-        """End a request now, with what it has; unknown ids have ended already."""
+    def abort(self, request_id: str, reason: FinishReason = "abort", index: int | None = None) -> None:
+        """End a request, or the sampled text of that index alone, now, with what it has; unknown ones have ended."""
         for each in tuple(self._orders.get(request_id, ())):
+            job = self._live.get(each)
+            if job is None or (index is not None and job.index != index):
+                continue
             if event := self.scheduler.abort(each, reason):
                 self._handle(event)
 
     def step(self) -> bool:
         """Launch the next batch if there is one, then take the oldest result that is due. False: nothing to do."""
+        active = self.busy  # else the time since the last step was nobody's
         for request_id in self._deadlines.due(time.monotonic()) if len(self._deadlines) else ():
             self.abort(request_id, "timeout")
         plan = self.scheduler.schedule() if self.scheduler.can_schedule else None
@@ -112,8 +126,14 @@ class Executor:
             self._launch(plan)
         if self._in_flight and (plan is None or not self.scheduler.can_schedule):
             self._retire(*self._in_flight.popleft())
-        self._count_active()
+        if active:
+            self._count_active()
         return plan is not None or bool(self._in_flight)
+
+    def close(self) -> None:
+        """Free the device, and end what compiles grammars. Nothing may be running."""
+        self._intake.close()
+        self.backend.close()
 
     def fail_all(self, error: PenstockError) -> None:
         """End every request with an error: the device is gone."""
@@ -135,8 +155,11 @@ class Executor:
             "host_steps": stats.host_steps,
             "controlled_steps": stats.controlled_steps,
             "processor_steps": stats.processor_steps,
+            "guided_steps": stats.guided_steps,
             "steps_off_fast_path": backend.slow_steps,
             "device_busy": stats.device_busy,
+            "device_seconds": stats.device_seconds,
+            "roof_seconds": None if self._roof is None else stats.roof_seconds,
             "requests_running": scheduler.num_running,
             "requests_waiting": scheduler.num_waiting,
             "preemptions": counters.preemptions,
@@ -162,6 +185,8 @@ class Executor:
     def _launch(self, plan: StepPlan) -> None:
         if self.log is not None:
             self.log.launching(plan)
+        if self.recorder is not None:
+            self.recorder(plan)
         launched, slow = time.monotonic(), self.backend.slow_steps
         try:
             if plan.admitted and self.engine.encoder is not None:
@@ -214,10 +239,43 @@ class Executor:
         sampling = zip(plan.sampling, plan.sample_rows, strict=True)
         every = ((row, self._job(request)) for request, row in sampling if request.lockstep)
         rewritten = {row: job for row, job in every if job is not None and job.processes}
-        if not rewritten:
-            return Tail(True)
-        self.stats.processor_steps += 1
-        return Tail(True, tuple(rewritten), lambda row, logits: self._process(rewritten[row], logits))
+        masks = self._masks_of(plan)
+        self.stats.processor_steps += bool(rewritten)
+        self.stats.guided_steps += masks is not None
+        return Tail(True, tuple(rewritten), lambda row, logits: self._process(rewritten[row], logits), masks)
+
+    def _masks_of(self, plan: StepPlan) -> Callable[[Any], Masks | None] | None:
+        """What writes the masks of its rows that are held to grammars."""
+        sampling = zip(plan.sampling, plan.sample_rows, strict=True)
+        every = ((row, self._job(request)) for request, row in sampling if request.controlled)
+        held = [(row, job, job.guide) for row, job in every if job is not None and job.guide is not None]
+        return (lambda bits: self._mask(held, bits)) if held else None
+
+    def _mask(self, held: Sequence[tuple[int, Job, Guide]], bits: Any) -> Masks | None:
+        """Once the forward is launched: the host learns the tokens of the step before it, and so which may be next."""
+        unread = self._read_ahead()
+        rows: list[int] = []
+        scored: list[int] = []
+        for row, job, guide in held:
+            tokens = [*job.request.output, *unread.get(job.request, ())]
+            try:
+                if guide.fill(tokens, bits.numpy(), len(rows)):
+                    rows.append(row)
+                    scored += [row] if job.is_scored else []
+            except Exception as error:  # the request's border
+                self._failing.append((job, error if isinstance(error, PenstockError) else _broken(job, error)))
+        return Masks(rows, scored, bits) if rows else None
+
+    def _read_ahead(self) -> dict[Request, list[int]]:
+        """Wait for all that is in flight; the tokens that requests get of it, which the scheduler hears of later."""
+        found: dict[Request, list[int]] = {}
+        for plan, ticket, _ in self._in_flight:
+            if ticket.number not in self._early:
+                self._early[ticket.number] = self.backend.read(ticket)
+            tokens = self._early[ticket.number]
+            for request, row in zip(plan.sampling, plan.sample_rows, strict=True):
+                found.setdefault(request, []).append(tokens[row])
+        return found
 
     def _process(self, job: Job, logits: Any) -> Any:
         """A row's logits after the request's own functions; as they were, where those fail."""
@@ -238,9 +296,17 @@ class Executor:
         if launched is not None:
             took = now - max(launched, self._read_at)
             self.stats.device_seconds += took
+            if self._roof is not None:
+                self.stats.roof_seconds += self._roof.seconds(*plan.work)
             if self._pace is not None:
                 self._pace.observe(plan.num_tokens, plan.num_rows, took)
         self._read_at = now
+        self.num_failures = 0
+        self._moved(now)
+
+    def _moved(self, now: float) -> None:
+        self.num_moves += 1
+        self.moved_at = now
 
     def _count_active(self) -> None:
         """The time since it was counted last belongs to the requests there are."""
@@ -250,7 +316,8 @@ class Executor:
 
     def _retire(self, plan: StepPlan, ticket: Ticket, launched: float | None) -> None:
         try:
-            tokens = self.backend.read(ticket)
+            early = self._early.pop(ticket.number, None)
+            tokens = self.backend.read(ticket) if early is None else early
         except Exception as error:  # as above
             self._failed(plan, error)
             return
@@ -271,6 +338,8 @@ class Executor:
     def _failed(self, plan: StepPlan, error: Exception) -> None:
         if self.log is not None:
             self.log.failed(plan)
+        self.num_failures += 1
+        self._moved(time.monotonic())
         failure = ExecutorError(f"step {plan.step_id} failed and ended its {plan.num_rows} requests: {error}")
         failure.__cause__ = error
         for event in self.scheduler.fail(plan.step_id, failure):
@@ -294,7 +363,7 @@ class Executor:
             self.scheduler.abort(event.request_id, reason="stop")
         if not stopped and event.finish_reason is None:
             if live.streaming:
-                live.sink(live.stream.output())
+                live.tell()
             return
         if isinstance(event.error, PenstockError):
             self._fail(live, event.error)
@@ -304,7 +373,7 @@ class Executor:
         if live.stream.index == 0:
             self.stats.requests += 1
             self.stats.prompt_tokens += len(live.request.given)
-        live.sink(live.stream.output())
+        live.tell()
 
     def _fail(self, live: Job, error: PenstockError) -> None:
         """End an order, all its texts, with an error."""
@@ -339,6 +408,10 @@ def _said(error: BaseException) -> str:
         return f"{type(error).__name__}: {error}"
     except Exception:
         return type(error).__name__
+
+
+def _broken(job: Job, error: Exception) -> PenstockError:
+    return SamplingError(f"the grammar of {job.order_id} failed: {_said(error)}")
 
 
 def _deliver(live: Job, error: PenstockError) -> None:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from penstock.engine.manifest import Engine
 from penstock.errors import OptionError, SamplingError
+from penstock.grammar.guide import Grammars
+from penstock.grammar.process import Compiler
+from penstock.grammar.vocabulary import Vocabulary, vocabulary_of
 from penstock.ir.ops.control import MOST_LOGPROBS, Controls
 from penstock.runtime.beams import BeamStream
+from penstock.runtime.embedding import check_task
 from penstock.runtime.job import Job
 from penstock.runtime.output import Stream
 from penstock.runtime.prompt import prefix_length, prompt_numbers
@@ -23,6 +27,7 @@ from penstock.runtime.schedule.groups import BeamGroup
 from penstock.runtime.schedule.request import Request
 from penstock.runtime.schedule.scheduler import Scheduler
 from penstock.runtime.several import Several
+from penstock.runtime.tokens import TokenStream
 from penstock.runtime.upload import Numbers, Source, slot_numbers
 from penstock.spec import inverse_frequencies
 from penstock.text.tokenizer import Tokenizer
@@ -36,7 +41,9 @@ class Submission:
     """A request as it arrives. `sink` gets every output if `streaming`, else the last; or the error that ended it.
 
     priority: the lower, the sooner. cache_salt: KV is shared only with requests of the same. queue_timeout, timeout:
-    seconds from arrival until it must run, and until it must have ended; None: for ever.
+    seconds from arrival until it must run, and until it must have ended; None: for ever. hear: hears of each text that
+    is sampled instead of `sink`, which hears of errors then; texts are token ids, all `best_of` of them. grammar: what
+    params.guided_decoding asks for, where it was compiled elsewhere, for the same vocabulary.
     """
 
     id: str
@@ -50,6 +57,8 @@ class Submission:
     queue_timeout: float | None = None
     timeout: float | None = None
     arrival: float = field(default_factory=time.monotonic)
+    hear: Callable[[TokenStream], None] | None = None
+    grammar: bytes | None = None
 
     def __post_init__(self) -> None:
         priority = self.priority
@@ -93,17 +102,24 @@ class Intake:
         self._forced_end: int | None = engine.tokens.get("forced_end")
         self._prefix = engine.tokens["prefix"] if engine.reads_prefix else None  # what sees all of itself ends there
         self._eos = frozenset(engine.tokens.get("eos", ())) | frozenset(ends)
+        self._grammars, self._compiler = Grammars(self.vocabulary), Compiler(self.vocabulary)
+
+    def vocabulary(self) -> Vocabulary:
+        """What grammars are compiled for. Raises SamplingError where there can be none."""
+        return vocabulary_of(self._tokenizer, self._engine.vocab_size, self._eos)
 
     def prepare(self, new: Submission) -> Order:
         """Raises PromptError, SamplingError and the like."""
+        check_task(self._engine, new.params)
         params, notes = self._resolver.resolve(new.params)
         numbers = prompt_numbers(new.prompt_token_ids, self._engine.vocab_size)
         self._refuse_vain(params, len(self._start or numbers))
+        grammar = self._grammar(new)
         if params.use_beam_search:
             return Order(new, (self._search(new, params, notes, numbers),))
         if params.width == 1:
-            return Order(new, (self._job(new, params, notes, numbers, new.id, new.sink),))
-        if new.streaming and params.width > params.n:
+            return Order(new, (self._job(new, params, notes, numbers, new.id, new.sink, grammar),))
+        if new.streaming and params.width > params.n and new.hear is None:
             raise SamplingError(
                 f"best_of={params.width} and n={params.n} cannot be streamed: which are the best is known at the end; "
                 f"leave best_of out, or do not stream"
@@ -112,8 +128,20 @@ class Intake:
         jobs: list[Job] = []
         for i in range(params.width):
             keys = jobs[0].request.keys if jobs else ()  # one prompt, one salt
-            jobs.append(self._job(new, params, notes, numbers, f"{new.id}#{i}", several.sink(i), i, keys))
+            jobs.append(self._job(new, params, notes, numbers, f"{new.id}#{i}", several.sink(i), grammar, i, keys))
         return Order(new, tuple(jobs))
+
+    def _grammar(self, new: Submission) -> bytes | None:
+        """Compiled, in a process of its own; this thread waits for it."""
+        if new.grammar is not None:
+            new.params.refuse_ends()
+            return new.grammar
+        guided = new.params.guided_decoding
+        return None if guided is None else self._compiler.compile(guided)
+
+    def close(self) -> None:
+        """End what compiles grammars."""
+        self._compiler.close()
 
     def _refuse_vain(self, params: SamplingParams, length: int) -> None:
         """What could be asked for and never had."""
@@ -141,7 +169,7 @@ class Intake:
 
     def _job(
         self, new: Submission, params: SamplingParams, notes: tuple[str, ...], numbers: Numbers, id: str, sink: Sink,
-        index: int = 0, keys: Sequence[bytes] = (),
+        grammar: bytes | None, index: int = 0, keys: Sequence[bytes] = (),
     ) -> Job:  # fmt: skip
         """One text, its blocks named by `keys`, where those are known."""
         request, freqs = self._request(new, params, id)
@@ -149,12 +177,15 @@ class Intake:
         controls = self._controls(params, request)
         request.lockstep = bool(params.logits_processors)
         request.looks_back = controls.adjusts
-        request.controlled = request.looks_back or controls.num_logprobs > 0 or request.lockstep
+        guide = None if grammar is None else self._grammars.guide(grammar)
+        asks = request.looks_back or controls.num_logprobs > 0 or guide is not None
+        request.controlled = asks or request.lockstep
         request.keys = [*keys]
         self._check(request)
-        source = self._source(numbers, fields_of(params, index), freqs, controls, request)
-        stream = Stream(request, new.prompt, params, new.arrival, self._tokenizer, notes, index)
-        return Job(new.id, request, stream, source, sink, new.streaming)
+source = self._source(numbers, fields_of(params, index), freqs, controls, request)
+        text = request, new.prompt, params, new.arrival, self._tokenizer, notes, index
+        stream = Stream(*text) if new.hear is None else TokenStream(*text, order_id=new.id, hear=new.hear)
+        return Job(new.id, request, stream, source, sink, new.streaming, guide)
 
     def _search(self, new: Submission, params: SamplingParams, notes: tuple[str, ...], numbers: Numbers) -> Job:
         """All beams are one job; the first of them stands for it."""

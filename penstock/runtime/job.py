@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from penstock.errors import SamplingError
+from penstock.grammar.guide import Guide
 from penstock.ir.lazy import torch
 from penstock.runtime.beams import BeamStream
 from penstock.runtime.output import Stream
@@ -15,13 +16,14 @@ from penstock.runtime.schedule.batch import StepPlan
 from penstock.runtime.schedule.beams import Candidate
 from penstock.runtime.schedule.request import Request
 from penstock.runtime.step import Scores
+from penstock.runtime.tokens import TokenStream
 from penstock.runtime.upload import Source
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
     """One of the texts of an order (`order_id`), made ready. `sink` gets every output if `streaming`, else the last;
-    or the error that ended it."""
+    or the error that ended it. `guide`: of a text that is held to a grammar."""
 
     order_id: str
     request: Request
@@ -29,10 +31,27 @@ class Job:
     source: Source
     sink: Sink
     streaming: bool
+    guide: Guide | None = None
+
+    def tell(self) -> None:
+        """Let the caller know what there is."""
+        if isinstance(self.stream, TokenStream):
+            self.stream.hear(self.stream)
+        else:
+            self.sink(self.stream.output())
 
     def is_of(self, request: Request) -> bool:
         """Whether it is that request's: its id may have been used before, by one of which a step is still in flight."""
         return self.request is request or (request.group is not None and request.group is self.request.group)
+
+    @property
+    def is_scored(self) -> bool:
+        return isinstance(self.stream, Stream) and self.stream.is_scored
+
+    @property
+    def index(self) -> int | None:
+        """Of its text; None: of a search, whose texts have no life of their own."""
+        return self.stream.index if isinstance(self.stream, Stream) else None
 
     @property
     def processes(self) -> bool:

@@ -75,6 +75,11 @@ class Loop:
         self.executor = opened.result()
         _OPEN.add(self)
 
+    @property
+    def failure(self) -> PenstockError | None:
+        """Why no more is taken: it failed, or was closed."""
+        return self._refusal
+
     def call(self, work: Callable[[], Result]) -> Result:
         """Run `work` on the executor's thread and return its result, or raise its error here."""
         answer: queue.SimpleQueue[tuple[Any, Exception | None]] = queue.SimpleQueue()
@@ -175,7 +180,7 @@ class Loop:
         while not self._commands.empty():
             if (command := self._commands.get()) is not None:
                 command.reply(None, error)
-        executor.backend.close()
+        executor.close()
 
 
 class Gather:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from penstock.runtime.requests import CompletionOutput, RequestMetrics, RequestOutput, SamplingParams
 from penstock.runtime.sampling.translate import num_logprobs
 from penstock.runtime.schedule.request import FinishReason, Request
 from penstock.runtime.step import Scores
-from penstock.text.detokenize import IncrementalDetokenizer, StopStrings
+from penstock.text.growth import Growth
 from penstock.text.tokenizer import Tokenizer
 
 
@@ -25,9 +24,9 @@ class Stream:
     notes: tuple[str, ...] = ()  # which sampling defaults were taken
     index: int = 0  # of its submission's texts
     text: str = ""
-    logprobs: list[Mapping[int, float]] = field(default_factory=list)
+    logprobs: list[dict[int, float]] = field(default_factory=list)
     total: float = 0.0  # of its tokens' own
-    prompt_logprobs: list[Mapping[int, float] | None] = field(default_factory=lambda: [None])
+    prompt_logprobs: list[dict[int, float] | None] = field(default_factory=lambda: [None])
     admitted: float | None = None
     first_token: float | None = None
     finish_reason: FinishReason | None = None
@@ -35,10 +34,11 @@ class Stream:
     stop_reason: str | int | None = None
 
     def __post_init__(self) -> None:
-        self._text = IncrementalDetokenizer(
-            self.tokenizer, self.request.prompt, skip_special_tokens=self.params.skip_special_tokens
-        ) if self.params.detokenize and self.tokenizer else None  # fmt: skip
-        self._stops = StopStrings(self.params.stop_strings, include=self.params.include_stop_str_in_output)
+        params = self.params
+        self._text = Growth(
+            self.tokenizer, self.request.prompt, stops=params.stop_strings, include=params.include_stop_str_in_output,
+            min_tokens=params.min_tokens, skip_special_tokens=params.skip_special_tokens,
+        ) if params.detokenize and self.tokenizer else None  # fmt: skip
         self.is_scored = num_logprobs(self.params) > 0  # whether it keeps what tokens' log-probabilities are
 
     def score(self, token: int, scores: Scores, row: int) -> None:
@@ -73,19 +73,15 @@ class Stream:
             self.first_token = now
         if self._text is None:
             return False
-        if token not in self.request.end_ids:
-            new = self._text.add(token)
-            self.text += new if len(self.request.output) < self.params.min_tokens else self._stops.add(new)
-        return self._stops.matched is not None
+        self.text += self._text.add(token, silent=token in self.request.end_ids)
+        return self._text.matched is not None
 
     def end(self, reason: FinishReason, now: float) -> None:
         """No token follows. A stop string, once complete, is why, whatever else ended with it."""
         self.finish_reason, self.finished = reason, now
-        if self._text is not None and self._stops.matched is None:
-            self.text += self._stops.add(self._text.finish())
-            self.text += self._stops.finish()
-        if self._stops.matched is not None:
-            self.finish_reason, self.stop_reason = "stop", self._stops.matched
+        self.text += self._text.end() if self._text else ""
+        if self._text is not None and self._text.matched is not None:
+            self.finish_reason, self.stop_reason = "stop", self._text.matched
         elif reason == "stop" and (tokens := self.request.output) and tokens[-1] in self.request.stop_ids:
             self.stop_reason = tokens[-1]
 
@@ -98,14 +94,17 @@ class Stream:
             completion = replace(completion, logprobs=wanted, cumulative_logprob=self.total)
         asked = self.params.prompt_logprobs is not None
         of_prompt = tuple(self.prompt_logprobs) if asked else None
-        times = self.arrival, self.first_token, self.finished, self.admitted
-        metrics = RequestMetrics(*times, self.request.num_reused, self.request.num_preemptions)
         done = self.finish_reason is not None
         prompt = (self.prompt, self.request.given)
-        return RequestOutput(self.request.id, *prompt, (completion,), done, metrics, self.notes, of_prompt)
+        return RequestOutput(self.request.id, *prompt, (completion,), done, self.metrics, self.notes, of_prompt)
+
+    @property
+    def metrics(self) -> RequestMetrics:
+        times = self.arrival, self.first_token, self.finished, self.admitted
+        return RequestMetrics(*times, self.request.num_reused, self.request.num_preemptions)
 
 
-def _by_token(token: int, scores: Scores, row: int, top: int) -> Mapping[int, float]:
+def _by_token(token: int, scores: Scores, row: int, top: int) -> dict[int, float]:
     likeliest = zip(scores.top_ids[row, :top].tolist(), scores.top_values[row, :top].tolist(), strict=True)
     # A vocabulary of fewer tokens than were asked for gives -1 for the rest.
     return {token: float(scores.chosen[row])} | {other: value for other, value in likeliest if other not in (token, -1)}
