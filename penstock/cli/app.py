@@ -12,6 +12,7 @@ from typer.main import get_command
 import penstock
 from penstock.cli import (
     bench,
+    bench_serve,
     build,
     chat,
     check,
@@ -52,6 +53,7 @@ app.command("generate")(generate.generate)
 app.command("chat")(chat.chat)
 app.command("profile")(profile.profile)
 app.command("refit")(refit.refit)
+bench.app.command("serve")(bench_serve.serve)
 app.add_typer(bench.app, name="bench")
 for verb, about in unbuilt.VERBS.items():
     app.command(verb, help=about, context_settings=unbuilt.ANYTHING)(unbuilt.verb(verb))

@@ -137,7 +137,7 @@ def test_the_classic_flags_mean_what_they_say(run: Run, model: Path, tmp_path: P
         ("refit {engine}", 2, "--checkpoint_dir"),
         ("serve {engine} --port 8000", 2, "penstock serve is not built yet"),
         ("quantize --qformat int4_awq", 2, "penstock quantize is not built yet"),
-        ("bench serve --port 1", 2, "penstock bench serve is not built yet"),
+        ("bench serve --base_url nowhere", 2, "is no URL like"),
         ("bench latency --lengths 1,x", 2, "no list of numbers"),
         ("bench kernels {tmp}", 1, "no engine directory"),
         ("profile {engine} --batch 99", 2, "--batch 99 is outside 1 to 4"),
