@@ -1,0 +1,118 @@
+"""Many clients in one cheap loop: raw sockets, events looked through for words, each word's time compared with now."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import socket
+import time
+from array import array
+from dataclasses import dataclass, field
+
+from penstock.bench.workload import percentile
+from tests.cpu.serve.simulated import Clock
+
+_TEXT = re.compile(rb'"text":"([^"]*)"')
+DONE = b"data: [DONE]"
+
+
+@dataclass
+class Crowd:
+    """What all its streams saw. latencies: milliseconds from a token's writing to its receipt, and when it came."""
+
+    clock: Clock = field(default_factory=Clock)
+    latencies: array[float] = field(default_factory=lambda: array("f"))
+    times: array[float] = field(default_factory=lambda: array("d"))
+    tokens: int = 0
+    chunks: int = 0
+    reads: int = 0
+    broken: list[str] = field(default_factory=list)
+
+    def p(self, q: float, since: float = 0.0) -> float:
+        """A percentile, of tokens that came at `since` or later."""
+        return percentile([x for x, at in zip(self.latencies, self.times, strict=True) if at >= since], q)
+
+
+class Stream(asyncio.Protocol):
+    """One streamed completion."""
+
+    def __init__(self, crowd: Crowd, request: bytes) -> None:
+        self.crowd, self.request = crowd, request
+        self.rest, self.low, self.at = b"", -1, -1
+        self.tokens, self.status = 0, b""
+        self.over: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+        transport.write(self.request)
+
+    def data_received(self, data: bytes) -> None:
+        now, crowd = time.monotonic(), self.crowd
+        whole, mark, self.rest = (self.rest + data).rpartition(b"\n\n")
+        if not self.status and mark:
+            self.status = whole[:12]
+        crowd.reads += 1
+        for text in _TEXT.findall(whole):
+            crowd.chunks += 1
+            for word in text.split():
+                self._take(crowd.clock.codes[word], now)
+        if DONE in whole:
+            self.end(True)
+
+    def _take(self, code: int, now: float) -> None:
+        self.tokens += 1
+        self.crowd.tokens += 1
+        if self.low < 0:
+            self.low = code
+            return
+        self.at = Clock.read_on(self.at, code) if self.at >= 0 else Clock.read_begin(self.low, code, now)
+        self.crowd.latencies.append(now * 1e3 - self.at)
+        self.crowd.times.append(now)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.end(False)
+
+    def end(self, good: bool) -> None:
+        if not self.over.done():
+            if not good:
+                self.crowd.broken.append(f"{self.status!r} {self.rest[-200:]!r} after {self.tokens} tokens")
+            self.over.set_result(good)
+            self.transport.close()
+
+
+def request(tokens: int, prompt: object = (5, 6, 7), **more: object) -> bytes:
+    data = {"model": "simulated", "prompt": prompt, "max_tokens": tokens, "stream": True, **more}
+    body = json.dumps(data).encode()
+    head = "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nConnection: close\r\n"
+    return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
+
+
+async def stream(crowd: Crowd, port: int, tokens: int) -> Stream:
+    """To its end."""
+    loop, text = asyncio.get_running_loop(), request(tokens)
+    _, it = await loop.create_connection(lambda: Stream(crowd, text), "127.0.0.1", port)
+    await it.over
+    return it
+
+
+async def streams(port: int, count: int, tokens: int, spread: float = 0.0) -> Crowd:
+    """So many at once; their starts over `spread` seconds."""
+    crowd = Crowd()
+
+    async def one(i: int) -> Stream:
+        await asyncio.sleep(spread * i / count)
+        return await stream(crowd, port, tokens)
+
+    await asyncio.gather(*(one(i) for i in range(count)))
+    return crowd
+
+
+def silent(port: int, tokens: int) -> socket.socket:
+    """A client that asks and does not read."""
+    it = socket.socket()
+    it.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    it.connect(("127.0.0.1", port))
+    it.sendall(request(tokens))
+    return it
