@@ -3,6 +3,7 @@
 PenstockError
 ├─ InputError              the caller's request is wrong (also a ValueError)
 │  ├─ PromptError            empty, too long, or a token id outside the vocabulary
+│  │  └─ LengthError           longer than the model, or what there is of memory, takes
 │  ├─ SamplingError          a sampling parameter outside its range
 │  ├─ OptionError            an unknown or contradictory argument, flag or field
 │  ├─ PluginError            a plugin is missing, cannot be imported, or registers a name that is taken
@@ -40,6 +41,10 @@ class InputError(PenstockError, ValueError):
 
 class PromptError(InputError):
     """A prompt is empty, too long, or holds a token id outside the vocabulary."""
+
+
+class LengthError(PromptError):
+    """A prompt is longer than a request may be, or than the pool holds."""
 
 
 class SamplingError(InputError):

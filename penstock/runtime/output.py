@@ -9,7 +9,7 @@ from penstock.runtime.requests import CompletionOutput, RequestMetrics, RequestO
 from penstock.runtime.sampling.translate import num_logprobs
 from penstock.runtime.schedule.request import FinishReason, Request
 from penstock.runtime.step import Scores
-from penstock.text.detokenize import IncrementalDetokenizer, StopStrings
+from penstock.text.growth import Growth
 from penstock.text.tokenizer import Tokenizer
 
 
@@ -35,10 +35,11 @@ class Stream:
     stop_reason: str | int | None = None
 
     def __post_init__(self) -> None:
-        self._text = IncrementalDetokenizer(
-            self.tokenizer, self.request.prompt, skip_special_tokens=self.params.skip_special_tokens
-        ) if self.params.detokenize and self.tokenizer else None  # fmt: skip
-        self._stops = StopStrings(self.params.stop_strings, include=self.params.include_stop_str_in_output)
+        params = self.params
+        self._text = Growth(
+            self.tokenizer, self.request.prompt, stops=params.stop_strings, include=params.include_stop_str_in_output,
+            min_tokens=params.min_tokens, skip_special_tokens=params.skip_special_tokens,
+        ) if params.detokenize and self.tokenizer else None  # fmt: skip
         self.is_scored = num_logprobs(self.params) > 0  # whether it keeps what tokens' log-probabilities are
 
     def score(self, token: int, scores: Scores, row: int) -> None:
@@ -73,19 +74,15 @@ class Stream:
             self.first_token = now
         if self._text is None:
             return False
-        if token not in self.request.end_ids:
-            new = self._text.add(token)
-            self.text += new if len(self.request.output) < self.params.min_tokens else self._stops.add(new)
-        return self._stops.matched is not None
+        self.text += self._text.add(token, silent=token in self.request.end_ids)
+        return self._text.matched is not None
 
     def end(self, reason: FinishReason, now: float) -> None:
         """No token follows. A stop string, once complete, is why, whatever else ended with it."""
         self.finish_reason, self.finished = reason, now
-        if self._text is not None and self._stops.matched is None:
-            self.text += self._stops.add(self._text.finish())
-            self.text += self._stops.finish()
-        if self._stops.matched is not None:
-            self.finish_reason, self.stop_reason = "stop", self._stops.matched
+        self.text += self._text.end() if self._text else ""
+        if self._text is not None and self._text.matched is not None:
+            self.finish_reason, self.stop_reason = "stop", self._text.matched
         elif reason == "stop" and (tokens := self.request.output) and tokens[-1] in self.request.stop_ids:
             self.stop_reason = tokens[-1]
 

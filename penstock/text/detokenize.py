@@ -31,7 +31,7 @@ class IncrementalDetokenizer:
     ) -> None:
         self._tokenizer = tokenizer
         self._skipped = tokenizer.special_ids if skip_special_tokens else frozenset()
-        self._decoder: _Decoder = _ByteLevel(tokenizer) if _is_byte_level(tokenizer) else _Window(tokenizer)
+        self._decoder: _Decoder = _ByteLevel(tokenizer) if is_byte_level(tokenizer) else _Window(tokenizer)
         self._decoder.prime(self._tail(prompt_ids))
 
     def add(self, token_id: int) -> str:
@@ -79,7 +79,7 @@ class _ByteLevel:
     def add(self, token_id: int) -> str:
         token = self._tokenizer.id_to_token(token_id)
         assert token is not None
-        return self._utf8.decode(_token_bytes(token))
+        return self._utf8.decode(token_bytes(token))
 
     def finish(self) -> str:
         return self._utf8.decode(b"", final=True)
@@ -183,12 +183,13 @@ def _overlap(text: str, stop: str) -> int:
     return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)
 
 
-def _is_byte_level(tokenizer: Tokenizer) -> bool:
+def is_byte_level(tokenizer: Tokenizer) -> bool:
+    """Whether its tokens are bytes, and its text their UTF-8."""
     decoder = tokenizer.backend.decoder
     return decoder is not None and json.loads(decoder.__getstate__()).get("type") == "ByteLevel"
 
 
-def _token_bytes(token: str) -> bytes:
+def token_bytes(token: str) -> bytes:
     """A token with any character outside the table is an added one, and stands for its own text."""
     table = byte_of_character()
     if all(character in table for character in token):

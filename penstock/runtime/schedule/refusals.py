@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from penstock.errors import OptionError, PromptError, QueueFullError, UnsupportedError
+from penstock.errors import LengthError, OptionError, PromptError, QueueFullError, UnsupportedError
 from penstock.runtime.kv.manager import KvManager
 from penstock.runtime.kv.tables import Rule, Tables
 from penstock.runtime.schedule.limits import Limits
@@ -28,7 +28,7 @@ def refuse_impossible(request: Request, kv: KvManager, limits: Limits) -> None:
     if not length:
         raise PromptError(f"the prompt of request {request.id!r} is empty; give at least 1 token")
     if length > limit - 1:
-        raise PromptError(
+        raise LengthError(
             f"the prompt of request {request.id!r} has {length} tokens, the limit is {limit - 1} (max_seq_len="
             f"{limit} less 1 to generate); shorten it or raise max_seq_len"
         )
@@ -36,20 +36,20 @@ def refuse_impossible(request: Request, kv: KvManager, limits: Limits) -> None:
         _refuse_source(request, kv, limits)
     for tables in kv.groups:
         if (tables.most(request.max_length) if group is None else group.num_blocks(tables)) > tables.pool.num_usable:
-            raise PromptError(_too_long(request, tables))
+            raise LengthError(_too_long(request, tables))
 
 
 def _refuse_source(request: Request, kv: KvManager, limits: Limits) -> None:
     length, most = len(request.source), min(limits.max_num_tokens, limits.max_seq_len)
     if length > most:
-        raise PromptError(
+        raise LengthError(
             f"the input of request {request.id!r} has {length} tokens, the limit is {most}: an encoder reads it whole, "
             f"in one run of max_num_tokens={limits.max_num_tokens}, and max_seq_len={limits.max_seq_len} bounds it as "
             f"well; shorten it, or raise the lower limit"
         )
     for tables in kv.groups:
         if tables.rule is Rule.FIXED and tables.blocks_for(length) > tables.pool.num_usable:
-            raise PromptError(
+            raise LengthError(
                 f"the input of request {request.id!r} has {length} tokens, and the whole pool of what an encoder makes "
                 f"holds {tables.pool.num_usable * tables.pool.block_size}; shorten it, or raise "
                 f"gpu_memory_utilization or max_gpu_bytes"

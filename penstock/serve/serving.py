@@ -1,0 +1,172 @@
+"""What the endpoints of a server share."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from pydantic import BaseModel
+from starlette.requests import Request
+from starlette.responses import Response
+
+from penstock.errors import TokenizerError
+from penstock.serve.config import ServeConfig
+from penstock.serve.errors import RequestError, bounded
+from penstock.serve.link import EngineLink, EngineUnready
+from penstock.serve.wire import Part, Submit
+from penstock.text import ChatTemplate, Tokenizer
+from penstock.text.spelling import Spelling
+from penstock.version import __version__
+
+
+class Engine(EngineLink, Protocol):
+    """An engine, watched."""
+
+    def healthy(self, now: float) -> tuple[bool, str]:
+        """Whether steps move while work waits, and the reason; `now` on the monotonic clock."""
+        ...
+
+
+class Answered(NamedTuple):
+    """A request to the server as it ended. `route`: the path's template, empty for an unknown one. `status`: 0 where
+    the client left before there was one. `gone`: whether it left before the end."""
+
+    request_id: str
+    method: str
+    route: str
+    status: int
+    started: float
+    seconds: float
+    gone: bool
+
+
+class Watcher(Protocol):
+    """Of one of the engine's requests. Its calls must neither raise nor wait."""
+
+    def parts(self, parts: Sequence[Part]) -> None:
+        """All that has come since the last time, as it comes."""
+        ...
+
+    def ended(self, error: BaseException | None = None, reasons: Mapping[int, str] | None = None) -> None:
+        """Once. error: what ended it instead, CancelledError where the client left. reasons: why texts ended, by index,
+        where this process ended them."""
+        ...
+
+
+@dataclass
+class Hooks:
+    """Who hears of what happens. A hook must neither raise nor wait."""
+
+    answered: list[Callable[[Answered], None]] = field(default_factory=list)
+    failed: list[Callable[[str, Exception], None]] = field(default_factory=list)  # a request's id, and a 500's error
+    # A request goes to the engine: the HTTP request's id, what is sent, its max_tokens, the HTTP headers.
+    started: Callable[[str, Submit, int | None, Sequence[tuple[bytes, bytes]]], Watcher] | None = None
+
+
+class Texts(NamedTuple):
+    """What a model's directory says of text. `template`: None where the model has none, or one that cannot be used,
+    which `template_error` explains."""
+
+    tokenizer: Tokenizer
+    template: ChatTemplate | None
+    template_error: TokenizerError | None
+
+
+@dataclass
+class Serving:
+    """One server. `draining`: it is being shut down, and takes nothing new."""
+
+    config: ServeConfig
+    link: Engine
+    hooks: Hooks = field(default_factory=Hooks)
+    draining: bool = False
+    created: int = field(default_factory=lambda: int(time.time()))
+    _texts: dict[str, asyncio.Future[Texts]] = field(default_factory=dict)
+    _spelling: Spelling | None = None
+
+    @property
+    def model_names(self) -> tuple[str, ...]:
+        """What requests may call the model; its own name once the engine is ready."""
+        own = self.link.facts.get("model")
+        return self.config.served_model_names or ((str(own),) if own else ())
+
+    def check_model(self, name: str | None) -> str:
+        """The name to answer with. Raises RequestError for another model's, EngineUnready before it is known."""
+        names = self.model_names
+        if not names:
+            raise self.unready()
+        if name is not None and name not in names:
+            raise RequestError(
+                404,
+                f"the model {bounded(name, 100)!r} does not exist; this server has {', '.join(map(repr, names))}",
+                "model_not_found",
+                "model",
+            )
+        return name or names[0]
+
+    def unready(self) -> EngineUnready:
+        """Why there is no engine just now."""
+        if self.draining:
+            return EngineUnready("the server is shutting down; send the request to another", 5.0)
+        stage, done, total = self.link.progress
+        share = f", {100 * done // total} %" if total else ""
+        return EngineUnready(f"the engine is {self.link.state} ({stage}{share}); try again later", 5.0)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of what answers: the same while server, model and device are."""
+        facts = self.link.facts
+        known = [__version__, *(str(facts.get(name)) for name in ("model", "dtype", "device", "version"))]
+        return f"fp_{hashlib.sha256(chr(0).join(known).encode()).hexdigest()[:10]}"
+
+    async def texts(self) -> Texts:
+        """Tokenizer and chat template, read once. Raises EngineUnready before the engine has named its directory,
+        TokenizerError where there is no tokenizer that can be read."""
+        facts = self.link.facts
+        directory = str(facts.get("directory", ""))
+        if not directory:
+            raise self.unready()
+        if directory not in self._texts:
+            read = asyncio.to_thread(_read, Path(directory), tuple(facts.get("eos", ())))
+            self._texts[directory] = asyncio.ensure_future(read)
+        return await asyncio.shield(self._texts[directory])
+
+    def spelling(self, tokenizer: Tokenizer) -> Spelling:
+        """What its tokens stand for by themselves, kept."""
+        if self._spelling is None or self._spelling.tokenizer is not tokenizer:
+            self._spelling = Spelling(tokenizer)
+        return self._spelling
+
+
+def _read(directory: Path, eos: Sequence[int]) -> Texts:
+    tokenizer = Tokenizer.from_dir(directory, eos_token_ids=eos)
+    try:
+        return Texts(tokenizer, ChatTemplate.from_dir(directory), None)
+    except TokenizerError as error:
+        return Texts(tokenizer, None, error)
+
+
+Handler = Callable[[Request, Serving], Awaitable[Response]]
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """One method of one path. body: what it takes; gives: what it answers with, by pydantic or as a media type;
+    errors: the statuses besides 200 that it may answer with, to those that any may."""
+
+    method: str
+    path: str
+    handler: Handler
+    summary: str
+    body: type[BaseModel] | None = None
+    gives: type[BaseModel] | str = "application/json"
+    errors: tuple[int, ...] = ()
+    streams: type[BaseModel] | None = None  # the events, where `stream` is asked for
+    parameters: tuple[tuple[str, str], ...] = ()  # of the path: name, what it is
+    extra: dict[str, Any] = field(default_factory=dict)  # more of OpenAPI's operation
