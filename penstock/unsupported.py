@@ -24,10 +24,11 @@ UNSUPPORTED: Final[dict[str, str]] = {
     "lora_indices": "adapters; leave it out for the base model",
     "add_lora": "adapters; merge the adapter into the checkpoint first",
     "remove_lora": "adapters; there is none to remove",
+    "/v1/load_lora_adapter": "adapters; merge the adapter into the checkpoint first",
+    "/v1/unload_lora_adapter": "adapters; there is none to remove",
     "speculative": "speculative decoding; leave it out, the text is the same",
     # Verbs
     "penstock quantize": "quantising a checkpoint; build from the unquantised one",
-    "penstock serve": "the HTTP server; use LLM.generate_async in Python",
     "penstock bench precision": "formats beside each other; run `penstock bench latency` with each --dtype",
     "penstock bench lora": "adapters; `penstock bench latency` measures the base model",
     "penstock diff": "comparing two engines; compare the output of `penstock inspect` on both",

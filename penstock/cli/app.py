@@ -23,6 +23,7 @@ from penstock.cli import (
     profile,
     refit,
     run_engine,
+    serve,
     unbuilt,
 )
 from penstock.cli.console import say
@@ -51,6 +52,7 @@ app.command("inspect")(inspect.inspect)
 app.command("run")(run_engine.run)
 app.command("generate")(generate.generate)
 app.command("chat")(chat.chat)
+app.command("serve")(serve.serve)
 app.command("profile")(profile.profile)
 app.command("refit")(refit.refit)
 bench.app.command("serve")(bench_serve.serve)

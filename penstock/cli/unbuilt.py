@@ -8,7 +8,6 @@ from penstock.unsupported import refuse
 
 VERBS = {
     "quantize": "Quantise a checkpoint (not built yet).",
-    "serve": "Serve over HTTP (not built yet).",
     "diff": "Compare two engines (not built yet).",
 }
 BENCHES = {

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from contextlib import AbstractAsyncContextManager
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Sequence
+from typing import TypeVar
 
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
@@ -19,7 +18,6 @@ from penstock.serve.guard import Answering, ClientGone, Draining, Keys, Sizes, u
 from penstock.serve.serving import Endpoint, Engine, Hooks, Serving
 
 T = TypeVar("T")
-Lifespan = Callable[[Any], AbstractAsyncContextManager[None]]
 
 
 def create_app(
@@ -27,19 +25,18 @@ def create_app(
     link: Engine,
     routes: Sequence[Endpoint],
     hooks: Hooks | None = None,
-    lifespan: Lifespan | None = None,
 ) -> Application:
     """An application of ASGI. `routes`: the endpoints, those of a path side by side. What they share is its
     `serving`."""
-    return Application(Serving(config, link, hooks or Hooks()), routes, lifespan)
+    return Application(Serving(config, link, hooks or Hooks(), tuple(routes)))
 
 
 class Application:
     """As `create_app`."""
 
-    def __init__(self, serving: Serving, routes: Sequence[Endpoint], lifespan: Lifespan | None) -> None:
-        self.serving, self.routes, config = serving, tuple(routes), serving.config
-        app: ASGIApp = Router(_paths(serving, routes), redirect_slashes=False, default=_unknown, lifespan=lifespan)
+    def __init__(self, serving: Serving) -> None:
+        self.serving, config = serving, serving.config
+        app: ASGIApp = Router(_paths(serving), redirect_slashes=False, default=_unknown)
         app = Draining(app, serving)
         app = Sizes(app, config.max_body_bytes, config.body_timeout)
         app = Keys(app, config.api_keys)
@@ -55,9 +52,9 @@ class Application:
         await self._app(scope, receive, send)
 
 
-def _paths(serving: Serving, routes: Iterable[Endpoint]) -> list[Route]:
+def _paths(serving: Serving) -> list[Route]:
     by_path: dict[str, dict[str, Endpoint]] = defaultdict(dict)
-    for endpoint in routes:
+    for endpoint in serving.routes:
         assert endpoint.method not in by_path[endpoint.path], (endpoint.method, endpoint.path)
         by_path[endpoint.path][endpoint.method] = endpoint
     # The exact ones first: of those with a parameter none may hide them.

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from penstock.errors import OptionError
 
@@ -49,7 +49,7 @@ class ServeConfig:
     cors_origins: tuple[str, ...] = ()
     ssl_certfile: Path | None = None
     ssl_keyfile: Path | None = None
-    log_format: Literal["text", "json"] = "text"
+    log_format: str = "text"  # or "json"
     log_level: str = "info"
     otlp_traces_endpoint: str | None = None
     crash_dir: Path | None = None
@@ -93,10 +93,10 @@ class ServeConfig:
         except ValueError:
             return self.host == "localhost"
 
-    @property
-    def url(self) -> str:
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"http{'s' * (self.ssl_certfile is not None)}://{host}:{self.port}"
+    def url_at(self, port: int) -> str:
+        """Where a client on this machine finds it."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
+        return f"http{'s' * (self.ssl_certfile is not None)}://{f'[{host}]' if ':' in host else host}:{port}"
 
     def tls(self) -> ssl.SSLContext | None:
         """Raises OptionError where the files are no certificate and its key."""

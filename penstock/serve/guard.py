@@ -8,15 +8,18 @@ import re
 import time
 import uuid
 from collections.abc import Sequence
+from contextlib import suppress
 from hashlib import sha256
 from typing import Any, Final
 
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from penstock.serve.errors import RequestError, refusal
 from penstock.serve.serving import Answered, Serving
 
 _SANE_ID: Final = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
+_LINGER: Final = 1.0  # seconds
 OPEN: Final = frozenset({"/", "/health"})  # without a key, for reading
 
 
@@ -52,7 +55,7 @@ class Answering:
         gone = False
         try:
             await self._app(scope, receive, tell)
-        except ClientGone:
+        except (ClientGone, ClientDisconnect):
             gone = True
         except Exception as error:  # a border: whatever a request raises ends that request alone
             await self._refuse(error, request_id, status, scope, receive, tell)
@@ -135,6 +138,8 @@ class Sizes:
             return await self._app(scope, receive, send)
         length = header(scope, b"content-length")
         if length is not None and length.isdigit() and int(length[:20]) > self._most:
+            if header(scope, b"expect") is None:
+                await self._discard(receive)
             raise self._too_large(f"{int(length[:20])} bytes")
         read, whole = 0, False
         deadline = time.monotonic() + self._seconds
@@ -153,10 +158,20 @@ class Sizes:
             read += len(message.get("body", b""))
             whole = not message.get("more_body", False)
             if read > self._most:
+                await self._discard(receive)
                 raise self._too_large(f"more than {self._most} bytes")
             return message
 
         await self._app(scope, bounded, send)
+
+    async def _discard(self, receive: Receive) -> None:
+        """Read on a while: where a connection is closed with input unread, the answer may be lost."""
+        left, more = self._most, True
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_LINGER):
+                while left > 0 and more:
+                    message = await receive()
+                    left, more = left - len(message.get("body", b"")), message.get("more_body", False)
 
     def _too_large(self, size: str) -> RequestError:
         said = f"the body has {size}, at most {self._most}; send less, or raise max_body_bytes"

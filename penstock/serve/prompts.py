@@ -10,11 +10,10 @@ from typing import Any, Final, TypeVar
 
 from penstock.errors import LengthError, PromptError, TokenizerError
 from penstock.serve.schema.chat import ChatRequest
-from penstock.serve.serving import Texts
+from penstock.serve.serving import Texts, aside
 from penstock.text import Tokenizer
 from penstock.text.detokenize import is_byte_level
 
-_SHORT: Final = 4096  # characters, which the event loop tokenises by itself in a few milliseconds
 _SECONDS: Final = 10.0  # of rendering; the sandbox itself gives one rendering less
 _TEMPLATES: Final = ThreadPoolExecutor(2, "chat template")  # so that slow templates wait for each other alone
 T = TypeVar("T")
@@ -25,9 +24,7 @@ async def encode(tokenizer: Tokenizer, texts: Sequence[str], special: bool, most
     TokenizerError."""
     for text in texts:
         _refuse_long(text, tokenizer, most)
-    if sum(map(len, texts)) <= _SHORT:
-        return tokenizer.encode_batch(texts, special)
-    return await asyncio.to_thread(tokenizer.encode_batch, texts, special)
+    return await aside(sum(map(len, texts)), tokenizer.encode_batch, texts, special)
 
 
 async def chat_text(texts: Texts, body: ChatRequest) -> str:

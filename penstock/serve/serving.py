@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, ParamSpec, Protocol, TypeVar
 
 from pydantic import BaseModel
 from starlette.requests import Request
@@ -23,6 +23,10 @@ from penstock.serve.wire import Part, Submit
 from penstock.text import ChatTemplate, Tokenizer
 from penstock.text.spelling import Spelling
 from penstock.version import __version__
+
+P = ParamSpec("P")
+T = TypeVar("T")
+_ASIDE: Final = 10_000
 
 
 class Engine(EngineLink, Protocol):
@@ -85,6 +89,7 @@ class Serving:
     config: ServeConfig
     link: Engine
     hooks: Hooks = field(default_factory=Hooks)
+    routes: tuple[Endpoint, ...] = ()
     draining: bool = False
     created: int = field(default_factory=lambda: int(time.time()))
     _texts: dict[str, asyncio.Future[Texts]] = field(default_factory=dict)
@@ -152,21 +157,30 @@ def _read(directory: Path, eos: Sequence[int]) -> Texts:
         return Texts(tokenizer, None, error)
 
 
-Handler = Callable[[Request, Serving], Awaitable[Response]]
+Handler = Callable[[Request, Serving], Coroutine[Any, Any, Response]]
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """One method of one path. body: what it takes; gives: what it answers with, by pydantic or as a media type;
-    errors: the statuses besides 200 that it may answer with, to those that any may."""
+    """One method of one path. body: what it takes; gives: what it answers with, a model of pydantic or a media type,
+    or nothing; errors: the statuses, besides those that any path has, that it may answer with; also: those with
+    another body than an error's; streams: one event, where it can stream; parameters: of the path, (name, what it is).
+    """
 
     method: str
     path: str
     handler: Handler
     summary: str
     body: type[BaseModel] | None = None
-    gives: type[BaseModel] | str = "application/json"
+    gives: type[BaseModel] | str | None = None
     errors: tuple[int, ...] = ()
-    streams: type[BaseModel] | None = None  # the events, where `stream` is asked for
-    parameters: tuple[tuple[str, str], ...] = ()  # of the path: name, what it is
-    extra: dict[str, Any] = field(default_factory=dict)  # more of OpenAPI's operation
+    also: tuple[tuple[int, type[BaseModel]], ...] = ()
+    streams: type[BaseModel] | None = None
+    parameters: tuple[tuple[str, str], ...] = ()
+
+
+async def aside(size: int, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """What `work` gives; in another thread where `size`, in characters or tokens, says that it takes a while."""
+    if size <= _ASIDE:
+        return work(*args, **kwargs)
+    return await asyncio.to_thread(work, *args, **kwargs)

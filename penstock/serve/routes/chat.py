@@ -101,7 +101,9 @@ class _Form:
         return chat_logprobs(scored, self._spelling, self._top) if self._body.logprobs else None
 
 
-CHAT: Final = Endpoint(
-    "POST", "/v1/chat/completions", chat, "Go on with a conversation.", ChatRequest, ChatCompletion,
-    (400, 404, 408, 413, 429, 500, 503), streams=ChatChunk,
+ROUTES: Final = (
+    Endpoint(
+        "POST", "/v1/chat/completions", chat, "Go on with a conversation.", ChatRequest, ChatCompletion,
+        (400, 404, 429, 500, 503), streams=ChatChunk,
+    ),
 )  # fmt: skip

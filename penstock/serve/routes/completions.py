@@ -141,7 +141,9 @@ class _Form:
         return found if self._wanted else Usage(found.prompt, 0, found.cached)
 
 
-COMPLETIONS: Final = Endpoint(
-    "POST", "/v1/completions", complete, "Go on with a text.", CompletionRequest, Completion,
-    (400, 404, 408, 413, 429, 500, 503), streams=Completion,
+ROUTES: Final = (
+    Endpoint(
+        "POST", "/v1/completions", complete, "Go on with a text.", CompletionRequest, Completion,
+        (400, 404, 429, 500, 503), streams=Completion,
+    ),
 )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from penstock import bundled
+from penstock.errors import PenstockError
 from penstock.serve.answers import answer
 from penstock.serve.app import Application, create_app
 from penstock.serve.body import Body, read_json
@@ -74,3 +76,27 @@ async def client_of(app: Callable[..., Any], **headers: str) -> Any:
     transport = httpx.ASGITransport(app)
     async with httpx.AsyncClient(transport=transport, base_url="http://served", headers=headers) as client:
         yield client
+
+
+@dataclass
+class StillRunner(StillEngine):
+    """Becomes ready a while after its start, or never, with an error."""
+
+    opens_in: float = 0.2
+    state: State = "loading"
+    facts: dict[str, Any] = field(default_factory=dict)
+    error: PenstockError | None = None
+    fails: PenstockError | None = None
+    stopped: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def start(self) -> None:
+        self._opening = asyncio.create_task(self._open())
+
+    async def _open(self) -> None:
+        self.progress = ("weights", 1, 2)
+        await asyncio.sleep(self.opens_in)
+        self.facts, self.error = dict(FACTS), self.fails
+        self.state = "stopped" if self.fails else "ready"
+
+    async def stop(self) -> None:
+        self.stopped.set()

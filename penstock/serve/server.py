@@ -1,0 +1,172 @@
+"""One server's life: it listens at once, opens its engine, serves, and ends in order."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import resource
+import socket
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import FrameType
+from typing import Final, Protocol
+
+import uvicorn
+import uvloop
+
+from penstock.errors import OptionError, PenstockError
+from penstock.serve.app import Application, create_app
+from penstock.serve.config import ServeConfig
+from penstock.serve.protocol import Protocol as HttpProtocol
+from penstock.serve.routes import ROUTES
+from penstock.serve.serving import Endpoint, Engine, Hooks, Serving
+
+Progress = Callable[[str, int, int], None]
+
+_TICK: Final = 0.05  # seconds between looks at the engine's state while it opens
+_GRACE: Final = 5.0  # seconds that answers have to go out once the engine has ended
+KEEP_ALIVE: Final = 60  # seconds that an idle connection is kept
+
+
+class Runner(Engine, Protocol):
+    """An engine that can be started and ended."""
+
+    @property
+    def error(self) -> PenstockError | None:
+        """What keeps it from ever being opened, in state "stopped"."""
+        ...
+
+    async def start(self) -> None:
+        """Begin opening; returns at once."""
+        ...
+
+    async def stop(self) -> None:
+        """End the engine process; what still runs ends with an error."""
+        ...
+
+
+def listen(config: ServeConfig) -> socket.socket:
+    """The socket, bound. Raises OptionError where host or port cannot be had."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            config.host, config.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        found = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise OptionError(f"host={config.host!r} is no address of this machine: {error.strerror}") from error
+    try:
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        found.bind(address)
+        found.listen(2048)
+    except OSError as error:
+        found.close()
+        remedy = "give another --port" if error.errno == errno.EADDRINUSE else "give another --host or --port"
+        raise OptionError(f"port={config.port} of {config.host} cannot be had: {error.strerror}; {remedy}") from error
+    return found
+
+
+@dataclass
+class OpenServer:
+    """One whose socket is bound and whose options are checked; nothing is started."""
+
+    app: Application
+    runner: Runner
+    at: socket.socket
+
+    @property
+    def serving(self) -> Serving:
+        return self.app.serving
+
+    @property
+    def port(self) -> int:
+        return int(self.at.getsockname()[1])
+
+    def run(self, ready: Callable[[], None], progress: Progress) -> bool:
+        """Serve until a signal. `ready` is called when the engine is, for the first time; progress(stage, done, total)
+        before. Returns whether it ended in order: False behind a second signal. Raises what keeps the engine from ever
+        being opened."""
+        server = _Server(self.app, self.runner)
+        _raise_file_limit()
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as loop:
+            loop.run(_run(server, self.runner, self.at, ready, progress))
+        return not server.force_exit
+
+
+def open_server(
+    config: ServeConfig, runner: Runner, routes: Sequence[Endpoint] = ROUTES, hooks: Hooks | None = None
+) -> OpenServer:
+    """Raises OptionError for what cannot be served: a port in use, TLS files that are none."""
+    config.tls()
+    return OpenServer(create_app(config, runner, routes, hooks), runner, listen(config))
+
+
+async def _run(
+    server: _Server, runner: Runner, at: socket.socket, ready: Callable[[], None], progress: Progress
+) -> None:
+    await runner.start()
+    watch = asyncio.create_task(_watch(server, runner, ready, progress))
+    try:
+        await server.serve([at])
+    finally:
+        watch.cancel()
+        if not server.force_exit:  # or else it ends with us
+            await runner.stop()
+    if runner.error is not None:
+        raise runner.error
+
+
+async def _watch(server: _Server, runner: Runner, ready: Callable[[], None], progress: Progress) -> None:
+    """Tell what the engine does until it is ready, and end the server where it can never be."""
+    told: tuple[str, int, int] | None = None
+    while runner.state in ("loading", "restarting"):
+        if runner.progress != told:
+            if told is not None and told[0] != runner.progress[0]:
+                progress(told[0], 1, 1)
+            told = runner.progress
+            progress(*told)
+        await asyncio.sleep(_TICK)
+    if told is not None:
+        progress(told[0], 1, 1)
+    if runner.state == "ready":
+        ready()
+    while runner.state != "stopped":
+        await asyncio.sleep(10 * _TICK)
+    server.should_exit = True
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's, which drains at a first signal and ends at a second, whichever they are."""
+
+    def __init__(self, app: Application, runner: Runner) -> None:
+        config, tls = app.serving.config, app.serving.config.tls()
+        self._serving, self._runner = app.serving, runner
+        super().__init__(
+            uvicorn.Config(
+                app, http=HttpProtocol, ws="none", lifespan="off", log_config=None, access_log=False,
+                proxy_headers=False, server_header=False, timeout_keep_alive=KEEP_ALIVE,
+                timeout_graceful_shutdown=round(config.drain_timeout + _GRACE),
+                ssl_context_factory=None if tls is None else lambda *_: tls,
+            )
+        )  # fmt: skip
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self.force_exit = self.should_exit
+        self.should_exit = self._serving.draining = True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._serving.draining = True
+        end = asyncio.get_running_loop().call_later(self._serving.config.drain_timeout, self._end)
+        try:
+            await super().shutdown(sockets)
+        finally:
+            end.cancel()
+
+    def _end(self) -> None:
+        """Time is up: what still runs ends with the engine's error, which its client is told."""
+        self._ending = asyncio.ensure_future(self._runner.stop())
+
+
+def _raise_file_limit() -> None:
+    """A connection is a file, and the usual limit is low."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

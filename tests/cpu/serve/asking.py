@@ -1,0 +1,68 @@
+"""Asking an application on ASGI, and reading what it streams."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import httpx
+
+from penstock import LLM
+from penstock.serve.app import Application, create_app
+from penstock.serve.config import ServeConfig
+from penstock.serve.routes import ROUTES
+from tests.cpu.serve.doubles import client_of
+from tests.cpu.serve.inprocess import InProcess
+
+Ask = Callable[..., Awaitable[httpx.Response]]
+
+
+def app_on(llm: LLM, **config: Any) -> tuple[Application, InProcess]:
+    engine = InProcess(llm)
+    return create_app(ServeConfig(**config), engine, ROUTES), engine
+
+
+def asking(llm: LLM, work: Callable[[Ask], Awaitable[Any]], **config: Any) -> Any:
+    """What `work` gives, called with a function that posts."""
+
+    async def run() -> Any:
+        async with client_of(app_on(llm, **config)[0]) as client:
+
+            async def ask(path: str, **body: Any) -> httpx.Response:
+                found: httpx.Response = await client.post(f"/v1/{path}", json=body, timeout=60)
+                return found
+
+            return await work(ask)
+
+    return asyncio.run(run())
+
+
+def ask_once(llm: LLM, path: str, **body: Any) -> httpx.Response:
+    async def work(ask: Ask) -> httpx.Response:
+        return await ask(path, **body)
+
+    found: httpx.Response = asking(llm, work)
+    return found
+
+
+def answer_of(llm: LLM, path: str, **body: Any) -> dict[str, Any]:
+    response = ask_once(llm, path, **body)
+    assert response.status_code == 200, response.text
+    found: dict[str, Any] = response.json()
+    return found
+
+
+def events_of(text: str) -> list[dict[str, Any]]:
+    """Of a stream that ended well."""
+    lines = [line for line in text.split("\n\n") if line]
+    assert all(line.startswith("data: ") for line in lines) and lines[-1] == "data: [DONE]"
+    return [json.loads(line.removeprefix("data: ")) for line in lines[:-1]]
+
+
+def streamed(llm: LLM, path: str, **body: Any) -> list[dict[str, Any]]:
+    response = ask_once(llm, path, stream=True, **body)
+    assert response.status_code == 200, response.text
+    assert response.headers["content-type"].startswith("text/event-stream")
+    return events_of(response.text)
