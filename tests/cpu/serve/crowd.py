@@ -9,6 +9,7 @@ import socket
 import time
 from array import array
 from dataclasses import dataclass, field
+from typing import cast
 
 from penstock.bench.workload import percentile
 from tests.cpu.serve.simulated import Clock
@@ -44,8 +45,7 @@ class Stream(asyncio.Protocol):
         self.over: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's are no subclass
         transport.write(self.request)
 
     def data_received(self, data: bytes) -> None:

@@ -13,6 +13,7 @@ import sys
 import time
 from dataclasses import dataclass, field
 from functools import cache
+from typing import cast
 
 from penstock import bundled
 from penstock.serve.wire import (
@@ -92,8 +93,7 @@ class Engine(asyncio.Protocol):
     # --- the socket ---
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's are no subclass
         transport.set_write_buffer_limits(high=64 << 10)
 
     def pause_writing(self) -> None:
