@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -67,6 +67,9 @@ class Executor:
         self._active_since = 0.0  # up to when the time with requests is counted
         self._in_flight: deque[tuple[StepPlan, Ticket, float | None]] = deque()  # launched when, if on the fast path
         self.log: StepLog | None = None  # of every step, where somebody measures
+        self.recorder: Callable[[StepPlan], None] | None = None  # gets each plan before its launch
+        self.num_moves = 0  # steps read or failed
+        self.moved_at = 0.0  # the last time, or when work came to an idle executor
         self._counted = 0.0  # the thread's CPU time up to which the host's is counted, or was the device's
 
     @property
@@ -84,6 +87,7 @@ class Executor:
             raise OptionError(f"request id {order.id!r} is taken by a request that has not finished; choose another")
         if not self.busy:
             self._counted, self._active_since = time.thread_time(), time.monotonic()
+            self.moved_at = self._active_since
         for index, job in enumerate(order.jobs):
             try:
                 self.scheduler.add(job.request)
@@ -97,14 +101,18 @@ class Executor:
         self._orders[order.id] = dict.fromkeys(job.request.id for job in order.jobs)
         self._live |= {job.request.id: job for job in order.jobs}
 
-    def abort(self, request_id: str, reason: FinishReason = "abort") -> None:
-        """End a request now, with what it has; unknown ids have ended already."""
+    def abort(self, request_id: str, reason: FinishReason = "abort", index: int | None = None) -> None:
+        """End a request, or the sampled text of that index alone, now, with what it has; unknown ones have ended."""
         for each in tuple(self._orders.get(request_id, ())):
+            job = self._live.get(each)
+            if job is None or (index is not None and job.index != index):
+                continue
             if event := self.scheduler.abort(each, reason):
                 self._handle(event)
 
     def step(self) -> bool:
         """Launch the next batch if there is one, then take the oldest result that is due. False: nothing to do."""
+        active = self.busy  # else the time since the last step was nobody's
         for request_id in self._deadlines.due(time.monotonic()) if len(self._deadlines) else ():
             self.abort(request_id, "timeout")
         plan = self.scheduler.schedule() if self.scheduler.can_schedule else None
@@ -112,7 +120,8 @@ class Executor:
             self._launch(plan)
         if self._in_flight and (plan is None or not self.scheduler.can_schedule):
             self._retire(*self._in_flight.popleft())
-        self._count_active()
+        if active:
+            self._count_active()
         return plan is not None or bool(self._in_flight)
 
     def fail_all(self, error: PenstockError) -> None:
@@ -162,6 +171,8 @@ class Executor:
     def _launch(self, plan: StepPlan) -> None:
         if self.log is not None:
             self.log.launching(plan)
+        if self.recorder is not None:
+            self.recorder(plan)
         launched, slow = time.monotonic(), self.backend.slow_steps
         try:
             if plan.admitted and self.engine.encoder is not None:
@@ -241,6 +252,11 @@ class Executor:
             if self._pace is not None:
                 self._pace.observe(plan.num_tokens, plan.num_rows, took)
         self._read_at = now
+        self._moved(now)
+
+    def _moved(self, now: float) -> None:
+        self.num_moves += 1
+        self.moved_at = now
 
     def _count_active(self) -> None:
         """The time since it was counted last belongs to the requests there are."""
@@ -271,6 +287,7 @@ class Executor:
     def _failed(self, plan: StepPlan, error: Exception) -> None:
         if self.log is not None:
             self.log.failed(plan)
+        self._moved(time.monotonic())
         failure = ExecutorError(f"step {plan.step_id} failed and ended its {plan.num_rows} requests: {error}")
         failure.__cause__ = error
         for event in self.scheduler.fail(plan.step_id, failure):
@@ -294,7 +311,7 @@ class Executor:
             self.scheduler.abort(event.request_id, reason="stop")
         if not stopped and event.finish_reason is None:
             if live.streaming:
-                live.sink(live.stream.output())
+                live.tell()
             return
         if isinstance(event.error, PenstockError):
             self._fail(live, event.error)
@@ -304,7 +321,7 @@ class Executor:
         if live.stream.index == 0:
             self.stats.requests += 1
             self.stats.prompt_tokens += len(live.request.given)
-        live.sink(live.stream.output())
+        live.tell()
 
     def _fail(self, live: Job, error: PenstockError) -> None:
         """End an order, all its texts, with an error."""

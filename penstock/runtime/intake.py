@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -23,6 +23,7 @@ from penstock.runtime.schedule.groups import BeamGroup
 from penstock.runtime.schedule.request import Request
 from penstock.runtime.schedule.scheduler import Scheduler
 from penstock.runtime.several import Several
+from penstock.runtime.tokens import TokenStream
 from penstock.runtime.upload import Numbers, Source, slot_numbers
 from penstock.spec import inverse_frequencies
 from penstock.text.tokenizer import Tokenizer
@@ -36,7 +37,8 @@ class Submission:
     """A request as it arrives. `sink` gets every output if `streaming`, else the last; or the error that ended it.
 
     priority: the lower, the sooner. cache_salt: KV is shared only with requests of the same. queue_timeout, timeout:
-    seconds from arrival until it must run, and until it must have ended; None: for ever.
+    seconds from arrival until it must run, and until it must have ended; None: for ever. hear: hears of each text that
+    is sampled instead of `sink`, which hears of errors then; texts are token ids, all `best_of` of them.
     """
 
     id: str
@@ -50,6 +52,7 @@ class Submission:
     queue_timeout: float | None = None
     timeout: float | None = None
     arrival: float = field(default_factory=time.monotonic)
+    hear: Callable[[TokenStream], None] | None = None
 
     def __post_init__(self) -> None:
         priority = self.priority
@@ -102,7 +105,7 @@ class Intake:
             return Order(new, (self._search(new, params, notes, numbers),))
         if params.width == 1:
             return Order(new, (self._job(new, params, notes, numbers, new.id, new.sink),))
-        if new.streaming and params.width > params.n:
+        if new.streaming and params.width > params.n and new.hear is None:
             raise SamplingError(
                 f"best_of={params.width} and n={params.n} cannot be streamed: which are the best is known at the end; "
                 f"leave best_of out, or do not stream"
@@ -151,7 +154,8 @@ class Intake:
         request.keys = [*keys]
         self._check(request)
         source = self._source(numbers, fields_of(params, index), freqs, controls)
-        stream = Stream(request, new.prompt, params, new.arrival, self._tokenizer, notes, index)
+        text = request, new.prompt, params, new.arrival, self._tokenizer, notes, index
+        stream = Stream(*text) if new.hear is None else TokenStream(*text, order_id=new.id, hear=new.hear)
         return Job(new.id, request, stream, source, sink, new.streaming)
 
     def _search(self, new: Submission, params: SamplingParams, notes: tuple[str, ...], numbers: Numbers) -> Job:

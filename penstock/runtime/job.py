@@ -15,6 +15,7 @@ from penstock.runtime.schedule.batch import StepPlan
 from penstock.runtime.schedule.beams import Candidate
 from penstock.runtime.schedule.request import Request
 from penstock.runtime.step import Scores
+from penstock.runtime.tokens import TokenStream
 from penstock.runtime.upload import Source
 
 
@@ -30,9 +31,21 @@ class Job:
     sink: Sink
     streaming: bool
 
+    def tell(self) -> None:
+        """Let the caller know what there is."""
+        if isinstance(self.stream, TokenStream):
+            self.stream.hear(self.stream)
+        else:
+            self.sink(self.stream.output())
+
     def is_of(self, request: Request) -> bool:
         """Whether it is that request's: its id may have been used before, by one of which a step is still in flight."""
         return self.request is request or (request.group is not None and request.group is self.request.group)
+
+    @property
+    def index(self) -> int | None:
+        """Of its text; None: of a search, whose texts have no life of their own."""
+        return self.stream.index if isinstance(self.stream, Stream) else None
 
     @property
     def processes(self) -> bool:

@@ -75,6 +75,11 @@ class Loop:
         self.executor = opened.result()
         _OPEN.add(self)
 
+    @property
+    def failure(self) -> PenstockError | None:
+        """Why no more is taken: it failed, or was closed."""
+        return self._refusal
+
     def call(self, work: Callable[[], Result]) -> Result:
         """Run `work` on the executor's thread and return its result, or raise its error here."""
         answer: queue.SimpleQueue[tuple[Any, Exception | None]] = queue.SimpleQueue()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from penstock.runtime.requests import CompletionOutput, RequestMetrics, RequestOutput, SamplingParams
@@ -25,9 +24,9 @@ class Stream:
     notes: tuple[str, ...] = ()  # which sampling defaults were taken
     index: int = 0  # of its submission's texts
     text: str = ""
-    logprobs: list[Mapping[int, float]] = field(default_factory=list)
+    logprobs: list[dict[int, float]] = field(default_factory=list)
     total: float = 0.0  # of its tokens' own
-    prompt_logprobs: list[Mapping[int, float] | None] = field(default_factory=lambda: [None])
+    prompt_logprobs: list[dict[int, float] | None] = field(default_factory=lambda: [None])
     admitted: float | None = None
     first_token: float | None = None
     finish_reason: FinishReason | None = None
@@ -95,14 +94,17 @@ class Stream:
             completion = replace(completion, logprobs=wanted, cumulative_logprob=self.total)
         asked = self.params.prompt_logprobs is not None
         of_prompt = tuple(self.prompt_logprobs) if asked else None
-        times = self.arrival, self.first_token, self.finished, self.admitted
-        metrics = RequestMetrics(*times, self.request.num_reused, self.request.num_preemptions)
         done = self.finish_reason is not None
         prompt = (self.prompt, self.request.given)
-        return RequestOutput(self.request.id, *prompt, (completion,), done, metrics, self.notes, of_prompt)
+        return RequestOutput(self.request.id, *prompt, (completion,), done, self.metrics, self.notes, of_prompt)
+
+    @property
+    def metrics(self) -> RequestMetrics:
+        times = self.arrival, self.first_token, self.finished, self.admitted
+        return RequestMetrics(*times, self.request.num_reused, self.request.num_preemptions)
 
 
-def _by_token(token: int, scores: Scores, row: int, top: int) -> Mapping[int, float]:
+def _by_token(token: int, scores: Scores, row: int, top: int) -> dict[int, float]:
     likeliest = zip(scores.top_ids[row, :top].tolist(), scores.top_values[row, :top].tolist(), strict=True)
     # A vocabulary of fewer tokens than were asked for gives -1 for the rest.
     return {token: float(scores.chosen[row])} | {other: value for other, value in likeliest if other not in (token, -1)}

@@ -93,6 +93,7 @@ class Part(Struct, array_like=True, frozen=True):
     vector: bytes | None = None  # f32, little endian
     times: Times | None = None
     notes: list[str] = field(default_factory=list)
+    cumulative: float | None = None
 
 
 class Parts(Struct, tag="parts", array_like=True, frozen=True):

@@ -56,7 +56,7 @@ class Decoders:
         self.controlled = any([request.controlled for request in requests])
         assert len(self.slot_set) == len(requests), f"{len(requests)} requests decode in slots {self.slots}"
         self.steps_left = min([r.max_length - 1 - r.num_computed for r in requests], default=0)
-        self._starts = [request.num_computed for request in requests]
+        self.starts = [request.num_computed for request in requests]
         self._rounds = 0
         self._block_size = block_size
         self._growing: dict[int, list[Request]] = {}  # by the round, of a block's worth, in which they need a block
@@ -78,7 +78,7 @@ class Decoders:
 
     def rows(self, rounds: int) -> list[Row]:
         """The rows of the step before which so many had gone."""
-        every = zip(self.slots, self.requests, self._starts, strict=True)
+        every = zip(self.slots, self.requests, self.starts, strict=True)
         return [Row(slot, request.id, start + rounds, 1, True) for slot, request, start in every]
 
 

@@ -1,0 +1,187 @@
+"""The threads of the engine process: one reads requests, one writes what became of them, one tells that all is well."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final, NoReturn
+
+from penstock import LLM
+from penstock.errors import ExecutorError
+from penstock.serve.blackbox import BlackBox
+from penstock.serve.engine.desk import Desk
+from penstock.serve.engine.facts import facts_of
+from penstock.serve.opening import Opening
+from penstock.serve.wire import (
+    HEADER,
+    MOST_BYTES,
+    Abort,
+    Beat,
+    Failed,
+    FromEngine,
+    Part,
+    Parts,
+    Progress,
+    Ready,
+    Stop,
+    Submit,
+    WireError,
+    frame,
+    read_to_engine,
+)
+
+BEAT: Final = 0.25  # seconds
+ORPHANED, BROKEN = 3, 4  # exit codes: the connection ended; what came is no message, or the executor has failed
+
+
+class Process:
+    """Everything that the main thread does is to wait; the executor has a thread of its own."""
+
+    def __init__(self, opening: Opening) -> None:
+        """Connects, and listens from now on: whoever started the process may be gone before the engine is open."""
+        self._opening = opening
+        self._socket = socket.socket(socket.AF_UNIX)
+        self._socket.connect(opening.socket)
+        self._sending = threading.Lock()
+        self._stopping = threading.Event()
+        self._desk: Desk | None = None
+        self._stats: dict[str, Any] = {}
+        self._stats_of = -1  # the move that they are from
+        self._asked = False  # for newer ones
+        _start(self._read)
+
+    def run(self) -> None:
+        """To the end. Raises what LLM raises; the other process has been told."""
+        try:
+            llm = LLM(**self._opening.arguments, progress=self._progress)
+        except Exception as error:
+            self._send(Failed("", type(error).__name__, str(error)))
+            raise
+        desk = self._open(llm)
+        self._stopping.wait()
+        llm.shutdown()  # which ends what runs with an error
+        desk.wake()
+        self._write(*desk.wait())
+
+    def _open(self, llm: LLM) -> Desk:
+        executor = llm._loop.executor
+        executor.recorder = BlackBox(Path(self._opening.box), executor.scheduler.limits.max_batch_size).record
+        desk = Desk(llm._loop)
+        self._desk = desk
+        self._send(Ready(facts_of(llm, self._opening.arguments)))
+        _start(lambda: self._write_all(desk))
+        _start(lambda: self._beat_all(llm, desk))
+        return desk
+
+    def _progress(self, stage: str, done: int, total: int) -> None:
+        self._send(Progress(stage, done, total))
+
+    def _send(self, message: FromEngine) -> None:
+        data = frame(message)
+        with self._sending:
+            self._socket.sendall(data)
+
+    def _read(self) -> None:
+        stream = self._socket.makefile("rb", buffering=1 << 18)
+        try:
+            while head := stream.read(HEADER.size):
+                self._take(stream.read(_length(head)))
+        except WireError as error:
+            _die(BROKEN, str(error))
+        except OSError:
+            pass  # as if it had ended
+        if not self._stopping.is_set():
+            _die(ORPHANED, "the process that it belongs to is gone")
+
+    def _take(self, body: bytes) -> None:
+        message = read_to_engine(body)
+        if isinstance(message, Stop):
+            self._stopping.set()
+            if self._desk is None:
+                _die(0, "stopped before the engine was open")
+        elif self._desk is None:
+            raise WireError(f"{type(message).__name__} came before the engine was ready; wait for Ready")
+        elif isinstance(message, Submit):
+            self._desk.submit(message)
+        else:
+            self._desk.abort(message)
+
+    def _write_all(self, desk: Desk) -> None:
+        with suppress(OSError):  # the reader sees to it
+            while not self._stopping.is_set():
+                self._write(*desk.wait())
+
+    def _write(self, parts: list[Part], failed: list[Failed]) -> None:
+        if parts:
+            self._write_parts(parts)
+        for each in failed:
+            self._send(each)
+
+    def _write_parts(self, parts: list[Part]) -> None:
+        """As one message, unless that is too long."""
+        try:
+            self._send(Parts(parts))
+        except WireError as error:
+            if len(parts) > 1:
+                half = len(parts) // 2
+                self._write_parts(parts[:half])
+                self._write_parts(parts[half:])
+            elif self._desk:
+                self._desk.abort(Abort(parts[0].id))
+                self._send(Failed(parts[0].id, ExecutorError.__name__, f"the output has {error}; ask for less"))
+
+    def _beat_all(self, llm: LLM, desk: Desk) -> None:
+        loop = llm._loop
+        with suppress(OSError):  # as above
+            while not self._stopping.is_set():
+                if loop.failure is not None and not self._stopping.is_set():
+                    time.sleep(BEAT)  # for the errors of the requests that it took along
+                    _die(BROKEN, str(loop.failure))
+                self._ask(llm)
+                moves = loop.executor.num_moves
+                self._send(Beat(time.monotonic(), moves, desk.moved_at, desk.busy, self._stats))
+                self._stopping.wait(BEAT)
+
+    def _ask(self, llm: LLM) -> None:
+        """Have the counters taken where they are counted; whatever is there by then goes with the next beat."""
+        executor = llm._loop.executor
+        if self._asked or (self._stats_of == executor.num_moves and not executor.busy):
+            return
+
+        def take() -> None:
+            self._asked = False
+            self._stats_of, self._stats = executor.num_moves, executor.snapshot()
+
+        def failed(error: Exception) -> None:
+            print(f"no counters: {error}", file=sys.stderr)
+
+        self._asked = True
+        with suppress(ExecutorError):  # it ends
+            llm._loop.post(take, failed)
+
+
+def _start(work: Callable[[], None]) -> None:
+    threading.Thread(target=work, daemon=True).start()
+
+
+def _length(head: bytes) -> int:
+    """Of the message that follows. Raises WireError."""
+    length: int = HEADER.unpack(head)[0] if len(head) == HEADER.size else 0
+    if not 0 < length <= MOST_BYTES:
+        raise WireError(f"a message of {length} bytes cannot be; they have 1 to {MOST_BYTES}")
+    return length
+
+
+def _die(code: int, reason: str) -> NoReturn:
+    """End at once, with the processes that a build may have started: no thread is waited for, nothing is cleared up."""
+    print(f"the engine process ends: {reason}", file=sys.stderr, flush=True)
+    if code == ORPHANED and os.getpgid(0) == os.getpid():
+        os.killpg(0, signal.SIGKILL)
+    os._exit(code)
