@@ -95,6 +95,7 @@ def serve(
     try:
         from penstock.serve import server
         from penstock.serve.config import ServeConfig, read_keys
+        from penstock.serve.supervisor import Supervisor
     except ImportError as error:
         raise OptionError(f"serving needs {error.name}; install it: pip install 'penstock[serve]'") from error
     arguments: dict[str, Any] = {
@@ -115,7 +116,10 @@ def serve(
     )  # fmt: skip
     _warn(config, bool(api_key))
     with Progress() as progress:
-        one = server.open_server(config, Supervisor(config))
+        watched = Supervisor(
+            arguments, crash_dir=crash_dir, hang_timeout=hang_timeout, stall_timeout=stall_timeout
+        )
+        one = server.open_server(config, watched)
         return 0 if one.run(lambda: result(_ready(one.serving, one.port)), progress) else FORCED
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
 from starlette.middleware.cors import CORSMiddleware
@@ -15,20 +15,23 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from penstock.serve.config import ServeConfig
 from penstock.serve.errors import RequestError, bounded
 from penstock.serve.guard import Answering, ClientGone, Draining, Keys, Sizes, until_gone
-from penstock.serve.serving import Endpoint, Engine, Hooks, Serving
+from penstock.serve.link import EngineLink
+from penstock.serve.serving import Endpoint, Hooks, Serving
 
 T = TypeVar("T")
 
 
 def create_app(
     config: ServeConfig,
-    link: Engine,
+    link: EngineLink,
     routes: Sequence[Endpoint],
     hooks: Hooks | None = None,
+    healthy: Callable[[float], tuple[bool, str]] | None = None,
 ) -> Application:
     """An application of ASGI. `routes`: the endpoints, those of a path side by side. What they share is its
     `serving`."""
-    return Application(Serving(config, link, hooks or Hooks(), tuple(routes)))
+    by_state = healthy or (lambda now: (link.state == "ready", f"the engine is {link.state}"))
+    return Application(Serving(config, link, hooks or Hooks(), tuple(routes), by_state))
 
 
 class Application:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from typing import Final, Literal
 
@@ -16,7 +15,7 @@ ReasoningStyle = Literal["qwen3", "none"]
 
 
 def detect_reasoning(template: str) -> ReasoningStyle:
-    """"qwen3" where the chat template speaks of `</think>`: it takes it out of older answers, or opens or closes it."""
+    """ "qwen3" where the chat template speaks of `</think>`: it takes it out of older answers, or opens or closes it."""
     return "qwen3" if CLOSE in template else "none"
 
 

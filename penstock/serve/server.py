@@ -17,9 +17,10 @@ import uvloop
 from penstock.errors import OptionError, PenstockError
 from penstock.serve.app import Application, create_app
 from penstock.serve.config import ServeConfig
+from penstock.serve.link import EngineLink
 from penstock.serve.protocol import Protocol as HttpProtocol
 from penstock.serve.routes import ROUTES
-from penstock.serve.serving import Endpoint, Engine, Hooks, Serving
+from penstock.serve.serving import Endpoint, Hooks, Serving
 
 Progress = Callable[[str, int, int], None]
 
@@ -28,20 +29,27 @@ _GRACE: Final = 5.0  # seconds that answers have to go out once the engine has e
 KEEP_ALIVE: Final = 60  # seconds that an idle connection is kept
 
 
-class Runner(Engine, Protocol):
-    """An engine that can be started and ended."""
+class Runner(Protocol):
+    """Whoever starts and ends the engine; `supervisor.Supervisor` is the real one."""
+
+    @property
+    def link(self) -> EngineLink: ...
 
     @property
     def error(self) -> PenstockError | None:
-        """What keeps it from ever being opened, in state "stopped"."""
+        """What keeps the engine from ever being opened, in state "stopped"."""
         ...
 
-    async def start(self) -> None:
-        """Begin opening; returns at once."""
+    def start(self) -> None:
+        """Begin opening."""
         ...
 
     async def stop(self) -> None:
         """End the engine process; what still runs ends with an error."""
+        ...
+
+    def healthy(self, now: float) -> tuple[bool, str]:
+        """See `serving.Serving`."""
         ...
 
 
@@ -97,13 +105,13 @@ def open_server(
 ) -> OpenServer:
     """Raises OptionError for what cannot be served: a port in use, TLS files that are none."""
     config.tls()
-    return OpenServer(create_app(config, runner, routes, hooks), runner, listen(config))
+    return OpenServer(create_app(config, runner.link, routes, hooks, runner.healthy), runner, listen(config))
 
 
 async def _run(
     server: _Server, runner: Runner, at: socket.socket, ready: Callable[[], None], progress: Progress
 ) -> None:
-    await runner.start()
+    runner.start()
     watch = asyncio.create_task(_watch(server, runner, ready, progress))
     try:
         await server.serve([at])
@@ -117,19 +125,20 @@ async def _run(
 
 async def _watch(server: _Server, runner: Runner, ready: Callable[[], None], progress: Progress) -> None:
     """Tell what the engine does until it is ready, and end the server where it can never be."""
+    link = runner.link
     told: tuple[str, int, int] | None = None
-    while runner.state in ("loading", "restarting"):
-        if runner.progress != told:
-            if told is not None and told[0] != runner.progress[0]:
+    while link.state in ("loading", "restarting"):
+        if link.progress != told:
+            if told is not None and told[0] != link.progress[0]:
                 progress(told[0], 1, 1)
-            told = runner.progress
+            told = link.progress
             progress(*told)
         await asyncio.sleep(_TICK)
     if told is not None:
         progress(told[0], 1, 1)
-    if runner.state == "ready":
+    if link.state == "ready":
         ready()
-    while runner.state != "stopped":
+    while link.state != "stopped":
         await asyncio.sleep(10 * _TICK)
     server.should_exit = True
 

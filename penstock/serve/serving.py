@@ -29,14 +29,6 @@ T = TypeVar("T")
 _ASIDE: Final = 10_000
 
 
-class Engine(EngineLink, Protocol):
-    """An engine, watched."""
-
-    def healthy(self, now: float) -> tuple[bool, str]:
-        """Whether steps move while work waits, and the reason; `now` on the monotonic clock."""
-        ...
-
-
 class Answered(NamedTuple):
     """A request to the server as it ended. `route`: the path's template, empty for an unknown one. `status`: 0 where
     the client left before there was one. `gone`: whether it left before the end."""
@@ -84,12 +76,14 @@ class Texts(NamedTuple):
 
 @dataclass
 class Serving:
-    """One server. `draining`: it is being shut down, and takes nothing new."""
+    """One server. healthy(now): whether steps move while work waits, and why not; `now` on the monotonic clock.
+    `draining`: it is being shut down, and takes nothing new."""
 
     config: ServeConfig
-    link: Engine
-    hooks: Hooks = field(default_factory=Hooks)
-    routes: tuple[Endpoint, ...] = ()
+    link: EngineLink
+    hooks: Hooks
+    routes: tuple[Endpoint, ...]
+    healthy: Callable[[float], tuple[bool, str]]
     draining: bool = False
     created: int = field(default_factory=lambda: int(time.time()))
     _texts: dict[str, asyncio.Future[Texts]] = field(default_factory=dict)

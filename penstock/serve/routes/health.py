@@ -29,7 +29,7 @@ class Health(BaseModel):
 
 async def health(request: Request, serving: Serving) -> Response:
     now, link = time.monotonic(), serving.link
-    well, reason = (False, "the server is shutting down") if serving.draining else link.healthy(now)
+    well, reason = (False, "the server is shutting down") if serving.draining else serving.healthy(now)
     beat, (stage, done, total) = link.beat, link.progress
     stats = beat.stats if beat else {}
     told = Health(

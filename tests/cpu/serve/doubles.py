@@ -39,10 +39,6 @@ class StillEngine:
     beat: Beat | None = None
     progress: tuple[str, int, int] = ("ready", 1, 1)
     restarts: int = 0
-    well: tuple[bool, str] = (True, "steps move")
-
-    def healthy(self, now: float) -> tuple[bool, str]:
-        return self.well
 
     def submit(self, new: Submit) -> Reply:
         raise EngineUnready("this engine takes nothing", 3.0)
@@ -67,8 +63,10 @@ def raising(error: Exception) -> Endpoint:
     return Endpoint("GET", "/fail", fail, "Raise it.")
 
 
-def app_of(*routes: Endpoint, engine: StillEngine | None = None, **config: Any) -> Application:
-    return create_app(ServeConfig(**config), engine or StillEngine(), routes)
+def app_of(
+    *routes: Endpoint, engine: StillEngine | None = None, well: tuple[bool, str] | None = None, **config: Any
+) -> Application:
+    return create_app(ServeConfig(**config), engine or StillEngine(), routes, None, well and (lambda now: well))
 
 
 @asynccontextmanager
@@ -78,25 +76,25 @@ async def client_of(app: Callable[..., Any], **headers: str) -> Any:
         yield client
 
 
-@dataclass
-class StillRunner(StillEngine):
-    """Becomes ready a while after its start, or never, with an error."""
+class StillRunner:
+    """Its engine becomes ready a while after the start, or never, with an error."""
 
-    opens_in: float = 0.2
-    state: State = "loading"
-    facts: dict[str, Any] = field(default_factory=dict)
-    error: PenstockError | None = None
-    fails: PenstockError | None = None
-    stopped: asyncio.Event = field(default_factory=asyncio.Event)
+    def __init__(self, opens_in: float = 0.0, fails: PenstockError | None = None) -> None:
+        self.link = StillEngine(state="loading", facts={}, progress=("weights", 1, 2))
+        self.error: PenstockError | None = None
+        self.stopped = asyncio.Event()
+        self._opens_in, self._fails = opens_in, fails
 
-    async def start(self) -> None:
+    def start(self) -> None:
         self._opening = asyncio.create_task(self._open())
 
     async def _open(self) -> None:
-        self.progress = ("weights", 1, 2)
-        await asyncio.sleep(self.opens_in)
-        self.facts, self.error = dict(FACTS), self.fails
-        self.state = "stopped" if self.fails else "ready"
+        await asyncio.sleep(self._opens_in)
+        self.link.facts, self.error = dict(FACTS), self._fails
+        self.link.state = "stopped" if self._fails else "ready"
 
     async def stop(self) -> None:
         self.stopped.set()
+
+    def healthy(self, now: float) -> tuple[bool, str]:
+        return self.link.state == "ready", f"the engine is {self.link.state}"

@@ -22,14 +22,16 @@ from penstock.serve.server import open_server
 from penstock.serve.serving import Endpoint, Serving
 from tests.cpu.serve.doubles import ECHO, Number, StillRunner
 
+GIVEN: dict[str, Any] = json.loads(sys.argv[1])
+RUNNER = StillRunner(GIVEN.pop("opens_in", 0.0), ModelError("no such model") if GIVEN.pop("fails", False) else None)
+
 
 async def slow(request: Request, serving: Serving) -> Response:
     """Sleeps for as long as it is told; ends where the client leaves, or the engine is stopped."""
     asked = await read_json(request, Number)
     print("started", flush=True)
-    stopped = serving.link.stopped  # type: ignore[attr-defined]
     try:
-        await while_connected(request, asyncio.wait_for(stopped.wait(), asked.number))
+        await while_connected(request, asyncio.wait_for(RUNNER.stopped.wait(), asked.number))
     except TimeoutError:
         return answer({"slept": asked.number})
     finally:
@@ -38,13 +40,10 @@ async def slow(request: Request, serving: Serving) -> Response:
 
 
 def main() -> int:
-    given: dict[str, Any] = json.loads(sys.argv[1])
-    runner = StillRunner(opens_in=given.pop("opens_in", 0.0))
-    runner.fails = ModelError("no such model") if given.pop("fails", False) else None
-    paths = {name: Path(given[name]) for name in ("ssl_certfile", "ssl_keyfile") if name in given}
-    keys = {"api_keys": tuple(given.get("api_keys", ()))}
+    paths = {name: Path(GIVEN[name]) for name in ("ssl_certfile", "ssl_keyfile") if name in GIVEN}
+    keys = {"api_keys": tuple(GIVEN.get("api_keys", ()))}
     routes = (*ROUTES, ECHO, Endpoint("POST", "/slow", slow, "Sleep.", Number))
-    one = open_server(ServeConfig(**{**given, **paths, **keys}), runner, routes)
+    one = open_server(ServeConfig(**{**GIVEN, **paths, **keys}), RUNNER, routes)
     print(one.port, flush=True)
     in_order = one.run(lambda: print("ready", flush=True), lambda *what: print(*what, file=sys.stderr, flush=True))
     print("torch" if "torch" in sys.modules else "light", flush=True)

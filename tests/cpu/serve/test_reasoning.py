@@ -12,7 +12,11 @@ from penstock.serve.reasoning import ReasoningParser, detect_reasoning
 from penstock.serve.tools.events import Event, Message, append, gather
 from penstock.serve.tools.parser import HermesParser
 
-OPEN, CLOSED, NONE = "<|im_start|>assistant\n<think>\n", "<|im_start|>assistant\n<think>\n\n</think>\n\n", "user: <think>?"
+OPEN, CLOSED, NONE = (
+    "<|im_start|>assistant\n<think>\n",
+    "<|im_start|>assistant\n<think>\n\n</think>\n\n",
+    "user: <think>?",
+)
 CALL = '<tool_call>\n{"name": "f", "arguments": {"a": 1}}\n</tool_call>'
 
 
@@ -49,7 +53,20 @@ def test_a_text_is_split(prompt: str, text: str, reasoning: str, content: str, c
     assert (message.reasoning, message.content, len(message.calls)) == (reasoning, content, calls)
 
 
-_PIECES = ["<think>", "</think>", "<", "</", "think>", " ", "\n", "text", CALL, "<tool_call>", CALL[:30], "</tool_call>"]
+_PIECES = [
+    "<think>",
+    "</think>",
+    "<",
+    "</",
+    "think>",
+    " ",
+    "\n",
+    "text",
+    CALL,
+    "<tool_call>",
+    CALL[:30],
+    "</tool_call>",
+]
 
 
 @given(

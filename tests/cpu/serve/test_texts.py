@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -57,7 +58,7 @@ class Heard:
 def cut(ids: list[int], borders: list[int], index: int = 0, **last: Any) -> list[Part]:
     """A text in parts, of which the last has the end."""
     places = sorted({0, len(ids), *(b % (len(ids) + 1) for b in borders)})
-    parts = [Part("r", index, ids[a:b]) for a, b in zip(places, places[1:], strict=False)]
+    parts = [Part("r", index, ids[a:b]) for a, b in pairwise(places)]
     end = parts.pop()
     return [*parts, Part("r", index, end.tokens, **{"finish": "length", **last})]
 
@@ -80,7 +81,7 @@ def answered(script: Script, heard: Heard | None = None, **params: Any) -> Any:
     st.integers(0, 24),
 )
 def test_a_text_is_the_same_however_it_is_cut(borders: list[int], stop: list[str], include: bool, least: int) -> None:
-    told = {"stop": stop, "include_stop_str_in_output": include, "min_tokens": least, "max_tokens": 100}
+    told: dict[str, Any] = {"stop": stop, "include_stop_str_in_output": include, "min_tokens": least, "max_tokens": 100}
     whole = answered(Script([cut(IDS, [])]), **told)[1][0]
     frames: list[Any] = [[part] for part in cut(IDS, borders)]
     script = Script(frames)
@@ -107,7 +108,9 @@ def test_a_stop_string_ends_its_text_in_the_engine_alone_and_what_is_behind_it_d
 
 
 def test_a_token_that_ends_the_text_has_none() -> None:
-    text = answered(Script([[Part("r", 0, [*IDS[:2], 1], "stop", ended_by_token=True)]]), skip_special_tokens=False)[1][0]
+    text = answered(Script([[Part("r", 0, [*IDS[:2], 1], "stop", ended_by_token=True)]]), skip_special_tokens=False)[1][
+        0
+    ]
     assert text.new == TOKENIZER.decode(IDS[:2]) and (text.finish, text.stop_reason) == ("stop", None)
     assert text.num_tokens == 3
     stopped = answered(Script([[Part("r", 0, [*IDS[:2], 7], "stop", 7, True)]]), stop_token_ids=[7])[1][0]
