@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
 import socket
+import subprocess
+import sys
 import time
+import urllib.request
 from array import array
 from dataclasses import dataclass, field
-from typing import cast
+from pathlib import Path
+from typing import Any, cast
+
+import uvloop
 
 from penstock.bench.workload import percentile
 from tests.cpu.serve.simulated import Clock
 
+ROOT = Path(__file__).resolve().parents[3]
+RAMP = 0.25  # of a run, in which its streams begin
 _TEXT = re.compile(rb'"text":"([^"]*)"')
 DONE = b"data: [DONE]"
 
@@ -30,9 +39,15 @@ class Crowd:
     reads: int = 0
     broken: list[str] = field(default_factory=list)
 
-    def p(self, q: float, since: float = 0.0) -> float:
-        """A percentile, of tokens that came at `since` or later."""
-        return percentile([x for x, at in zip(self.latencies, self.times, strict=True) if at >= since], q)
+    def p(self, q: float, since: float = 0.0, until: float = float("inf")) -> float:
+        """A percentile, of tokens that came in that time."""
+        return percentile([x for x, at in zip(self.latencies, self.times, strict=True) if since <= at < until], q)
+
+    def halves(self, since: float) -> tuple[tuple[float, float], tuple[float, float]]:
+        """Of the time from then on."""
+        end = max(self.times)
+        middle = (since + end) / 2
+        return (since, middle), (middle, end)
 
 
 class Stream(asyncio.Protocol):
@@ -116,3 +131,64 @@ def silent(port: int, tokens: int) -> socket.socket:
     it.connect(("127.0.0.1", port))
     it.sendall(request(tokens))
     return it
+
+
+class Server:
+    """`load_server` in a process of its own. A context manager."""
+
+    def __init__(self, step: float) -> None:
+        command = [sys.executable, "-m", "tests.cpu.serve.load_server", str(step)]
+        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT)
+
+    def __enter__(self) -> Server:
+        assert self._process.stdout is not None
+        self.port = int(self._process.stdout.readline())
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.terminate()
+        try:
+            assert self._process.wait(20) == 0
+        finally:
+            self._process.kill()
+            if self._process.stdout is not None:
+                self._process.stdout.close()
+
+    @property
+    def resident(self) -> int:
+        """Bytes in memory."""
+        status = Path(f"/proc/{self._process.pid}/status").read_text()
+        return int(status.partition("VmRSS:")[2].split()[0]) << 10
+
+    @property
+    def cpu(self) -> float:
+        """Seconds that it has run, in all."""
+        fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def health(self) -> dict[str, Any]:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/health", timeout=10) as answer:
+            return dict(json.loads(answer.read()))
+
+
+def load(step: float, count: int, tokens: int) -> dict[str, Any]:
+    """A crowd at a server of its own, and what it saw. Latencies of the time in which all streams run."""
+    with Server(step) as server, asyncio.Runner(loop_factory=uvloop.new_event_loop) as loop:
+        loop.run(streams(server.port, 5, 20))  # what is made at a first request is made
+        before, start, own = server.cpu, time.monotonic(), time.process_time()
+        crowd = loop.run(streams(server.port, count, tokens))
+        seconds = time.monotonic() - start
+        early, late = (crowd.p(99, *part) for part in crowd.halves(start + RAMP * seconds))
+        assert not crowd.broken, crowd.broken[:3]
+        assert crowd.tokens == count * tokens
+        return {
+            "streams": count, "step_seconds": step, "wanted_tokens_per_s": round(count / step),
+            "tokens_per_s": crowd.tokens / seconds, "seconds": seconds, "tokens": crowd.tokens,
+            "tokens_per_chunk": crowd.tokens / crowd.chunks,
+            "added_latency_ms": {f"p{q}": crowd.p(q, start + RAMP * seconds) for q in (50, 90, 99, 100)},
+            "p99_ms_first_half": early, "p99_ms_second_half": late,
+            "server_cpu_share": (server.cpu - before) / seconds,
+            "server_us_per_chunk": 1e6 * (server.cpu - before) / crowd.chunks,
+            "client_cpu_share": (time.process_time() - own) / seconds, "server_resident": server.resident,
+            "load_average": os.getloadavg()[0], "cores": os.cpu_count(),
+        }  # fmt: skip
