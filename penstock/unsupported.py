@@ -8,8 +8,6 @@ from penstock.errors import UnsupportedError
 
 # Sampling parameters, arguments and functions by their name, verbs as "penstock VERB".
 UNSUPPORTED: Final[dict[str, str]] = {
-    # SamplingParams
-    "guided_decoding": "output held to a grammar; leave it out and check the text",
     # LLM and build arguments
     "quantization": "quantised weights; use dtype 'bfloat16' or 'float16'",
     "quant_mode": "quantised weights; use dtype 'bfloat16' or 'float16'",

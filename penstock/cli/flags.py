@@ -107,6 +107,15 @@ Logprobs = Annotated[
     int | None,
     typer.Option("--logprobs", metavar="N", help="Show each token's log-probability beside the N likeliest ones'."),
 ]
+GuidedJson = Annotated[
+    str | None, typer.Option("--guided_json", metavar="FILE|TEXT", help="Hold the text to this JSON schema.")
+]
+GuidedRegex = Annotated[
+    str | None, typer.Option("--guided_regex", metavar="EXPR", help="Hold the text to this regular expression.")
+]
+GuidedChoice = Annotated[
+    list[str] | None, typer.Option("--guided_choice", metavar="TEXT", help="Only these texts; to be repeated.")
+]
 Timeout = Annotated[float | None, typer.Option("--timeout", metavar="SECONDS", help="End by then with what there is.")]
 
 

@@ -10,7 +10,7 @@ import typer
 from penstock.cli import flags
 from penstock.cli.console import Progress, result, result_json, say
 from penstock.cli.session import defaults_of, open_llm, say_rate, stream
-from penstock.cli.texts import facts, numbered, sampling, scores, seconds
+from penstock.cli.texts import facts, guided, numbered, sampling, scores, seconds
 from penstock.errors import PromptError
 
 if TYPE_CHECKING:
@@ -40,6 +40,9 @@ def generate(
     no_repeat_ngram_size: flags.NoRepeat = None,
     bad_words: flags.BadWords = None,
     logprobs: flags.Logprobs = None,
+    guided_json: flags.GuidedJson = None,
+    guided_regex: flags.GuidedRegex = None,
+    guided_choice: flags.GuidedChoice = None,
     timeout: flags.Timeout = None,
     weights: flags.Weights = "checkpoint",
     dtype: flags.Dtype = "auto",
@@ -59,7 +62,7 @@ def generate(
         n, beams, length_penalty, max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed,
         stop=stop, min_tokens=min_tokens, min_p=min_p, repetition_penalty=repetition_penalty, logprobs=logprobs,
         presence_penalty=presence_penalty, frequency_penalty=frequency_penalty, bad_words=bad_words,
-        no_repeat_ngram_size=no_repeat_ngram_size,
+        no_repeat_ngram_size=no_repeat_ngram_size, guided_decoding=guided(guided_json, guided_regex, guided_choice),
     )  # fmt: skip
     limit, text = seconds("--timeout", timeout), _prompt(prompt)
     arguments: dict[str, Any] = {

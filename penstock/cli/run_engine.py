@@ -11,7 +11,7 @@ import typer
 from penstock.cli import flags
 from penstock.cli.console import Progress, counted, result, result_json, say, table
 from penstock.cli.session import open_llm
-from penstock.cli.texts import facts, sampling, scores, seconds
+from penstock.cli.texts import facts, guided, sampling, scores, seconds
 from penstock.errors import OptionError, PromptError
 from penstock.unsupported import require_default
 
@@ -55,6 +55,9 @@ def run(
     no_repeat_ngram_size: flags.NoRepeat = None,
     bad_words: flags.BadWords = None,
     logprobs: flags.Logprobs = None,
+    guided_json: flags.GuidedJson = None,
+    guided_regex: flags.GuidedRegex = None,
+    guided_choice: flags.GuidedChoice = None,
     timeout: flags.Timeout = None,
     tp_size: Annotated[int, typer.Option("--tp_size", metavar="N", help="Ranks; 1 is built.")] = 1,
     device: flags.Device = "auto",
@@ -78,7 +81,7 @@ def run(
         n, beams, length_penalty, max_tokens=max_output_len, temperature=temperature, top_k=top_k, top_p=top_p,
         seed=seed, min_tokens=min_tokens, min_p=min_p, repetition_penalty=repetition_penalty, logprobs=logprobs,
         presence_penalty=presence_penalty, frequency_penalty=frequency_penalty, bad_words=bad_words,
-        no_repeat_ngram_size=no_repeat_ngram_size,
+        no_repeat_ngram_size=no_repeat_ngram_size, guided_decoding=guided(guided_json, guided_regex, guided_choice),
     )  # fmt: skip
     limit = seconds("--timeout", timeout)
     steps = 1 if debug_steps is None else debug_steps

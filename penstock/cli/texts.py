@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from math import isfinite
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from penstock.cli import flags
@@ -12,6 +13,7 @@ from penstock.cli.console import table
 from penstock.errors import OptionError
 
 if TYPE_CHECKING:
+    from penstock.grammar import GuidedDecoding
     from penstock.runtime.requests import CompletionOutput, RequestOutput, SamplingParams
     from penstock.text.tokenizer import Tokenizer
 
@@ -31,6 +33,20 @@ def sampling(
     elif length_penalty not in (None, 1.0):
         raise OptionError(f"--length_penalty {length_penalty} ranks beams; give --beams N from 2, or leave it out")
     return SamplingParams(**asked)
+
+
+def guided(schema: str | None, regex: str | None, choice: list[str] | None) -> GuidedDecoding | None:
+    """What the flags hold a text to; a schema is a file's, or what is given. Raises OptionError, SamplingError."""
+    from penstock.grammar import GuidedDecoding
+
+    if schema is None and regex is None and not choice:
+        return None
+    if schema is not None and not schema.lstrip().startswith("{"):
+        try:
+            schema = Path(schema).read_text("utf-8")
+        except (OSError, ValueError) as error:
+            raise OptionError(f"--guided_json {schema[:60]!r} is no schema and no file of one: {error}") from None
+    return GuidedDecoding(json=schema, regex=regex, choice=tuple(choice) if choice else None)
 
 
 def seconds(flag: str, value: float | None) -> float | None:

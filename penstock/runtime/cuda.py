@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from penstock.runtime.graphs import Bound, Graphs, Memory
 from penstock.runtime.kv import pool
 from penstock.runtime.kv.host import Restored, Saved
 from penstock.runtime.kv.tables import Copy
+from penstock.runtime.masks import Masker
 from penstock.runtime.step import PLAIN_TAIL, Scores, Tail, Ticket, Timer, Visit, of_group
 from penstock.runtime.upload import Numbers
 from penstock.runtime.weights import Loading, release_pinned
@@ -86,6 +88,7 @@ class CudaBackend:
         self.uploads = 0  # copies to the device, for the test that there is at most one a step
         self._count = 0
         self._sent = b""  # the upload that the device holds
+        self._masker = cache(lambda: Masker("cuda", engine.profile.max_batch_size, engine.vocab_size))
         self._stream: int = torch.cuda.current_stream().cuda_stream  # that replays take too: all are of one thread
         with self._stage("memory"), _no_more_than(self.plan):
             region = _Region(self.plan.region)
@@ -177,12 +180,16 @@ class CudaBackend:
         """The same of a controlled step."""
         before = _allocations()
         front, rest = self.graphs.parts(tokens, logits)
-        self._allocated += _allocations() - before  # a capture may
+        if tail.masks is not None:
+            self._masker()
+        self._allocated += _allocations() - before  # a capture may, and the first masks
 
         def replay() -> None:
             front.graph.replay()
-            tail.edit(front.results["logits"])
+            raw = tail.edit(front.results["logits"], self._masker)
             rest.graph.replay()
+            if raw:
+                self._masker().mend(rest.results, raw)
 
         self._timed(replay)
         return rest.results
@@ -193,8 +200,10 @@ class CudaBackend:
         bound = self.graphs.bind(self.engine.profile.bucket(tokens, max(logits, 1)), phases=phases)
         with torch.no_grad():
             self._show(bound.of(FRONT), {"T": tokens, "S": rows, "L": logits})
-            tail.edit(bound.named["logits"])
+            raw = tail.edit(bound.named["logits"], self._masker)
             self._show(bound.of(phases[-1:]), {"T": tokens, "S": rows, "L": logits})
+            if raw:
+                self._masker().mend(bound.named, raw)
         return bound.named
 
     def _show(self, bound: Bound, sizes: Mapping[str, int]) -> None:

@@ -15,11 +15,13 @@ from typing import Any
 
 from penstock.engine.manifest import Engine
 from penstock.errors import ExecutorError, OptionError, PenstockError, SamplingError
+from penstock.grammar.guide import Guide
 from penstock.runtime.intake import Intake, Order, Submission
 from penstock.runtime.job import Job, candidates_of, keep_scores
 from penstock.runtime.kv.blocks import BlockPool
 from penstock.runtime.kv.manager import KvManager
 from penstock.runtime.kv.tables import Tables
+from penstock.runtime.masks import Masks
 from penstock.runtime.output import Stream
 from penstock.runtime.pace import Pace
 from penstock.runtime.schedule.batch import Event, StepPlan
@@ -66,6 +68,7 @@ class Executor:
         self._read_at = 0.0  # when the last step was read
         self._active_since = 0.0  # up to when the time with requests is counted
         self._in_flight: deque[tuple[StepPlan, Ticket, float | None]] = deque()  # launched when, if on the fast path
+        self._early: dict[int, list[int]] = {}  # tokens of steps in flight that were read, for masks, by ticket
         self.log: StepLog | None = None  # of every step, where somebody measures
         self.recorder: Callable[[StepPlan], None] | None = None  # gets each plan before its launch
         self.num_moves = 0  # steps read or failed
@@ -124,6 +127,11 @@ class Executor:
             self._count_active()
         return plan is not None or bool(self._in_flight)
 
+    def close(self) -> None:
+        """Free the device, and end what compiles grammars. Nothing may be running."""
+        self._intake.close()
+        self.backend.close()
+
     def fail_all(self, error: PenstockError) -> None:
         """End every request with an error: the device is gone."""
         for job in tuple(self._live.values()):
@@ -144,6 +152,7 @@ class Executor:
             "host_steps": stats.host_steps,
             "controlled_steps": stats.controlled_steps,
             "processor_steps": stats.processor_steps,
+            "guided_steps": stats.guided_steps,
             "steps_off_fast_path": backend.slow_steps,
             "device_busy": stats.device_busy,
             "requests_running": scheduler.num_running,
@@ -225,10 +234,43 @@ class Executor:
         sampling = zip(plan.sampling, plan.sample_rows, strict=True)
         every = ((row, self._job(request)) for request, row in sampling if request.lockstep)
         rewritten = {row: job for row, job in every if job is not None and job.processes}
-        if not rewritten:
-            return Tail(True)
-        self.stats.processor_steps += 1
-        return Tail(True, tuple(rewritten), lambda row, logits: self._process(rewritten[row], logits))
+        masks = self._masks_of(plan)
+        self.stats.processor_steps += bool(rewritten)
+        self.stats.guided_steps += masks is not None
+        return Tail(True, tuple(rewritten), lambda row, logits: self._process(rewritten[row], logits), masks)
+
+    def _masks_of(self, plan: StepPlan) -> Callable[[Any], Masks | None] | None:
+        """What writes the masks of its rows that are held to grammars."""
+        sampling = zip(plan.sampling, plan.sample_rows, strict=True)
+        every = ((row, self._job(request)) for request, row in sampling if request.controlled)
+        held = [(row, job, job.guide) for row, job in every if job is not None and job.guide is not None]
+        return (lambda bits: self._mask(held, bits)) if held else None
+
+    def _mask(self, held: Sequence[tuple[int, Job, Guide]], bits: Any) -> Masks | None:
+        """Once the forward is launched: the host learns the tokens of the step before it, and so which may be next."""
+        unread = self._read_ahead()
+        rows: list[int] = []
+        scored: list[int] = []
+        for row, job, guide in held:
+            tokens = [*job.request.output, *unread.get(job.request, ())]
+            try:
+                if guide.fill(tokens, bits.numpy(), len(rows)):
+                    rows.append(row)
+                    scored += [row] if job.is_scored else []
+            except Exception as error:  # the request's border
+                self._failing.append((job, error if isinstance(error, PenstockError) else _broken(job, error)))
+        return Masks(rows, scored, bits) if rows else None
+
+    def _read_ahead(self) -> dict[Request, list[int]]:
+        """Wait for all that is in flight; the tokens that requests get of it, which the scheduler hears of later."""
+        found: dict[Request, list[int]] = {}
+        for plan, ticket, _ in self._in_flight:
+            if ticket.number not in self._early:
+                self._early[ticket.number] = self.backend.read(ticket)
+            tokens = self._early[ticket.number]
+            for request, row in zip(plan.sampling, plan.sample_rows, strict=True):
+                found.setdefault(request, []).append(tokens[row])
+        return found
 
     def _process(self, job: Job, logits: Any) -> Any:
         """A row's logits after the request's own functions; as they were, where those fail."""
@@ -266,7 +308,8 @@ class Executor:
 
     def _retire(self, plan: StepPlan, ticket: Ticket, launched: float | None) -> None:
         try:
-            tokens = self.backend.read(ticket)
+            early = self._early.pop(ticket.number, None)
+            tokens = self.backend.read(ticket) if early is None else early
         except Exception as error:  # as above
             self._failed(plan, error)
             return
@@ -356,6 +399,10 @@ def _said(error: BaseException) -> str:
         return f"{type(error).__name__}: {error}"
     except Exception:
         return type(error).__name__
+
+
+def _broken(job: Job, error: Exception) -> PenstockError:
+    return SamplingError(f"the grammar of {job.order_id} failed: {_said(error)}")
 
 
 def _deliver(live: Job, error: PenstockError) -> None:

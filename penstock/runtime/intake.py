@@ -10,6 +10,9 @@ import numpy as np
 
 from penstock.engine.manifest import Engine
 from penstock.errors import OptionError, SamplingError
+from penstock.grammar.guide import Grammars
+from penstock.grammar.process import Compiler
+from penstock.grammar.vocabulary import Vocabulary, vocabulary_of
 from penstock.ir.ops.control import MOST_LOGPROBS, Controls
 from penstock.runtime.beams import BeamStream
 from penstock.runtime.job import Job
@@ -37,8 +40,9 @@ class Submission:
     """A request as it arrives. `sink` gets every output if `streaming`, else the last; or the error that ended it.
 
     priority: the lower, the sooner. cache_salt: KV is shared only with requests of the same. queue_timeout, timeout:
-    seconds from arrival until it must run, and until it must have ended; None: for ever. hear: hears of each text that
-    is sampled instead of `sink`, which hears of errors then; texts are token ids, all `best_of` of them.
+    seconds from arrival until it must run, and until it must have ended; None: for ever. grammar: what
+    params.guided_decoding asks for, where it was compiled elsewhere, for the same vocabulary. hear: hears of each text
+    that is sampled instead of `sink`, which hears of errors then; texts are token ids, all `best_of` of them.
     """
 
     id: str
@@ -51,6 +55,7 @@ class Submission:
     cache_salt: str = ""
     queue_timeout: float | None = None
     timeout: float | None = None
+    grammar: bytes | None = None
     arrival: float = field(default_factory=time.monotonic)
     hear: Callable[[TokenStream], None] | None = None
 
@@ -95,16 +100,22 @@ class Intake:
         self._start = tuple(engine.tokens.get("decoder_start", ()))  # what a decoder begins with, behind an encoder
         self._forced_end: int | None = engine.tokens.get("forced_end")
         self._eos = frozenset(engine.tokens.get("eos", ())) | frozenset(ends)
+        self._grammars, self._compiler = Grammars(self.vocabulary), Compiler(self.vocabulary)
+
+    def vocabulary(self) -> Vocabulary:
+        """What grammars are compiled for. Raises SamplingError where there can be none."""
+        return vocabulary_of(self._tokenizer, self._engine.vocab_size, self._eos)
 
     def prepare(self, new: Submission) -> Order:
         """Raises PromptError, SamplingError and the like."""
         params, notes = self._resolver.resolve(new.params)
         numbers = prompt_numbers(new.prompt_token_ids, self._engine.vocab_size)
         self._refuse_vain(params, len(self._start or numbers))
+        grammar = self._grammar(new)
         if params.use_beam_search:
             return Order(new, (self._search(new, params, notes, numbers),))
         if params.width == 1:
-            return Order(new, (self._job(new, params, notes, numbers, new.id, new.sink),))
+            return Order(new, (self._job(new, params, notes, numbers, new.id, new.sink, grammar),))
         if new.streaming and params.width > params.n and new.hear is None:
             raise SamplingError(
                 f"best_of={params.width} and n={params.n} cannot be streamed: which are the best is known at the end; "
@@ -114,8 +125,20 @@ class Intake:
         jobs: list[Job] = []
         for i in range(params.width):
             keys = jobs[0].request.keys if jobs else ()  # one prompt, one salt
-            jobs.append(self._job(new, params, notes, numbers, f"{new.id}#{i}", several.sink(i), i, keys))
+            jobs.append(self._job(new, params, notes, numbers, f"{new.id}#{i}", several.sink(i), grammar, i, keys))
         return Order(new, tuple(jobs))
+
+    def _grammar(self, new: Submission) -> bytes | None:
+        """Compiled, in a process of its own; this thread waits for it."""
+        if new.grammar is not None:
+            new.params.refuse_ends()
+            return new.grammar
+        guided = new.params.guided_decoding
+        return None if guided is None else self._compiler.compile(guided)
+
+    def close(self) -> None:
+        """End what compiles grammars."""
+        self._compiler.close()
 
     def _refuse_vain(self, params: SamplingParams, length: int) -> None:
         """What could be asked for and never had."""
@@ -142,7 +165,7 @@ class Intake:
 
     def _job(
         self, new: Submission, params: SamplingParams, notes: tuple[str, ...], numbers: Numbers, id: str, sink: Sink,
-        index: int = 0, keys: Sequence[bytes] = (),
+        grammar: bytes | None, index: int = 0, keys: Sequence[bytes] = (),
     ) -> Job:  # fmt: skip
         """One text, its blocks named by `keys`, where those are known."""
         request, freqs = self._request(new, params, id)
@@ -150,13 +173,15 @@ class Intake:
         controls = self._controls(params, request)
         request.lockstep = bool(params.logits_processors)
         request.looks_back = controls.adjusts
-        request.controlled = request.looks_back or controls.num_logprobs > 0 or request.lockstep
+        guide = None if grammar is None else self._grammars.guide(grammar)
+        asks = request.looks_back or controls.num_logprobs > 0 or guide is not None
+        request.controlled = asks or request.lockstep
         request.keys = [*keys]
         self._check(request)
         source = self._source(numbers, fields_of(params, index), freqs, controls)
         text = request, new.prompt, params, new.arrival, self._tokenizer, notes, index
         stream = Stream(*text) if new.hear is None else TokenStream(*text, order_id=new.id, hear=new.hear)
-        return Job(new.id, request, stream, source, sink, new.streaming)
+        return Job(new.id, request, stream, source, sink, new.streaming, guide)
 
     def _search(self, new: Submission, params: SamplingParams, notes: tuple[str, ...], numbers: Numbers) -> Job:
         """All beams are one job; the first of them stands for it."""

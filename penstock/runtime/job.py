@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from penstock.errors import SamplingError
+from penstock.grammar.guide import Guide
 from penstock.ir.lazy import torch
 from penstock.runtime.beams import BeamStream
 from penstock.runtime.output import Stream
@@ -22,7 +23,7 @@ from penstock.runtime.upload import Source
 @dataclass(frozen=True, slots=True)
 class Job:
     """One of the texts of an order (`order_id`), made ready. `sink` gets every output if `streaming`, else the last;
-    or the error that ended it."""
+    or the error that ended it. `guide`: of a text that is held to a grammar."""
 
     order_id: str
     request: Request
@@ -30,6 +31,7 @@ class Job:
     source: Source
     sink: Sink
     streaming: bool
+    guide: Guide | None = None
 
     def tell(self) -> None:
         """Let the caller know what there is."""
@@ -41,6 +43,10 @@ class Job:
     def is_of(self, request: Request) -> bool:
         """Whether it is that request's: its id may have been used before, by one of which a step is still in flight."""
         return self.request is request or (request.group is not None and request.group is self.request.group)
+
+    @property
+    def is_scored(self) -> bool:
+        return isinstance(self.stream, Stream) and self.stream.is_scored
 
     @property
     def index(self) -> int | None:

@@ -180,7 +180,7 @@ class Loop:
         while not self._commands.empty():
             if (command := self._commands.get()) is not None:
                 command.reply(None, error)
-        executor.backend.close()
+        executor.close()
 
 
 class Gather:

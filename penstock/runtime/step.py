@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,6 +25,7 @@ from penstock.kernels.launch import Eager
 from penstock.runtime.kv import pool
 from penstock.runtime.kv.host import Restored, Saved
 from penstock.runtime.kv.tables import Copy
+from penstock.runtime.masks import Masker, Masks
 from penstock.runtime.upload import Numbers, Reals
 from penstock.runtime.weights import load_weights
 
@@ -48,17 +50,23 @@ class Scores:
 @dataclass(frozen=True, slots=True)
 class Tail:
     """What a step does behind its logits. `controlled`: rows may be. `rewrite`: first gets, for each of `rows` of the
-    logits, that row on the host, f32[V], and gives what takes its place; the step waits for it."""
+    logits, that row on the host, f32[V], and gives what takes its place; the step waits for it. `masks`: then, when the
+    forward is launched, writes the masks of rows into the bits it gets, i32[R,W]; None: of no row."""
 
     controlled: bool = False
     rows: tuple[int, ...] = ()
     rewrite: Callable[[int, Any], Any] | None = None
+    masks: Callable[[Any], Masks | None] | None = None
 
-    def edit(self, logits: Any) -> None:
-        """Rewrite the rows in place."""
+    def edit(self, logits: Any, masker: Callable[[], Masker]) -> Mapping[int, Any]:
+        """Rewrite and mask rows in place; of masked ones that are scored, gives what `Masker.mend` needs."""
         for row in self.rows:
             assert self.rewrite is not None
             logits[row].copy_(self.rewrite(row, logits[row].to("cpu", copy=True)))
+        if self.masks is None:
+            return {}
+        masks = self.masks(masker().bits)
+        return masker().apply(logits, masks) if masks else {}
 
 
 PLAIN_TAIL = Tail()
@@ -163,6 +171,7 @@ class CpuBackend:
         self._results: dict[int, tuple[list[int], Scores | None]] = {}
         self._scores: Scores | None = None  # of the step that was read last
         self._count = 0
+        self._masker = cache(lambda: Masker("cpu", engine.profile.max_batch_size, engine.vocab_size))
         self.visit: Visit | None = None
         self.timer: Timer | None = None
         self.slow_steps = 0
@@ -177,8 +186,10 @@ class CpuBackend:
             for name in FRONT:
                 leaves |= self._phases[name].run(leaves, sizes, self.visit)
             self.slow_steps += bool(tail.rows) or self.visit is not None
-            tail.edit(leaves["logits"])
+            raw = tail.edit(leaves["logits"], self._masker)
             leaves |= self._phases[CONTROLLED_TAIL if tail.controlled else TAIL].run(leaves, sizes, self.visit)
+            if raw:
+                self._masker().mend(leaves, raw)
         self.last = leaves
         self._count += 1
         scores = Scores(*(leaves[name].numpy() for name in SCORES)) if tail.controlled else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import codecs
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Protocol
 
@@ -182,6 +182,11 @@ def _overlap(text: str, stop: str) -> int:
     """The length of the longest end of `text` that is a beginning of `stop`, shorter than all of it."""
     longest = min(len(text), len(stop) - 1)
     return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)
+
+
+def bytes_writer(tokenizer: Tokenizer) -> Callable[[int], bytes] | None:
+    """Of byte-level BPE: what a token of that id writes, wherever it stands."""
+    return (lambda token_id: token_bytes(tokenizer.id_to_token(token_id) or "")) if is_byte_level(tokenizer) else None
 
 
 def is_byte_level(tokenizer: Tokenizer) -> bool:

@@ -6,13 +6,12 @@ import math
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from functools import cache
 from typing import Any, Final, Literal
 
 from penstock.errors import SamplingError
+from penstock.grammar import GuidedDecoding
 from penstock.ir.ops.control import MOST_LOGPROBS
 from penstock.runtime.schedule.groups import MOST_BEAMS
-from penstock.unsupported import UNSUPPORTED, require_default
 
 MOST_TEXTS: Final = 1024  # of one prompt
 
@@ -47,7 +46,7 @@ _LEAST_TOP_P: Final = 1e-6
 _MOST_BIAS: Final = 100.0
 # What has no meaning beside a search for the likeliest text, and what has none without one.
 _NOT_WITH_BEAMS: Final = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "best_of", "logprobs",
-                          "prompt_logprobs", "logits_processors", "stop")  # fmt: skip
+                          "prompt_logprobs", "logits_processors", "stop", "guided_decoding")  # fmt: skip
 _ONLY_WITH_BEAMS: Final = ("beam_width", "length_penalty", "early_stopping")
 
 
@@ -57,7 +56,7 @@ class SamplingParams:
 
     None for temperature, top_p, top_k, min_p, repetition_penalty, no_repeat_ngram_size, max_tokens: as the model's
     generation_config says, otherwise 1.0, 1.0, off, off, off, off and 16 (see `Resolver`). `temperature=0` is greedy;
-    `top_k` 0 or -1 is off. A name that is not built yet raises UnsupportedError at any value but its default. Lists
+    `top_k` 0 or -1 is off. Lists
     are taken and kept as tuples, a single stop string as a tuple.
 
     n completions, the likeliest of best_of where that is more. use_beam_search: the n best of beam_width (default: n)
@@ -67,7 +66,9 @@ class SamplingParams:
     logit_bias: {token id: -100 to 100}. logprobs, prompt_logprobs: for each token its own log-probability and those
     of so many likeliest ones, of the model's own distribution. logits_processors: callables (tokens generated so far,
     logits f32[V] on the host) -> logits, before all that is above, log-probabilities too; the request leaves the fast
-    path.
+    path. guided_decoding: what the text is held to, before penalties, biases and bans; log-probabilities stay the
+    model's own. It alone says when the text may end, so min_tokens and ignore_eos do not go with it; a limit, a stop
+    string or stop token may cut the text short.
     """
 
     n: int = 1
@@ -97,7 +98,7 @@ class SamplingParams:
     prompt_logprobs: int | None = None
     detokenize: bool = True
     skip_special_tokens: bool = True
-    guided_decoding: object | None = None
+    guided_decoding: GuidedDecoding | None = None
     logits_processors: tuple[Callable[..., Any], ...] = ()
 
     def __post_init__(self) -> None:
@@ -109,8 +110,7 @@ class SamplingParams:
         self._check_stops()
         self._check_lists()
         self._check_count()
-        for name, default in unbuilt():
-            require_default(name, getattr(self, name), default)
+        self._check_guided()
 
     def filled(self, values: Mapping[str, Any]) -> SamplingParams:
         """A copy with other values, of which only those are checked anew: this is on the way to the first token."""
@@ -182,6 +182,20 @@ class SamplingParams:
         if self.beam_width is not None and self.beam_width < self.n:
             raise SamplingError(f"beam_width={self.beam_width} is below n={self.n}; the n best are chosen of the beams")
 
+    def _check_guided(self) -> None:
+        if self.guided_decoding is None:
+            return
+        given: object = self.guided_decoding
+        if not isinstance(given, GuidedDecoding):
+            raise SamplingError(f"guided_decoding={str(given)[:60]!r} is a {type(given).__name__}; give GuidedDecoding")
+        self.refuse_ends()
+
+    def refuse_ends(self) -> None:
+        """Raise SamplingError where the parameters would forbid or ignore the end of a text held to a grammar."""
+        for name in ("use_beam_search", "min_tokens", "ignore_eos"):
+            if getattr(self, name):
+                raise SamplingError(f"{name}={getattr(self, name)!r} does not go with guided_decoding; leave one out")
+
     @property
     def width(self) -> int:
         """Beams, or texts sampled to choose from."""
@@ -248,9 +262,3 @@ _CHECKS: Final[dict[str, Callable[[str, object], None]]] = {
 def _may_be_none(name: str, value: object) -> bool:
     """Exactly the fields whose default is None take None."""
     return value is None and getattr(SamplingParams, name) is None
-
-
-@cache
-def unbuilt() -> tuple[tuple[str, Any], ...]:
-    """Fields that take only their default yet, with it."""
-    return tuple((each.name, each.default) for each in fields(SamplingParams) if each.name in UNSUPPORTED)

@@ -78,7 +78,7 @@ class Desk:
         params = SamplingParams(**new.params, detokenize=False)
         return Submission(
             new.id, tuple(new.prompt), params, lambda news: self._hear_all(new.id, news), None, True, new.priority,
-            new.cache_salt, new.queue_timeout, new.timeout, new.arrival, self._hear,
+            new.cache_salt, new.queue_timeout, new.timeout, arrival=new.arrival, hear=self._hear,
         )  # fmt: skip
 
     def _hear(self, text: TokenStream) -> None:
