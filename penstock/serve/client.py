@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import msgspec
 
@@ -258,8 +258,7 @@ class Frames(asyncio.BufferedProtocol):
         self.error: WireError | None = None  # what came that is no message
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's are no subclass
         self._client.connected(transport)
 
     def connection_lost(self, error: Exception | None) -> None:
