@@ -125,12 +125,12 @@ async def streams(port: int, count: int, tokens: int, spread: float = 0.0) -> Cr
     return crowd
 
 
-def silent(port: int, tokens: int) -> socket.socket:
+def silent(port: int, tokens: int, **more: object) -> socket.socket:
     """A client that asks and does not read."""
     it = socket.socket()
     it.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     it.connect(("127.0.0.1", port))
-    it.sendall(request(tokens))
+    it.sendall(request(tokens, **more))
     return it
 
 
