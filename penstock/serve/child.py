@@ -98,9 +98,12 @@ async def spawn(command: Sequence[str], arguments: Mapping[str, Any], folder: Pa
     server = await accept(lambda: protocols.pop() if protocols else _Refused(), socket)
     opening = Opening(socket, str(folder / "faults"), str(folder / "box"), dict(arguments))
     pipe, merged = asyncio.subprocess.PIPE, asyncio.subprocess.STDOUT
-    process = await asyncio.create_subprocess_exec(
-        *command, stdin=pipe, stdout=pipe, stderr=merged, start_new_session=True
-    )
+    start = asyncio.create_subprocess_exec
+    try:
+        process = await start(*command, stdin=pipe, stdout=pipe, stderr=merged, start_new_session=True)
+    except OSError:
+        server.close()
+        raise
     assert process.stdin is not None
     process.stdin.write(opening.to_json())
     process.stdin.close()

@@ -10,8 +10,8 @@ from penstock import LLM, __version__
 
 
 def facts_of(llm: LLM, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """See `link`. kv_blocks, block_size: of its pools. roof, work: rates of the device and what a token takes, as in the
-    manifest; empty where they are not known."""
+    """See `link`. kv_blocks, block_size: of its pools. roof, work: rates of the device and what a token takes, as in
+    the manifest; empty where they are not known."""
     engine, executor = llm.engine, llm._loop.executor
     limits = executor.scheduler.limits
     ends = llm.tokenizer.eos_token_ids if llm.tokenizer else ()
