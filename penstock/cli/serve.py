@@ -116,9 +116,7 @@ def serve(
     )  # fmt: skip
     _warn(config, bool(api_key))
     with Progress() as progress:
-        watched = Supervisor(
-            arguments, crash_dir=crash_dir, hang_timeout=hang_timeout, stall_timeout=stall_timeout
-        )
+        watched = Supervisor(arguments, crash_dir=crash_dir, hang_timeout=hang_timeout, stall_timeout=stall_timeout)
         one = server.open_server(config, watched)
         return 0 if one.run(lambda: result(_ready(one.serving, one.port)), progress) else FORCED
 

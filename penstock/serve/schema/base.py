@@ -33,6 +33,7 @@ Stop = Annotated[str, Field(min_length=1, max_length=MOST_STOP_CHARACTERS)]
 Stops = Annotated[list[Stop], BeforeValidator(_listed, json_schema_input_type=str | list[Stop]),
                   Field(max_length=MOST_STOPS)]  # fmt: skip
 Word = Annotated[str, Field(min_length=1, max_length=MOST_STOP_CHARACTERS)]
+TokenId = Annotated[int, Field(ge=0, le=2**31 - 1)]
 TokenKey = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
 
 
@@ -97,7 +98,7 @@ class Sampling(Body):
     min_p: float | None = None
     repetition_penalty: float | None = None
     no_repeat_ngram_size: int | None = None
-    stop_token_ids: list[int] | None = Field(None, max_length=MOST_IDS)
+    stop_token_ids: list[TokenId] | None = Field(None, max_length=MOST_IDS)
     include_stop_str_in_output: bool | None = None
     bad_words: list[Word] | None = Field(None, max_length=MOST_WORDS)
     ignore_eos: bool | None = None

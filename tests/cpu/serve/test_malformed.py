@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+import traceback
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -17,11 +18,13 @@ from penstock.serve.app import create_app
 from penstock.serve.config import ServeConfig
 from penstock.serve.openapi import document
 from penstock.serve.routes import ROUTES
+from penstock.serve.serving import Hooks
 from penstock.serve.supervisor import Supervisor
 from tests.cpu.serve.doubles import client_of
 from tests.cpu.serve.malformed import GOOD, cases
 from tests.long import results
 
+FAILED: list[str] = []  # what was behind a status of 500
 MOST_BYTES, MOST_SECONDS = 2500, 10.0
 
 
@@ -33,7 +36,8 @@ async def served(folder: Path, **config: Any) -> AsyncIterator[Any]:
     runner.start()
     try:
         await runner.ready()
-        async with client_of(create_app(ServeConfig(**config), runner.link, ROUTES, None, runner.healthy)) as client:
+        hooks = Hooks(failed=[lambda _, error: FAILED.append("".join(traceback.format_exception(error)))])
+        async with client_of(create_app(ServeConfig(**config), runner.link, ROUTES, hooks, runner.healthy)) as client:
             yield client
     finally:
         await runner.stop()
@@ -48,7 +52,7 @@ async def refused(folder: Path, count: int, seed: int) -> dict[str, Any]:
             started = time.monotonic()
             response = await asyncio.wait_for(client.post(case.path, content=case.body), MOST_SECONDS)
             slowest = max(slowest, (time.monotonic() - started, f"{case.path} {case.kind}"))
-            told = case.path, case.kind, case.body[:200], response.status_code, response.text[:500]
+            told = case.path, case.kind, case.body[:200], response.status_code, response.text[:500], *FAILED
             assert 400 <= response.status_code < 500 or (case.may_pass and response.status_code == 200), told
             assert len(response.content) < MOST_BYTES, told
             if response.status_code != 200:
