@@ -12,7 +12,7 @@ from penstock.errors import SamplingError
 MOST_CHARACTERS: Final = 1 << 18  # of a schema, an expression, a grammar, or all choices
 MOST_CHOICES: Final = 10_000
 SHOWN: Final = 60  # characters of what was given, in errors
-Kind = Literal["json", "json_object", "regex", "choice", "grammar"]
+Kind = Literal["json", "json_object", "regex", "choice", "grammar", "structural_tag"]
 KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
 
 
@@ -22,6 +22,7 @@ class GuidedDecoding:
 
     json: a JSON schema, a mapping or its text (kept as text). json_object: any JSON object. regex: an expression that
     the whole text matches. choice: the texts that it may be. grammar: GBNF, whose rule `root` derives the whole text.
+    structural_tag: xgrammar's formats around such schemas, as text.
     Which keywords of a schema are taken: `penstock.grammar.schema`.
     """
 
@@ -30,6 +31,7 @@ class GuidedDecoding:
     regex: str | None = None
     choice: tuple[str, ...] | None = None
     grammar: str | None = None
+    structural_tag: str | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.json_object, bool):
@@ -42,7 +44,7 @@ class GuidedDecoding:
             object.__setattr__(self, "json", _written(self.json))
         if self.choice is not None:
             object.__setattr__(self, "choice", _choices(self.choice))
-        for name in ("json", "regex", "grammar"):
+        for name in ("json", "regex", "grammar", "structural_tag"):
             _check_text(name, getattr(self, name))
 
     @property

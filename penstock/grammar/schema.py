@@ -1,13 +1,15 @@
 """JSON schemas as far as they can be enforced: a closed world of keywords, so that none is ignored in silence.
 
-xgrammar enforces the keywords listed here, where they stand with others as listed; it would pass over any other. A text
-may be narrower than the schema: members come in the schema's order, those it does not list only where
-additionalProperties says so, and `oneOf` needs branches that are plainly disjoint.
+xgrammar enforces the keywords listed here, where they stand with others as listed; it would pass over any other, and
+what it gets wrong is written otherwise or refused. Texts are narrower than the schema: members come in its order, those
+it does not list only where additionalProperties says so, strings of limited length have no escapes, and `oneOf` needs
+branches that are plainly disjoint. A format is held to in its syntax.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
@@ -15,9 +17,10 @@ from penstock.errors import SamplingError
 
 MOST_DEPTH: Final = 64
 MOST_VALUES: Final = 20_000  # objects, lists, names and the like, in all
-_SAID: Final = frozenset(
-    ["title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly", "$comment", "$schema", "$id", "$defs", "definitions"]
-)
+_SAID: Final = frozenset({
+    "title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly", "$comment", "$schema", "$id",
+    "$defs", "definitions",
+})  # fmt: skip
 _BY_TYPE: Final[dict[str, frozenset[str]]] = {
     "string": frozenset({"minLength", "maxLength", "pattern", "format"}),
     "integer": frozenset({"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"}),
@@ -27,14 +30,40 @@ _BY_TYPE: Final[dict[str, frozenset[str]]] = {
     "boolean": frozenset(),
     "null": frozenset(),
 }
-_FORMATS: Final = frozenset(
-    ["email", "date", "time", "date-time", "duration", "ipv4", "ipv6", "hostname", "uuid", "uri", "uri-reference", "uri-template", "json-pointer", "relative-json-pointer"]
-)
+_FORMATS: Final = frozenset({
+    "email", "date", "time", "date-time", "duration", "ipv4", "ipv6", "hostname", "uuid", "uri", "uri-reference",
+    "uri-template",
+})  # fmt: skip
+_BYTE: Final = "(25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])"
+_CHARACTER: Final = r'[^"\\\x00-\x1f]'  # that a string of JSON holds as it is
+_ESCAPED: Final = frozenset('"\\0bcfnrtuvx')  # behind a backslash: what such a string may not hold, or the name of any
 _ALONE: Final = ("$ref", "const", "enum", "anyOf", "oneOf", "allOf")  # each says all there is to say
 
 
 def checked(text: str) -> str:
     """The same schema, written anew. Raises SamplingError that names what cannot be enforced."""
+    schema = _read(text)
+    _check(schema, "schema", schema)
+    return json.dumps(schema)
+
+
+def checked_tag(text: str) -> str:
+    """As `checked`, of each schema within xgrammar's formats; these are the library's to read."""
+    tag = _read(text)
+    level: list[Any] = [tag]
+    while level := [part for each in level for part in _formats(each)]:
+        for each in level:
+            if isinstance(each, dict) and "json_schema" in each:
+                _check(each["json_schema"], "schema", each["json_schema"])
+    return json.dumps(tag)
+
+
+def _formats(value: Any) -> list[Any]:
+    """What is in it, but for what is in a schema."""
+    return _parts({k: v for k, v in value.items() if k != "json_schema"} if isinstance(value, dict) else value)
+
+
+def _read(text: str) -> dict[str, Any]:
     try:
         schema = json.loads(text, object_pairs_hook=_once, parse_constant=_no_number)
     except (ValueError, RecursionError) as error:
@@ -42,8 +71,7 @@ def checked(text: str) -> str:
     if not isinstance(schema, dict):
         raise SamplingError(f"the schema is {text[:60]!r}; give an object")
     _check_size(schema)
-    _check(schema, "schema", schema)
-    return json.dumps(schema)
+    return schema
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -75,6 +103,7 @@ def _parts(value: Any) -> list[Any]:
 
 
 def _check(schema: Any, where: str, root: Mapping[str, Any]) -> None:
+    """Refuse what cannot be enforced, and mend in place what the library gets wrong."""
     if isinstance(schema, bool):
         return
     if not isinstance(schema, dict):
@@ -91,7 +120,9 @@ def _check(schema: Any, where: str, root: Mapping[str, Any]) -> None:
     known = frozenset({"type"}).union(*(_BY_TYPE[kind] for kind in kinds))
     if unknown := sorted(asked - known):
         raise _unenforced(where, unknown[0])
+    schema["type"] = kinds if len(kinds) > 1 else kinds[0]
     _check_string(schema, where)
+    _check_members(schema, where)
     for place, each in _below(schema, where):
         _check(each, place, root)
 
@@ -132,10 +163,10 @@ def _kinds(schema: Mapping[str, Any], where: str) -> list[str]:
     """The types it names; else the one whose keywords it has; else all."""
     given = schema.get("type")
     if given is None:
-        own = [kind for kind, keys in _BY_TYPE.items() if keys & schema.keys()]
-        if len(own) > 1 and own != ["integer", "number"]:
+        own = [kind for kind, keys in _BY_TYPE.items() if keys & schema.keys() and kind != "integer"]
+        if len(own) > 1:
             raise SamplingError(f"{where} has keywords of {' and '.join(own)}, and no type; give the type")
-        return own or [*_BY_TYPE]
+        return own or [kind for kind in _BY_TYPE if kind != "integer"]
     kinds = given if isinstance(given, list) else [given]
     for kind in kinds:
         if not isinstance(kind, str) or kind not in _BY_TYPE:
@@ -143,14 +174,51 @@ def _kinds(schema: Mapping[str, Any], where: str) -> list[str]:
     return kinds
 
 
-def _check_string(schema: Mapping[str, Any], where: str) -> None:
-    told = [key for key in ("format", "pattern") if key in schema]
+def _check_string(schema: dict[str, Any], where: str) -> None:
+    told: list[str] = [key for key in ("format", "pattern") if key in schema]
     told += ["minLength or maxLength"] if {"minLength", "maxLength"} & schema.keys() else []
     if len(told) > 1:
         raise SamplingError(f"{where}: {told[1]} beside {told[0]} cannot be enforced; leave one of them out")
     if "format" in schema and schema["format"] not in _FORMATS:
         shown = str(schema["format"])[:60]
         raise SamplingError(f"{where}: format {shown!r} cannot be enforced; known are {', '.join(sorted(_FORMATS))}")
+    if "pattern" in schema:
+        _check_pattern(schema["pattern"], where)
+    elif schema.get("format") == "ipv4":  # the library's own takes leading zeros
+        del schema["format"]
+        schema["pattern"] = rf"^{_BYTE}(\.{_BYTE}){{3}}$"
+    elif "minLength or maxLength" in told:  # the library's own takes line ends as they are
+        low, high = _count(schema.pop("minLength", 0), where), schema.pop("maxLength", None)
+        most = "" if high is None else _count(high, where)
+        schema["pattern"] = f"^{_CHARACTER}{{{low},{most}}}$"
+
+
+def _check_pattern(pattern: object, where: str) -> None:
+    """Classes are cut down to what a string may hold as it is; single characters are not."""
+    if not isinstance(pattern, str):
+        raise SamplingError(f"{where}: pattern {str(pattern)[:60]!r} is no text; give an expression")
+    plain = re.sub(r"\[\^?\]?(\\.|[^\]\\])*\]", "", pattern, flags=re.DOTALL)
+    escapes = re.findall(r"\\(.?)", plain, re.DOTALL)
+    if any(each in _ESCAPED for each in escapes) or re.search(r'["\x00-\x1f]', plain):
+        raise SamplingError(
+            f"{where}: pattern {pattern[:60]!r} names a character that JSON escapes, or one by its number, which cannot "
+            f"be enforced; leave it out, or write it as it is"
+        )
+
+
+def _count(value: object, where: str) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise SamplingError(f"{where}: {str(value)[:60]!r} is no number of characters; give an integer from 0")
+    return value
+
+
+def _check_members(schema: Mapping[str, Any], where: str) -> None:
+    known = _mapping(schema.get("properties", {}), f"{where}/properties")
+    for name in _list(schema["required"], f"{where}/required") if schema.get("required") else ():
+        if not isinstance(name, str) or name not in known:
+            raise SamplingError(f"{where}: required holds {str(name)[:60]!r}, which properties does not list; list it")
+    if schema.get("minProperties", 0) and schema.get("additionalProperties", False) is not False:
+        raise SamplingError(f"{where}: minProperties beside additionalProperties cannot be enforced; leave one out")
 
 
 def _below(schema: Mapping[str, Any], where: str) -> Iterator[tuple[str, Any]]:

@@ -140,6 +140,7 @@ _BUILD: Final[dict[str, Any]] = {
     "json_object": lambda compiler, _: _json(compiler, '{"type": "object"}'),
     "regex": lambda compiler, text: compiler.compile_regex(text),
     "grammar": lambda compiler, text: compiler.compile_grammar(text),
+    "structural_tag": lambda compiler, text: compiler.compile_structural_tag(schema.checked_tag(text)),
     "choice": lambda compiler, text: compiler.compile_grammar(
         "root ::= " + " | ".join(_literal(each) for each in json.loads(text))
     ),

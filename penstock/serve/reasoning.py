@@ -15,7 +15,7 @@ ReasoningStyle = Literal["qwen3", "none"]
 
 
 def detect_reasoning(template: str) -> ReasoningStyle:
-    """ "qwen3" where the chat template speaks of `</think>`: it takes it out of older answers, or opens or closes it."""
+    """By whether the chat template speaks of `</think>`: takes it out of older answers, or writes it itself."""
     return "qwen3" if CLOSE in template else "none"
 
 

@@ -56,6 +56,10 @@ class ChatTemplate:
     def names(self) -> tuple[str, ...]:
         return tuple(self._sources)
 
+    def source(self, with_tools: bool = False) -> str:
+        """The template that `render` would take."""
+        return self._sources.get(WITH_TOOLS if with_tools else DEFAULT) or self._sources.get(DEFAULT, "")
+
     def render(
         self,
         messages: Sequence[Message],

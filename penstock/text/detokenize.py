@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import codecs
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import lru_cache
 from typing import Protocol
 
@@ -28,10 +28,12 @@ class IncrementalDetokenizer:
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, prompt_ids: Sequence[int] = (), *, skip_special_tokens: bool = True
-    ) -> None:
+        self, tokenizer: Tokenizer, prompt_ids: Sequence[int] = (), *, skip_special_tokens: bool = True,
+        shown: Collection[int] = (),
+    ) -> None:  # fmt: skip
+        """`shown`: special tokens that are not left out, since they mean something to whoever reads the text."""
         self._tokenizer = tokenizer
-        self._skipped = tokenizer.special_ids if skip_special_tokens else frozenset()
+        self._skipped = tokenizer.special_ids.difference(shown) if skip_special_tokens else frozenset()
         self._decoder: _Decoder = _ByteLevel(tokenizer) if is_byte_level(tokenizer) else _Window(tokenizer)
         self._decoder.prime(self._tail(prompt_ids))
 

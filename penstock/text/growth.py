@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from penstock.text.detokenize import IncrementalDetokenizer, StopStrings
 from penstock.text.tokenizer import Tokenizer
@@ -13,9 +13,9 @@ class Growth:
 
     def __init__(
         self, tokenizer: Tokenizer, prompt: Sequence[int] = (), *, stops: Sequence[str] = (), include: bool = False,
-        min_tokens: int = 0, skip_special_tokens: bool = True,
+        min_tokens: int = 0, skip_special_tokens: bool = True, shown: Collection[int] = (),
     ) -> None:  # fmt: skip
-        self._text = IncrementalDetokenizer(tokenizer, prompt, skip_special_tokens=skip_special_tokens)
+        self._text = IncrementalDetokenizer(tokenizer, prompt, skip_special_tokens=skip_special_tokens, shown=shown)
         self._stops = StopStrings(stops, include=include) if stops else None
         self._early = min_tokens - 1  # tokens whose text holds no stop string
         self.certain = 0  # characters, of stop strings and what is behind them too

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from starlette.requests import Request
 from starlette.responses import Response
 
+from penstock.runtime.prompt import prompt_numbers
 from penstock.serve.answers import answer as answered
 from penstock.serve.app import while_connected
 from penstock.serve.body import read_json
@@ -31,7 +32,7 @@ async def complete(request: Request, serving: Serving) -> Response:
     model, params = serving.check_model(body.model), body.sampling()
     check_limits(serving.config, len(body.prompts), params)
     tokenizer = (await serving.texts()).tokenizer
-    prompts = await _prompts(body, tokenizer, int(serving.link.facts["max_seq_len"]))
+    prompts = await _prompts(body, tokenizer, serving.link.facts)
     grammar = await while_connected(request, grammar_of(body.guided(), serving))
     generation = Generation(serving, request, body, "cmpl", model, prompts, params, tokenizer, grammar)
     form = _Form(body, generation, serving.spelling(tokenizer), tokenizer)
@@ -40,7 +41,8 @@ async def complete(request: Request, serving: Serving) -> Response:
     return answered(await while_connected(request, form.whole()))
 
 
-async def _prompts(body: CompletionRequest, tokenizer: Tokenizer, most: int) -> list[Prompt]:
+async def _prompts(body: CompletionRequest, tokenizer: Tokenizer, facts: Mapping[str, Any]) -> list[Prompt]:
+    most, vocab_size = int(facts["max_seq_len"]), int(facts["vocab_size"])
     given, skip = body.prompts, body.skip_special_tokens is not False
     if isinstance(given[0], str):
         ids = await encode(tokenizer, [str(each) for each in given], body.add_special_tokens is not False, most)
@@ -48,6 +50,7 @@ async def _prompts(body: CompletionRequest, tokenizer: Tokenizer, most: int) -> 
         ids = [[*map(int, each)] for each in given]
     for each in ids:
         check_length(len(each), most)
+        prompt_numbers(each, vocab_size)
     if not body.echo:
         return [Prompt(each) for each in ids]
     said = [each if isinstance(each, str) else tokenizer.decode(each, skip) for each in given]

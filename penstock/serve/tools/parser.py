@@ -22,10 +22,6 @@ _ID: Final = string.ascii_letters + string.digits
 StyleName = Literal["llama3_json", "hermes", "mistral"]
 
 
-def _openai_id() -> str:
-    return f"call_{secrets.token_hex(12)}"
-
-
 class ToolParser:
     """What all styles share: content until a marker, then one object or several. A state reads on from a place in the
     piece and says how far it came; it always moves, or changes the state."""
@@ -33,12 +29,11 @@ class ToolParser:
     begin: ClassVar[str]  # opens calls
     end: ClassVar[str] = ""  # closes them
     between: ClassVar[str] = ""  # the character between two calls
-    make_id: ClassVar[Callable[[], str]] = staticmethod(_openai_id)
 
     def __init__(self, names: Collection[str], new_id: Callable[[], str] | None = None) -> None:
         """`names`: of the tools; a call of another is content."""
         self._names = frozenset(names)
-        self._new_id = new_id or self.make_id
+        self._new_id = new_id or self._make_id
         self._markers = [marker for marker in (self.begin, self.end) if marker]
         self._search = re.compile("|".join(map(re.escape, self._markers))).search
         self._state: Callable[[str, int], int] = self._in_text
@@ -51,6 +46,9 @@ class ToolParser:
         self._next = 0
         self._beside_call = False
         self.calls = 0
+
+    def _make_id(self) -> str:
+        return f"call_{secrets.token_hex(12)}"
 
     def feed(self, text: str) -> list[Event]:
         text, self._held = self._held + text, ""
@@ -203,11 +201,14 @@ class MistralParser(ToolParser):
     and with a `[CALL_ID]`, once for each call. Its templates want ids of nine letters and digits."""
 
     begin, between = "[TOOL_CALLS]", ","
-    make_id = staticmethod(lambda: "".join(secrets.choice(_ID) for _ in range(9)))
 
     def __init__(self, names: Collection[str], new_id: Callable[[], str] | None = None) -> None:
         super().__init__(names, new_id)
         self._in_list = False
+        self._header = ""  # what stands in front of arguments
+
+    def _make_id(self) -> str:
+        return "".join(secrets.choice(_ID) for _ in range(9))
 
     def _marker(self, marker: str) -> None:
         super()._marker(marker)

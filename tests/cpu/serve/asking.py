@@ -2,33 +2,31 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import httpx
 
-from penstock import LLM
 from penstock.serve.app import Application, create_app
 from penstock.serve.config import ServeConfig
 from penstock.serve.routes import ROUTES
 from tests.cpu.serve.doubles import client_of
-from tests.cpu.serve.inprocess import InProcess
+from tests.cpu.serve.real import Noted, RealEngine
 
 Ask = Callable[..., Awaitable[httpx.Response]]
 
 
-def app_on(llm: LLM, **config: Any) -> tuple[Application, InProcess]:
-    engine = InProcess(llm)
-    return create_app(ServeConfig(**config), engine, ROUTES), engine
+def app_on(engine: RealEngine, **config: Any) -> tuple[Application, Noted]:
+    noted = Noted(engine.supervisor)
+    return create_app(ServeConfig(**config), noted, ROUTES), noted
 
 
-def asking(llm: LLM, work: Callable[[Ask], Awaitable[Any]], **config: Any) -> Any:
+def asking(engine: RealEngine, work: Callable[[Ask], Awaitable[Any]], **config: Any) -> Any:
     """What `work` gives, called with a function that posts."""
 
     async def run() -> Any:
-        async with client_of(app_on(llm, **config)[0]) as client:
+        async with client_of(app_on(engine, **config)[0]) as client:
 
             async def ask(path: str, **body: Any) -> httpx.Response:
                 found: httpx.Response = await client.post(f"/v1/{path}", json=body, timeout=60)
@@ -36,19 +34,19 @@ def asking(llm: LLM, work: Callable[[Ask], Awaitable[Any]], **config: Any) -> An
 
             return await work(ask)
 
-    return asyncio.run(run())
+    return engine.run(run)
 
 
-def ask_once(llm: LLM, path: str, **body: Any) -> httpx.Response:
+def ask_once(engine: RealEngine, path: str, **body: Any) -> httpx.Response:
     async def work(ask: Ask) -> httpx.Response:
         return await ask(path, **body)
 
-    found: httpx.Response = asking(llm, work)
+    found: httpx.Response = asking(engine, work)
     return found
 
 
-def answer_of(llm: LLM, path: str, **body: Any) -> dict[str, Any]:
-    response = ask_once(llm, path, **body)
+def answer_of(engine: RealEngine, path: str, **body: Any) -> dict[str, Any]:
+    response = ask_once(engine, path, **body)
     assert response.status_code == 200, response.text
     found: dict[str, Any] = response.json()
     return found
@@ -61,8 +59,8 @@ def events_of(text: str) -> list[dict[str, Any]]:
     return [json.loads(line.removeprefix("data: ")) for line in lines[:-1]]
 
 
-def streamed(llm: LLM, path: str, **body: Any) -> list[dict[str, Any]]:
-    response = ask_once(llm, path, stream=True, **body)
+def streamed(engine: RealEngine, path: str, **body: Any) -> list[dict[str, Any]]:
+    response = ask_once(engine, path, stream=True, **body)
     assert response.status_code == 200, response.text
     assert response.headers["content-type"].startswith("text/event-stream")
     return events_of(response.text)

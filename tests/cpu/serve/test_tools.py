@@ -174,8 +174,7 @@ def test_time_is_linear(style: StyleName, kind: str, head: str) -> None:
 
 def test_ids_are_each_styles() -> None:
     calls: list[Call] = []
-    for style, text in (("hermes", H_CALL), ("mistral", M_LIST)):
-        reader = STYLES[style](NAMES)
+    for reader, text in ((STYLES["hermes"](NAMES), H_CALL), (STYLES["mistral"](NAMES), M_LIST)):
         calls += gather(reader.feed(text) + reader.finish()).calls
     assert calls[0].id.startswith("call_") and len({call.id for call in calls}) == 3
     assert all(len(call.id) == 9 and call.id.isalnum() for call in calls[1:])
