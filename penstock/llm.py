@@ -238,6 +238,8 @@ class LLM:
         host_cache_blocks that hold some. kv_cache_usage: share of the blocks that is held, of the group of layers that
         has least left; kv_groups: of each. kv_cache_waste: share of the room in held blocks without a token in it.
         device_busy: share of the time with requests in which a step was under way, as the host sees it.
+        device_seconds: of steps under way; roof_seconds: the least that they could have taken, None where the engine
+        does not know its device's rates (a CPU's).
         controlled_steps: whose rows had penalties, bans or log-probabilities. steps_off_fast_path: that waited for
         logits processors or a capture, ran in a larger bucket or node by node.
         load_seconds: of opening the engine, by stage, some beside each other. memory: the plan in bytes, on a GPU.

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from penstock.bench.requests import Asked
-from penstock.bench.roofs import AttentionCost
+from penstock.engine.ideal import AttentionCost
 from penstock.engine.manifest import Engine
 from penstock.kernels.roof import Roof
 

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from math import prod
 from typing import Any
 
 from penstock import formats
 from penstock.engine.device import Device
+from penstock.engine.ideal import AttentionCost
 from penstock.engine.manifest import Engine
-from penstock.ir.cost import cost
-from penstock.ir.graph import Node
 from penstock.ir.lazy import torch
-from penstock.ir.op import get, parts_graph
 from penstock.ir.ops.fused import matrices
 from penstock.kernels.roof import Roof
 
@@ -47,29 +45,6 @@ def first_token_roof(engine: Engine, roof: Roof, length: int, batch: int = 1) ->
 def attention_flops(engine: Engine, queries: int, context: int) -> float:
     """Operations of one sequence's attention over all layers, its queries behind `context` tokens."""
     return AttentionCost(engine).flops(queries, context)
-
-
-class AttentionCost:
-    """As `attention_flops`, for many lengths: the graph is read once."""
-
-    def __init__(self, engine: Engine) -> None:
-        graph, self._profile = engine.programs["decode"].phases["forward"].graph, engine.profile
-        self._counts = Counter(
-            (node.op, tuple(v.type for v in node.inputs), node.types, node.attrs) for node in _attentions(graph.nodes)
-        )
-
-    def flops(self, queries: int, context: int) -> float:
-        sizes = {**self._profile.sizes(queries, 1), "S": 1}
-        return sum(count * cost(*site, sizes, context).flops for site, count in self._counts.items())
-
-
-def _attentions(nodes: Iterable[Node]) -> Iterator[Node]:
-    """Every attention of a graph, those inside fused ops too."""
-    for node in nodes:
-        if node.op == "attention":
-            yield node
-        elif get(node.op).parts if not node.is_leaf else False:
-            yield from _attentions(parts_graph(node.op, tuple(v.type for v in node.inputs), node.attrs).nodes)
 
 
 def sustained(engine: Engine, device: Device, duration: float = SECONDS) -> float | None:

@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
+from penstock.engine.ideal import StepRoof
 from penstock.engine.manifest import Engine
 from penstock.errors import ExecutorError, OptionError, PenstockError, SamplingError
 from penstock.grammar.guide import Guide
@@ -65,6 +66,7 @@ class Executor:
         self._failing: list[tuple[Job, PenstockError]] = []  # of the step being launched
         self._deadlines = Deadlines()
         self._pace = pace
+        self._roof = StepRoof(engine) if engine.roof else None
         self._read_at = 0.0  # when the last step was read
         self._active_since = 0.0  # up to when the time with requests is counted
         self._in_flight: deque[tuple[StepPlan, Ticket, float | None]] = deque()  # launched when, if on the fast path
@@ -155,6 +157,8 @@ class Executor:
             "guided_steps": stats.guided_steps,
             "steps_off_fast_path": backend.slow_steps,
             "device_busy": stats.device_busy,
+            "device_seconds": stats.device_seconds,
+            "roof_seconds": None if self._roof is None else stats.roof_seconds,
             "requests_running": scheduler.num_running,
             "requests_waiting": scheduler.num_waiting,
             "preemptions": counters.preemptions,
@@ -291,6 +295,8 @@ class Executor:
         if launched is not None:
             took = now - max(launched, self._read_at)
             self.stats.device_seconds += took
+            if self._roof is not None:
+                self.stats.roof_seconds += self._roof.seconds(*plan.work)
             if self._pace is not None:
                 self._pace.observe(plan.num_tokens, plan.num_rows, took)
         self._read_at = now

@@ -19,6 +19,7 @@ from penstock.errors import OptionError, PenstockError
 from penstock.serve.app import Application, create_app
 from penstock.serve.config import ServeConfig
 from penstock.serve.link import EngineLink
+from penstock.serve.monitor import Monitor
 from penstock.serve.protocol import Protocol as HttpProtocol
 from penstock.serve.routes import ROUTES
 from penstock.serve.serving import Endpoint, Hooks, Serving
@@ -80,6 +81,7 @@ class OpenServer:
 
     app: Application
     runner: Runner
+    monitor: Monitor
     at: socket.socket
 
     @property
@@ -97,7 +99,7 @@ class OpenServer:
         server = _Server(self.app, self.runner)
         _raise_file_limit()
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as loop:
-            loop.run(_run(server, self.runner, self.at, ready, progress))
+            loop.run(_run(server, self, ready, progress))
         return not server.force_exit
 
 
@@ -106,20 +108,25 @@ def open_server(
 ) -> OpenServer:
     """Raises OptionError for what cannot be served: a port in use, TLS files that are none."""
     config.tls()
-    return OpenServer(create_app(config, runner.link, routes, hooks, runner.healthy), runner, listen(config))
+    monitor = Monitor(config, runner.link)
+    hooks = monitor.join(hooks or Hooks())
+    app = create_app(config, runner.link, (*routes, *monitor.routes), hooks, runner.healthy)
+    return OpenServer(app, runner, monitor, listen(config))
 
 
-async def _run(
-    server: _Server, runner: Runner, at: socket.socket, ready: Callable[[], None], progress: Progress
-) -> None:
+async def _run(server: _Server, opened: OpenServer, ready: Callable[[], None], progress: Progress) -> None:
+    runner = opened.runner
+    monitor = asyncio.create_task(opened.monitor.run())
     runner.start()
     watch = asyncio.create_task(_watch(server, runner, ready, progress))
     try:
-        await server.serve([at])
+        await server.serve([opened.at])
     finally:
         watch.cancel()
         if not server.force_exit:  # or else it ends with us
             await runner.stop()
+        monitor.cancel()
+        await asyncio.gather(monitor, return_exceptions=True)
     if runner.error is not None:
         raise runner.error
 

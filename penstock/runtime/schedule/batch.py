@@ -57,6 +57,7 @@ class Decoders:
         assert len(self.slot_set) == len(requests), f"{len(requests)} requests decode in slots {self.slots}"
         self.steps_left = min([r.max_length - 1 - r.num_computed for r in requests], default=0)
         self.starts = [request.num_computed for request in requests]
+        self._context = sum(self.starts)
         self._rounds = 0
         self._block_size = block_size
         self._growing: dict[int, list[Request]] = {}  # by the round, of a block's worth, in which they need a block
@@ -80,6 +81,10 @@ class Decoders:
         """The rows of the step before which so many had gone."""
         every = zip(self.slots, self.requests, self.starts, strict=True)
         return [Row(slot, request.id, start + rounds, 1, True) for slot, request, start in every]
+
+    def context(self, rounds: int) -> int:
+        """Positions before the tokens of the step before which so many had gone, of all requests together."""
+        return self._context + rounds * len(self.requests)
 
 
 class Admission(NamedTuple):
@@ -204,6 +209,12 @@ class StepPlan:
         """L."""
         count = len(self.decoders.requests)
         return count + sum([chunk.num_logits for chunk in self.chunks]) if self.chunks else count
+
+    @property
+    def work(self) -> tuple[int, int, list[tuple[int, int]], int]:
+        """Rows that decode and their context in all, (tokens, context) of each chunk, logit rows."""
+        chunks = [(chunk.num_tokens, chunk.start) for chunk in self.chunks]
+        return len(self.decoders.requests), self.decoders.context(self.rounds), chunks, self.num_logits
 
     @property
     def controlled(self) -> bool:
