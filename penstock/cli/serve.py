@@ -49,6 +49,8 @@ LogFormat = Annotated[str, _option("--log_format", "FORM", "text or json.")]
 LogLevel = Annotated[str, _option("--log_level", "LEVEL", "debug, info, warning or error.")]
 Otlp = Annotated[str | None, _option("--otlp_traces_endpoint", "URL", "Send OpenTelemetry traces there.")]
 CrashDir = Annotated[Path | None, _option("--crash_dir", "DIR", "Where reports of crashes are kept.")]
+ToolParser = Annotated[str, _option("--tool_call_parser", "STYLE", "auto, llama3_json, hermes, mistral or none.")]
+Reasoning = Annotated[str, _option("--reasoning_parser", "STYLE", "auto, qwen3 or none.")]
 # Loaded by the engine's process, not by this one.
 Plugins = Annotated[list[str] | None, _option("--plugin", "MODULE", "Load a module's own parts; may be repeated.")]
 
@@ -79,6 +81,8 @@ def serve(
     log_level: LogLevel = "info",
     otlp_traces_endpoint: Otlp = None,
     crash_dir: CrashDir = None,
+    tool_call_parser: ToolParser = "auto",
+    reasoning_parser: Reasoning = "auto",
     weights: flags.Weights = "checkpoint",
     dtype: flags.Dtype = "auto",
     kv_cache_dtype: flags.KvDtype = "auto",
@@ -113,6 +117,7 @@ def serve(
         hang_timeout=hang_timeout, cors_origins=tuple(cors_origin or ()), ssl_certfile=ssl_certfile,
         ssl_keyfile=ssl_keyfile, log_format=log_format, log_level=log_level,
         otlp_traces_endpoint=otlp_traces_endpoint, crash_dir=crash_dir,
+        tool_call_parser=tool_call_parser, reasoning_parser=reasoning_parser,
     )  # fmt: skip
     _warn(config, bool(api_key))
     with Progress() as progress:

@@ -22,7 +22,7 @@ class GuidedDecoding:
 
     json: a JSON schema, a mapping or its text (kept as text). json_object: any JSON object. regex: an expression that
     the whole text matches. choice: the texts that it may be. grammar: GBNF, whose rule `root` derives the whole text.
-    structural_tag: xgrammar's formats around such schemas, as text.
+    structural_tag: xgrammar's description of free text with tags in it, as the server makes one of tools.
     Which keywords of a schema are taken: `penstock.grammar.schema`.
     """
 

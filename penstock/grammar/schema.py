@@ -74,6 +74,28 @@ def _read(text: str) -> dict[str, Any]:
     return schema
 
 
+def checked_tag(text: str) -> str:
+    """A structural tag with the schemas in it. Raises SamplingError as `checked`."""
+    try:
+        tag = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise SamplingError(f"the structural tag is no JSON: {str(error)[:200]}") from None
+    _check_size(tag)
+    for each in _within(tag):
+        if isinstance(each, dict) and isinstance(own := each.get("json_schema"), dict):
+            _check(own, "schema", own)
+    return json.dumps(tag)
+
+
+def _within(value: Any) -> Iterator[Any]:
+    """All values, but for those of schemas."""
+    yield value
+    named = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for name, each in named:
+        if name != "json_schema":
+            yield from _within(each)
+
+
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
@@ -201,8 +223,8 @@ def _check_pattern(pattern: object, where: str) -> None:
     escapes = re.findall(r"\\(.?)", plain, re.DOTALL)
     if any(each in _ESCAPED for each in escapes) or re.search(r'["\x00-\x1f]', plain):
         raise SamplingError(
-            f"{where}: pattern {pattern[:60]!r} names a character that JSON escapes, or one by its number, which cannot "
-            f"be enforced; leave it out, or write it as it is"
+            f"{where}: pattern {pattern[:60]!r} names a character that JSON escapes, or one by its number, "
+            f"which cannot be enforced; leave it out, or write it as it is"
         )
 
 

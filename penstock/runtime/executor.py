@@ -74,6 +74,7 @@ class Executor:
         self.log: StepLog | None = None  # of every step, where somebody measures
         self.recorder: Callable[[StepPlan], None] | None = None  # gets each plan before its launch
         self.num_moves = 0  # steps read or failed
+        self.num_failures = 0  # of them, those that failed since one was read
         self.moved_at = 0.0  # the last time, or when work came to an idle executor
         self._counted = 0.0  # the thread's CPU time up to which the host's is counted, or was the device's
 
@@ -300,6 +301,7 @@ class Executor:
             if self._pace is not None:
                 self._pace.observe(plan.num_tokens, plan.num_rows, took)
         self._read_at = now
+        self.num_failures = 0
         self._moved(now)
 
     def _moved(self, now: float) -> None:
@@ -336,6 +338,7 @@ class Executor:
     def _failed(self, plan: StepPlan, error: Exception) -> None:
         if self.log is not None:
             self.log.failed(plan)
+        self.num_failures += 1
         self._moved(time.monotonic())
         failure = ExecutorError(f"step {plan.step_id} failed and ended its {plan.num_rows} requests: {error}")
         failure.__cause__ = error

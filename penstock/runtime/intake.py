@@ -40,9 +40,9 @@ class Submission:
     """A request as it arrives. `sink` gets every output if `streaming`, else the last; or the error that ended it.
 
     priority: the lower, the sooner. cache_salt: KV is shared only with requests of the same. queue_timeout, timeout:
-    seconds from arrival until it must run, and until it must have ended; None: for ever. grammar: what
-    params.guided_decoding asks for, where it was compiled elsewhere, for the same vocabulary. hear: hears of each text
-    that is sampled instead of `sink`, which hears of errors then; texts are token ids, all `best_of` of them.
+    seconds from arrival until it must run, and until it must have ended; None: for ever. hear: hears of each text that
+    is sampled instead of `sink`, which hears of errors then; texts are token ids, all `best_of` of them. grammar: what
+    params.guided_decoding asks for, where it was compiled elsewhere, for the same vocabulary.
     """
 
     id: str
@@ -55,9 +55,9 @@ class Submission:
     cache_salt: str = ""
     queue_timeout: float | None = None
     timeout: float | None = None
-    grammar: bytes | None = None
     arrival: float = field(default_factory=time.monotonic)
     hear: Callable[[TokenStream], None] | None = None
+    grammar: bytes | None = None
 
     def __post_init__(self) -> None:
         priority = self.priority

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from penstock.serve.blackbox import read_box
 from penstock.serve.client import EngineClient, Frames
@@ -114,5 +114,4 @@ class _Refused(asyncio.Protocol):
     """Whoever connects when the process has."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        transport.abort()
+        cast(asyncio.Transport, transport).abort()

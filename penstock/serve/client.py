@@ -258,7 +258,7 @@ class Frames(asyncio.BufferedProtocol):
         self.error: WireError | None = None  # what came that is no message
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = cast(asyncio.Transport, transport)  # uvloop's are not of that class
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's is none by name
         self._client.connected(self.transport)
 
     def connection_lost(self, error: Exception | None) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from penstock.errors import OptionError
+from penstock.serve.tools.manner import check_parsers
 
 MOST_SECONDS: Final = 1e9
 _KEY_BYTES: Final = 8  # of the shortest API key
@@ -53,11 +54,14 @@ class ServeConfig:
     log_level: str = "info"
     otlp_traces_endpoint: str | None = None
     crash_dir: Path | None = None
+    tool_call_parser: str = "auto"  # or one of tools.manner.TOOL_PARSERS
+    reasoning_parser: str = "auto"  # the same
 
     def __post_init__(self) -> None:
         """Raises OptionError."""
         self._check_numbers()
         self._check_words()
+        check_parsers(self.tool_call_parser, self.reasoning_parser)
         for key in self.api_keys:
             check_key(key)
         if (self.ssl_certfile is None) != (self.ssl_keyfile is None):

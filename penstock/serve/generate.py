@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Any
@@ -51,11 +51,14 @@ class Generation:
     def __init__(
         self, serving: Serving, request: Request, body: Sampling, kind: str, model: str, prompts: Sequence[Prompt],
         params: SamplingParams, tokenizer: Tokenizer, grammar: bytes | None = None,
+        shown: Collection[int] = (),
     ) -> None:  # fmt: skip
+        """`shown`: as for Answer."""
         self.params, self.model = params, model
         self.id, self.created = f"{kind}-{secrets.token_hex(12)}", int(time.time())
         self.fingerprint = serving.fingerprint
         self._serving, self._tokenizer, self._body, self._grammar = serving, tokenizer, body, grammar
+        self._shown = shown
         self._arrival = time.monotonic()
         self._prompts, self._stack, self._request = prompts, ExitStack(), request
         self.answers: list[Answer] = []
@@ -131,7 +134,7 @@ class Generation:
         watcher = None
         if started is not None:
             watcher = started(request.scope["state"]["request_id"], new, self.params.max_tokens, request.headers.raw)
-        return Answer(reply, prompt, self.params, self._tokenizer, watcher)
+        return Answer(reply, prompt, self.params, self._tokenizer, watcher, self._shown)
 
 
 async def _follow(number: int, answer: Answer, news: News) -> None:

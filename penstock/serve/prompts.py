@@ -39,13 +39,18 @@ async def chat_text(texts: Texts, body: ChatRequest) -> str:
             if texts.template_error
             else "the model has no chat template, so it takes no messages; use /v1/completions, or serve a chat model"
         )
+    asked = body.asked_tools()
+    tools = None if asked is None else asked.plain
     messages, variables = [each.plain() for each in body.messages], body.chat_template_kwargs or {}
+    for each in messages:
+        if each["role"] == "developer" and "developer" not in template.source(tools is not None):
+            each["role"] = "system"  # by its older name
     begins = body.add_generation_prompt is not False and not body.continue_final_message
     mark, said = "", messages[-1]["content"]
     if body.continue_final_message:
         mark = _unused(messages)
         messages[-1]["content"] = said + mark
-    text = await _aside(lambda: template.render(messages, begins, None, **variables))
+    text = await _aside(lambda: template.render(messages, begins, tools, **variables))
     return _until(text, mark, said) if mark else text
 
 

@@ -127,6 +127,7 @@ async def _run(server: _Server, opened: OpenServer, ready: Callable[[], None], p
             await runner.stop()
         monitor.cancel()
         await asyncio.gather(monitor, return_exceptions=True)
+        server.close()
     if runner.error is not None:
         raise runner.error
 
@@ -180,6 +181,9 @@ class _Server(uvicorn.Server):
             await super().shutdown(sockets)
         finally:
             end.cancel()
+
+    def close(self) -> None:
+        self._serving.close()
 
     def _end(self) -> None:
         """Time is up: what still runs ends with the engine's error, which its client is told."""

@@ -18,7 +18,9 @@ from starlette.responses import Response
 from penstock.errors import TokenizerError
 from penstock.serve.config import ServeConfig
 from penstock.serve.errors import RequestError, bounded
+from penstock.serve.grammar_process import GrammarClient
 from penstock.serve.link import EngineLink, EngineUnready
+from penstock.serve.tools.manner import Manner
 from penstock.serve.wire import Part, Submit
 from penstock.text import ChatTemplate, Tokenizer
 from penstock.text.spelling import Spelling
@@ -67,11 +69,12 @@ class Hooks:
 
 class Texts(NamedTuple):
     """What a model's directory says of text. `template`: None where the model has none, or one that cannot be used,
-    which `template_error` explains."""
+    which `template_error` explains. `manner`: how it writes calls and thoughts."""
 
     tokenizer: Tokenizer
     template: ChatTemplate | None
     template_error: TokenizerError | None
+    manner: Manner
 
 
 @dataclass
@@ -88,6 +91,7 @@ class Serving:
     created: int = field(default_factory=lambda: int(time.time()))
     _texts: dict[str, asyncio.Future[Texts]] = field(default_factory=dict)
     _spelling: Spelling | None = None
+    _grammars: GrammarClient | None = None
 
     @property
     def model_names(self) -> tuple[str, ...]:
@@ -132,7 +136,7 @@ class Serving:
         if not directory:
             raise self.unready()
         if directory not in self._texts:
-            read = asyncio.to_thread(_read, Path(directory), tuple(facts.get("eos", ())))
+            read = asyncio.to_thread(_read, Path(directory), tuple(facts.get("eos", ())), self.config)
             self._texts[directory] = asyncio.ensure_future(read)
         return await asyncio.shield(self._texts[directory])
 
@@ -142,13 +146,26 @@ class Serving:
             self._spelling = Spelling(tokenizer)
         return self._spelling
 
+    async def grammars(self) -> GrammarClient:
+        """What compiles them, until `close`."""
+        tokenizer, facts = (await self.texts()).tokenizer, self.link.facts
+        if self._grammars is None:
+            self._grammars = GrammarClient(tokenizer, facts["vocab_size"], facts["eos"])
+        return self._grammars
 
-def _read(directory: Path, eos: Sequence[int]) -> Texts:
-    tokenizer = Tokenizer.from_dir(directory, eos_token_ids=eos)
+    def close(self) -> None:
+        """End what was started."""
+        if self._grammars is not None:
+            self._grammars.close()
+
+
+def _read(directory: Path, eos: Sequence[int], config: ServeConfig) -> Texts:
+    tokenizer, template, wrong = Tokenizer.from_dir(directory, eos_token_ids=eos), None, None
     try:
-        return Texts(tokenizer, ChatTemplate.from_dir(directory), None)
+        template = ChatTemplate.from_dir(directory)
     except TokenizerError as error:
-        return Texts(tokenizer, None, error)
+        wrong = error
+    return Texts(tokenizer, template, wrong, Manner.of(template, config.tool_call_parser, config.reasoning_parser))
 
 
 Handler = Callable[[Request, Serving], Coroutine[Any, Any, Response]]

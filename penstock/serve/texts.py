@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from types import TracebackType
 from typing import Any, Final, NamedTuple
@@ -111,11 +111,13 @@ class Answer:
         params: SamplingParams,
         tokenizer: Tokenizer,
         watcher: Watcher | None = None,
+        shown: Collection[int] = (),
     ) -> None:
+        """`shown`: special tokens that have a text, since a parser reads them."""
         self._reply, self._watcher, self._params = reply, watcher, params
         self.prompt = prompt
         width = params.n if params.use_beam_search else params.width
-        self.texts = [Text(i, _growth(params, prompt.tokens, tokenizer)) for i in range(width)]
+        self.texts = [Text(i, _growth(params, prompt.tokens, tokenizer, shown)) for i in range(width)]
         self.prompt_logprobs: list[dict[int, float] | None] | None = None
         self.reused_tokens = 0
         self._left = width
@@ -187,10 +189,10 @@ class Answer:
             self._watcher.ended(None if self.done else error, self._stopped)
 
 
-def _growth(params: SamplingParams, prompt: Sequence[int], tokenizer: Tokenizer) -> Growth:
+def _growth(params: SamplingParams, prompt: Sequence[int], tokenizer: Tokenizer, shown: Collection[int]) -> Growth:
     return Growth(
         tokenizer, prompt, stops=params.stop_strings, include=params.include_stop_str_in_output,
-        min_tokens=params.min_tokens, skip_special_tokens=params.skip_special_tokens,
+        min_tokens=params.min_tokens, skip_special_tokens=params.skip_special_tokens, shown=shown,
     )  # fmt: skip
 
 

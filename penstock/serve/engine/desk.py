@@ -70,15 +70,14 @@ class Desk:
         self._loop.executor.submit(order)
 
     def _submission(self, new: Submit) -> Submission:
-        if new.grammar is not None or new.embed:
-            what = "embed" if new.embed else "grammar"
-            raise UnsupportedError(f"{what} is not built yet in the engine process; leave it out")
+        if new.embed:
+            raise UnsupportedError("embed is not built yet in the engine process; leave it out")
         if unknown := new.params.keys() - _NAMES:
             raise SamplingError(f"unknown sampling parameter {min(unknown)[:80]!r}; see SamplingParams")
         params = SamplingParams(**new.params, detokenize=False)
         return Submission(
             new.id, tuple(new.prompt), params, lambda news: self._hear_all(new.id, news), None, True, new.priority,
-            new.cache_salt, new.queue_timeout, new.timeout, arrival=new.arrival, hear=self._hear,
+            new.cache_salt, new.queue_timeout, new.timeout, new.arrival, self._hear, new.grammar,
         )  # fmt: skip
 
     def _hear(self, text: TokenStream) -> None:

@@ -15,6 +15,7 @@ from typing import Any, Final, NoReturn
 
 from penstock import LLM
 from penstock.errors import ExecutorError
+from penstock.runtime.loop import Loop
 from penstock.serve.blackbox import BlackBox
 from penstock.serve.engine.desk import Desk
 from penstock.serve.engine.facts import facts_of
@@ -38,6 +39,8 @@ from penstock.serve.wire import (
 )
 
 BEAT: Final = 0.25  # seconds
+MOST_FAILURES: Final = 5  # steps in a row, none of which gave tokens
+PAUSE: Final = 1e-4  # seconds between two requests of a burst, in which steps that run may go on
 ORPHANED, BROKEN = 3, 4  # exit codes: the connection ended; what came is no message, or the executor has failed
 
 
@@ -110,6 +113,8 @@ class Process:
             raise WireError(f"{type(message).__name__} came before the engine was ready; wait for Ready")
         elif isinstance(message, Submit):
             self._desk.submit(message)
+            if self._desk.busy:
+                time.sleep(PAUSE)
         else:
             self._desk.abort(message)
 
@@ -141,9 +146,9 @@ class Process:
         loop = llm._loop
         with suppress(OSError):  # as above
             while not self._stopping.is_set():
-                if loop.failure is not None and not self._stopping.is_set():
+                if why := _useless(loop):
                     time.sleep(BEAT)  # for the errors of the requests that it took along
-                    _die(BROKEN, str(loop.failure))
+                    _die(BROKEN, why)
                 self._ask(llm)
                 moves = loop.executor.num_moves
                 self._send(Beat(time.monotonic(), moves, desk.moved_at, desk.busy, self._stats))
@@ -169,6 +174,14 @@ class Process:
 
 def _start(work: Callable[[], None]) -> None:
     threading.Thread(target=work, daemon=True).start()
+
+
+def _useless(loop: Loop) -> str | None:
+    """Why no request can be served any more: a device that has failed once for good fails every step."""
+    if loop.failure is not None:
+        return str(loop.failure)
+    failures = loop.executor.num_failures
+    return f"{failures} steps have failed, one after another" if failures >= MOST_FAILURES else None
 
 
 def _length(head: bytes) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections.abc import Callable
 from typing import Any, Final
 
 from starlette.requests import Request
@@ -12,6 +12,7 @@ from penstock.serve.answers import answer as answered
 from penstock.serve.app import while_connected
 from penstock.serve.body import read_json
 from penstock.serve.choices import chat_logprobs, prompt_logprobs
+from penstock.serve.errors import RequestError
 from penstock.serve.generate import Generation, check_length, check_limits
 from penstock.serve.guided import grammar_of
 from penstock.serve.prompts import chat_text, encode
@@ -29,24 +30,45 @@ async def chat(request: Request, serving: Serving) -> Response:
     model, most = serving.check_model(body.model), int(serving.link.facts["max_seq_len"])
     check_limits(serving.config, 1, body.sampling(most))
     texts = await serving.texts()
+    tools, manner = body.asked_tools(), texts.manner
+    manner.check(tools)
     rendered = await while_connected(request, chat_text(texts, body))
     ids = (await encode(texts.tokenizer, [rendered], body.add_special_tokens, most))[0]
     check_length(len(ids), most)
-    grammar = await while_connected(request, grammar_of(body.guided(), serving))
     params, prompts = body.sampling(most - len(ids)), [Prompt(ids)]
-    generation = Generation(serving, request, body, "chatcmpl", model, prompts, params, texts.tokenizer, grammar)
-    form = _Form(body, generation, serving.spelling(texts.tokenizer))
+    held = _held(body, manner.grammar(rendered, tools))
+    grammar = await while_connected(request, grammar_of(held, params, serving))
+    generation = Generation(
+        serving, request, body, "chatcmpl", model, prompts, params, texts.tokenizer, grammar,
+        manner.shown(texts.tokenizer),
+    )  # fmt: skip
+    form = _Form(body, generation, serving.spelling(texts.tokenizer), lambda: Speech(manner.parser(rendered, tools)))
     if body.stream:
         return Stream(serving, form.stream)
     return answered(await while_connected(request, form.whole()))
 
 
+def _held(body: ChatRequest, calls: str | None) -> dict[str, Any]:
+    """What the text is held to, where calls may be required."""
+    held = body.guided()
+    if calls is None:
+        return held
+    if held:
+        raise RequestError(
+            400, "tool_choice requires a call, and the text is to have another form as well; ask for one of them",
+            None, "tool_choice",
+        )  # fmt: skip
+    return {"structural_tag": calls}
+
+
 class _Form:
     """How one request's answer is written."""
 
-    def __init__(self, body: ChatRequest, generation: Generation, spelling: Spelling) -> None:
-        self._body, self._generation, self._spelling = body, generation, spelling
-        self._speeches: defaultdict[int, Speech] = defaultdict(Speech)
+    def __init__(
+        self, body: ChatRequest, generation: Generation, spelling: Spelling, speech: Callable[[], Speech]
+    ) -> None:
+        self._body, self._generation, self._spelling, self._speech = body, generation, spelling, speech
+        self._speeches: dict[int, Speech] = {}
         self._top = body.top_logprobs or 0
         options = body.stream_options
         self._usage = options is not None and options.include_usage
@@ -75,7 +97,7 @@ class _Form:
                 await events.write(chunks.usage(generation.usage.json()))
 
     def _choice(self, index: int, text: Text) -> dict[str, Any]:
-        speech, (said, scored) = Speech(), text.read()
+        speech, (said, scored) = self._speech(), text.read()
         message = speech.message(said)
         finish, stop_reason = speech.finish(text)
         found = {"index": index, "message": message, "logprobs": self._scored(scored)}
@@ -85,7 +107,7 @@ class _Form:
         """Of all that is new of a text: its role first, why it ended last."""
         index, (said, scored) = text.index, text.read()
         pieces = [] if index in self._speeches else [ROLE]
-        speech = self._speeches[index]
+        speech = self._speeches.setdefault(index, self._speech()) if pieces else self._speeches[index]
         pieces += speech.pieces(said, text.finish is not None)
         logprobs = self._scored(scored) if scored else None
         usage = self._generation.usage.json() if self._counts else None

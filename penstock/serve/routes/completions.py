@@ -33,7 +33,7 @@ async def complete(request: Request, serving: Serving) -> Response:
     check_limits(serving.config, len(body.prompts), params)
     tokenizer = (await serving.texts()).tokenizer
     prompts = await _prompts(body, tokenizer, serving.link.facts)
-    grammar = await while_connected(request, grammar_of(body.guided(), serving))
+    grammar = await while_connected(request, grammar_of(body.guided(), params, serving))
     generation = Generation(serving, request, body, "cmpl", model, prompts, params, tokenizer, grammar)
     form = _Form(body, generation, serving.spelling(tokenizer), tokenizer)
     if body.stream:

@@ -11,6 +11,7 @@ from penstock.runtime.sampling.params import SamplingParams
 from penstock.serve.body import Body
 from penstock.serve.schema.base import MOST_NAME, Sampling
 from penstock.serve.schema.completions import MOST_LOGPROBS, PromptLogprob, Usage
+from penstock.serve.tools.schema import Tooled
 
 MOST_MESSAGES: Final = 10_000
 MOST_CALLS: Final = 128
@@ -105,7 +106,7 @@ def _plain_call(call: ToolCall) -> dict[str, Any]:
     return {"id": call.id, "type": "function", "function": {"name": call.function.name, "arguments": arguments}}
 
 
-class ChatRequest(Sampling):
+class ChatRequest(Tooled, Sampling):
     """A conversation to go on with."""
 
     messages: list[Message] = Field(min_length=1, max_length=MOST_MESSAGES)

@@ -81,7 +81,7 @@ def test_bad_values_name_what_is_wrong(asked: dict[str, Any], why: str) -> None:
 def test_a_record_is_what_it_says() -> None:
     assert GuidedDecoding(json={"type": "null"}) == GuidedDecoding(json='{"type": "null"}')
     assert [GuidedDecoding(**each).kind for each in ASKED.values()] == [*ASKED]
-    assert {"json", "json_object"} | ASKED.keys() == {*guided.KINDS}
+    assert {"json", "json_object", "structural_tag"} | ASKED.keys() == {*guided.KINDS}
 
 
 @pytest.mark.parametrize("kind", ASKED)

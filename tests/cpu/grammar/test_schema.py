@@ -104,7 +104,7 @@ def test_what_cannot_be_enforced_is_named(asked: Any, why: str) -> None:
         ('{"type": "null", "type": "string"}', "twice"),
         ('{"items":' * 60 + "{}" + "}" * 60, ""),
         ('{"items":' * 100 + "{}" + "}" * 100, "levels deep"),
-        ('{"items":' * 20_000 + "{}" + "}" * 20_000, "" ),
+        ('{"items":' * 20_000 + "{}" + "}" * 20_000, "no JSON|levels deep"),
         (json.dumps({"enum": list(range(30_000))}), "over 20000 values"),
     ],
 )  # fmt: skip
@@ -114,6 +114,28 @@ def test_texts_that_are_no_schema(text: str, why: str) -> None:
         return
     with pytest.raises(SamplingError, match=why):
         schema.checked(text)
+
+
+def test_a_structural_tag_has_its_schemas_checked(walker: Walker, tokenizer: Tokenizer) -> None:
+    def tag(schema: dict[str, Any]) -> GuidedDecoding:
+        call = {
+            "type": "tag",
+            "begin": "<call>",
+            "content": {"type": "json_schema", "json_schema": schema},
+            "end": "</>",
+        }
+        return GuidedDecoding(structural_tag=json.dumps({"type": "structural_tag", "format": call}))
+
+    ended = [
+        tokens for seed in range(8) if (tokens := walker.walk(tag({"minimum": 2, "maximum": 9}), seed)) is not None
+    ]
+    for tokens in ended:
+        text = tokenizer.decode(tokens)
+        assert text[:6] == "<call>" and text[-3:] == "</>" and 2 <= json.loads(text[6:-3]) <= 9
+    assert ended
+    for wrong in (tag({"not": FLAG}), GuidedDecoding(structural_tag="["), GuidedDecoding(structural_tag='{"type": 3}')):
+        with pytest.raises(SamplingError, match="guided_decoding: structural_tag cannot be used"):
+            walker.compiler.compile(wrong)
 
 
 def test_oneof_that_overlaps_is_refused(walker: Walker) -> None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import httpx
 
 from penstock.serve.app import Application, create_app
 from penstock.serve.config import ServeConfig
+from penstock.serve.link import Reply
 from penstock.serve.routes import ROUTES
+from penstock.serve.wire import Submit
 from tests.cpu.serve.doubles import client_of
 from tests.cpu.serve.real import Noted, RealEngine
 
@@ -26,13 +28,17 @@ def asking(engine: RealEngine, work: Callable[[Ask], Awaitable[Any]], **config: 
     """What `work` gives, called with a function that posts."""
 
     async def run() -> Any:
-        async with client_of(app_on(engine, **config)[0]) as client:
+        app, _ = app_on(engine, **config)
+        async with client_of(app) as client:
 
             async def ask(path: str, **body: Any) -> httpx.Response:
                 found: httpx.Response = await client.post(f"/v1/{path}", json=body, timeout=60)
                 return found
 
-            return await work(ask)
+            try:
+                return await work(ask)
+            finally:
+                app.serving.close()
 
     return engine.run(run)
 
@@ -64,3 +70,32 @@ def streamed(engine: RealEngine, path: str, **body: Any) -> list[dict[str, Any]]
     assert response.status_code == 200, response.text
     assert response.headers["content-type"].startswith("text/event-stream")
     return events_of(response.text)
+
+
+class Told(Noted):
+    """An engine whose replies, or refusals, are written down."""
+
+    def __init__(self, engine: RealEngine, replies: Sequence[Any]) -> None:
+        super().__init__(engine.supervisor)
+        self.replies = [*replies]
+
+    def submit(self, new: Submit) -> Reply:
+        self.submitted.append(new)
+        reply: Any = self.replies.pop(0)
+        if isinstance(reply, Exception):
+            raise reply
+        found: Reply = reply
+        return found
+
+
+def told(engine: RealEngine, path: str, replies: Sequence[Any], body: dict[str, Any], **config: Any) -> httpx.Response:
+    """What is made of an engine's replies."""
+
+    async def run() -> httpx.Response:
+        app, _ = app_on(engine, **config)
+        app.serving.link = Told(engine, replies)
+        async with client_of(app) as client:
+            found: httpx.Response = await client.post(f"/v1/{path}", json=body)
+            return found
+
+    return engine.run(run)

@@ -6,14 +6,13 @@ import asyncio
 import json
 from typing import Any
 
-import httpx
 import pytest
 
 from penstock import LLM, SamplingParams
-from penstock.serve.link import EngineDied, EngineUnready, Reply
+from penstock.serve.link import EngineDied, EngineUnready
 from penstock.serve.schema.completions import Completion
 from penstock.serve.wire import Part, Submit
-from tests.cpu.serve.asking import Ask, answer_of, app_on, ask_once, asking, events_of, streamed
+from tests.cpu.serve.asking import Ask, answer_of, app_on, ask_once, asking, events_of, streamed, told
 from tests.cpu.serve.doubles import client_of
 from tests.cpu.serve.real import Noted, RealEngine
 from tests.cpu.serve.test_texts import Script
@@ -21,7 +20,7 @@ from tests.cpu.serve.test_texts import Script
 PROMPT = "In the beginning"
 ASKED: list[dict[str, Any]] = [
     {"temperature": 0.0},
-    {"temperature": 1.0, "seed": 5, "max_tokens": 40, "top_p": 0.9, "top_k": 50, "min_p": 0.01},
+    {"temperature": 1.0, "seed": 5, "max_tokens": 24, "top_p": 0.9, "top_k": 50, "min_p": 0.01},
     {"temperature": 0.0, "max_tokens": 60, "stop": ["line of", "."]},
     {"temperature": 0.0, "max_tokens": 60, "stop": "line", "include_stop_str_in_output": True, "min_tokens": 6},
     {"temperature": 0.7, "seed": 1, "n": 3, "max_tokens": 12},
@@ -30,7 +29,7 @@ ASKED: list[dict[str, Any]] = [
     {"temperature": 0.0, "max_tokens": 20, "repetition_penalty": 1.3, "presence_penalty": 0.5, "frequency_penalty": 0.5,
      "no_repeat_ngram_size": 3, "bad_words": ["line"]},
     {"temperature": 0.0, "max_tokens": 12, "logit_bias": {"300": 100.0}, "ignore_eos": True, "stop_token_ids": [7]},
-    {"temperature": 1.2, "seed": 7, "max_tokens": 100, "skip_special_tokens": False},
+    {"temperature": 1.2, "seed": 7, "max_tokens": 30, "skip_special_tokens": False},
 ]  # fmt: skip
 
 
@@ -223,49 +222,26 @@ def test_a_deadline_is_the_servers_or_the_requests(engine: RealEngine) -> None:
     asking(engine, work, timeout=0.3)
 
 
-class Told(Noted):
-    """Its replies are written down."""
-
-    def __init__(self, engine: RealEngine, *replies: Any) -> None:
-        super().__init__(engine.supervisor)
-        self.replies = [*replies]
-
-    def submit(self, new: Submit) -> Reply:
-        reply = self.replies.pop(0)
-        if isinstance(reply, Exception):
-            raise reply
-        return reply  # type: ignore[no-any-return]
-
-
-def told(engine: RealEngine, *replies: Any, **body: Any) -> httpx.Response:
-    async def run() -> httpx.Response:
-        app, _ = app_on(engine)
-        app.serving.link = Told(engine, *replies)
-        async with client_of(app) as client:
-            found: httpx.Response = await client.post("/v1/completions", json={"prompt": "a", **body})
-            return found
-
-    return engine.run(run)
-
-
 def test_an_engine_that_dies_ends_a_stream_with_an_error_and_anything_else_with_its_status(engine: RealEngine) -> None:
     first = [Part("r", 0, [300])]
-    stream = told(engine, Script([first, EngineDied("dead")]), stream=True)
+    stream = told(engine, "completions", [Script([first, EngineDied("dead")])], {"prompt": "a", "stream": True})
     assert stream.status_code == 200
     *events, last = [json.loads(each.removeprefix("data: ")) for each in stream.text.split("\n\n") if each]
     assert len(events) == 1 and last["error"]["code"] == "engine_died"
-    assert told(engine, Script([first, EngineDied("dead")])).status_code == 500
-    assert told(engine, Script([EngineDied("dead")]), stream=True).status_code == 500
-    unready = told(engine, EngineUnready("loading", 2.0), stream=True)
+    assert told(engine, "completions", [Script([first, EngineDied("dead")])], {"prompt": "a"}).status_code == 500
+    assert (
+        told(engine, "completions", [Script([EngineDied("dead")])], {"prompt": "a", "stream": True}).status_code == 500
+    )
+    unready = told(engine, "completions", [EngineUnready("loading", 2.0)], {"prompt": "a", "stream": True})
     assert unready.status_code == 503 and unready.headers["retry-after"] == "2"
 
 
 def test_one_prompt_that_fails_ends_the_others(engine: RealEngine) -> None:
     good, bad = Script([[Part("r", 0, [300])]] * 3), Script([EngineDied("dead")])
-    assert told(engine, good, bad, prompt=["a", "b"]).status_code == 500
+    assert told(engine, "completions", [good, bad], {"prompt": ["a", "b"]}).status_code == 500
     assert good.aborts == [None]
     late = Script([])
-    assert told(engine, late, EngineUnready("loading", 2.0), prompt=["a", "b"]).status_code == 503
+    assert told(engine, "completions", [late, EngineUnready("loading", 2.0)], {"prompt": ["a", "b"]}).status_code == 503
     assert late.aborts == [None]
 
 

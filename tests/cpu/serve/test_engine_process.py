@@ -163,7 +163,7 @@ REFUSED: list[tuple[dict[str, Any], dict[str, Any], type[PenstockError], str]] =
     ({}, {"timeout": -1.0}, OptionError, "timeout"),
     ({}, {"priority": 2**40}, OptionError, "priority"),
     ({"guided_decoding": {"regex": "a"}}, {}, UnsupportedError, "guided_decoding"),
-    ({}, {"grammar": b"x"}, UnsupportedError, "grammar"),
+    ({}, {"grammar": b"x"}, SamplingError, "not compiled for this engine"),
     ({}, {"embed": True}, UnsupportedError, "embed"),
 ]
 

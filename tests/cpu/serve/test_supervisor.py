@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from penstock.errors import CheckpointError, ExecutorError, OptionError
-from penstock.serve import crash
+from penstock.serve import child, crash
 from penstock.serve.blackbox import read_box
 from penstock.serve.client import EngineClient, Frames, joined
 from penstock.serve.link import EngineDied, EngineUnready
@@ -78,7 +78,11 @@ def test_a_mistake_is_kept_and_not_tried_again(tmp_path: Path) -> None:
         ("import os; os.abort()", "SIGABRT"),
     ],
 )
-def test_a_death_is_reported_and_followed_by_another_start(tmp_path: Path, source: str, reason: str) -> None:
+def test_a_death_is_reported_and_followed_by_another_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, reason: str
+) -> None:
+    monkeypatch.setattr(child, "CLOSING", 0.3)
+
     async def dying() -> None:
         supervisor = pretending(tmp_path, "print('last words', flush=True);" + source)
         supervisor.start()
