@@ -29,7 +29,6 @@ UNSUPPORTED: Final[dict[str, str]] = {
     "penstock quantize": "quantising a checkpoint; build from the unquantised one",
     "penstock bench precision": "formats beside each other; run `penstock bench latency` with each --dtype",
     "penstock bench lora": "adapters; `penstock bench latency` measures the base model",
-    "penstock bench serve": "the HTTP server; `penstock bench latency` measures without one",
     "penstock diff": "comparing two engines; compare the output of `penstock inspect` on both",
 }
 

@@ -6,13 +6,17 @@ import importlib
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from penstock.bench.report import Report
 from penstock.bench.result import Result
 from penstock.bench.scaling import Point
 from penstock.bench.throughput import quantile
+from penstock.bench.workload import percentile
 from penstock.errors import OptionError
+
+if TYPE_CHECKING:
+    from penstock.bench.serve.figures import Figures
 
 
 def require() -> None:
@@ -67,6 +71,20 @@ def throughput(results: Sequence[Result], title: str, path: Path) -> None:
         shares = [*range(0, 100, 2), 99]
         right.semilogy(shares, [1e3 * quantile(result.flow.waits, q) for q in shares], label=result.name)
     _label(right, "between two tokens", "percentile", "ms")
+    _save(figure, title, path)
+
+
+def serving(runs: Sequence[Figures], title: str, path: Path) -> None:
+    """How long what share of the latencies is at most, and the chunks that came in each second."""
+    figure, (left, right) = _two_panels()
+    shares = [*range(0, 100, 2), 99]
+    for run in runs:
+        for name in (name for name in ("ttft", "itl", "e2el") if run.times[name]):
+            left.semilogy(shares, [percentile(run.times[name], q) for q in shares], label=f"{name} {run.name}")
+        stamps = [at for it in run.good for at in it.stamps]
+        right.hist(stamps, bins=range(int(run.run.seconds) + 2), histtype="step", label=run.name)
+    _label(left, "latencies", "percentile", "ms")
+    _label(right, "chunks in each second", "second", "chunks/s")
     _save(figure, title, path)
 
 

@@ -60,7 +60,7 @@ def environment(device: Device) -> dict[str, Any]:
         "device": device.name,
         **software(device),
         "python": platform.python_version(),
-        "cpu": _cpu(),
+        "cpu": cpu(),
     }
     if device.kind == "cuda":
         query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
@@ -103,7 +103,8 @@ def now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
-def _cpu() -> str:
+def cpu() -> str:
+    """How many of what this machine has."""
     names = [
         x.split(":", 1)[1].strip() for x in Path("/proc/cpuinfo").read_text().splitlines() if x.startswith("model name")
     ]

@@ -34,17 +34,19 @@ TAKES: dict[str, dict[str, Any]] = {
 @dataclass(frozen=True, slots=True)
 class Asked:
     """A prompt, the tokens to generate, and when it comes, in seconds from the start. `shared`: tokens at the prompt's
-    begin that a request before it has too."""
+    begin that a request before it has too. `text`: of a trace, where it gave one; the prompt is its ids."""
 
     prompt: Sequence[int]
     new: int
     arrival: float = 0.0
     shared: int = 0
+    text: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """What a caller said of a workload; None: nothing. `rate`: requests a second, arriving by a Poisson process."""
+    """What a caller said of a workload; None: nothing. `rate`: requests a second, arriving by a Poisson process;
+    `burstiness`: the shape of a gamma distribution of their gaps instead, 1 the same as Poisson, below it burstier."""
 
     num_requests: int | None = None
     input_len: Range | None = None
@@ -52,6 +54,7 @@ class Given:
     prefix_len: int | None = None
     trace: Path | None = None
     rate: float | None = None
+    burstiness: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +76,11 @@ class Workload:
     batch: int | None = None
     lines: tuple[Line, ...] = ()
 
+    @property
+    def most(self) -> int:
+        """Requests."""
+        return len(self.lines) or self.given.num_requests or 0
+
     def requests(self, vocab: int, encode: Encode) -> list[Asked]:
         """All of them, in order of arrival; `vocab`: the largest id of random prompts, `encode`: of a trace's texts."""
         made = self._trace(vocab, encode) if self.kind == "trace" else self._made(vocab)
@@ -82,14 +90,22 @@ class Workload:
         timed = []
         for each in made:
             timed.append(replace(each, arrival=at))
-            at += numbers.expovariate(self.given.rate)
+            at += self._gap(numbers, self.given.rate)
         return timed
+
+    def _gap(self, numbers: random.Random, rate: float) -> float:
+        shape = self.given.burstiness
+        return numbers.expovariate(rate) if shape is None else numbers.gammavariate(shape, 1 / (rate * shape))
 
     def _trace(self, vocab: int, encode: Encode) -> list[Asked]:
         """A text keeps its own tokens; a length gets random ones."""
-        pairs = enumerate(self.lines)
-        ids = [(encode(x.prompt) if isinstance(x.prompt, str) else prompt(x.prompt, i, vocab), x) for i, x in pairs]
-        return [Asked(tokens, line.new, line.arrival) for tokens, line in ids]
+        made = []
+        for i, line in enumerate(self.lines):
+            if isinstance(line.prompt, str):
+                made.append(Asked(encode(line.prompt), line.new, line.arrival, text=line.prompt))
+            else:
+                made.append(Asked(prompt(line.prompt, i, vocab), line.new, line.arrival))
+        return made
 
     def _made(self, vocab: int) -> list[Asked]:
         given, numbers = self.given, random.Random(0)
@@ -147,12 +163,14 @@ def _settle(kind: str, given: Given, fixed: dict[str, Any]) -> Given:
         value = getattr(given, name)
         if value is None:
             continue
-        timed = name == "rate" and kind not in ("interrupted", "trace")
+        timed = name in ("rate", "burstiness") and kind not in ("interrupted", "trace")
         if name in fixed or (name not in takes and not timed):
             own = ", ".join(f"--{x}" for x in takes if x not in fixed)
             raise OptionError(f"--{name} is not for the workload {kind}, which takes {own}; leave it out")
         if isinstance(value, int | float) and not (math.isfinite(value) and value > 0):
             raise OptionError(f"--{name}={value} must be above 0")
+    if given.burstiness is not None and given.rate is None:
+        raise OptionError(f"--burstiness={given.burstiness} is of arrivals at a --rate; give one, or leave it out")
     if kind == "trace" and given.trace is None:
         raise OptionError("--workload trace needs --trace FILE, JSON lines with prompt_tokens or prompt, output_tokens")
     return Given(**{**takes, **{n: v for n in Given.__slots__ if (v := getattr(given, n)) is not None}})

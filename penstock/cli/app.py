@@ -12,6 +12,7 @@ from typer.main import get_command
 import penstock
 from penstock.cli import (
     bench,
+    bench_serve,
     build,
     chat,
     check,
@@ -54,6 +55,7 @@ app.command("chat")(chat.chat)
 app.command("serve")(serve.serve)
 app.command("profile")(profile.profile)
 app.command("refit")(refit.refit)
+bench.app.command("serve")(bench_serve.serve)
 app.add_typer(bench.app, name="bench")
 for verb, about in unbuilt.VERBS.items():
     app.command(verb, help=about, context_settings=unbuilt.ANYTHING)(unbuilt.verb(verb))

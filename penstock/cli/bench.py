@@ -109,7 +109,7 @@ def latency(
         "gpu_memory_utilization": gpu_memory_utilization, "cache_dir": cache_dir,
     }  # fmt: skip
     told = latency_report(one_of(model, named), weights, effort, extras, Progress(), say, llm_arguments)
-    _deliver(told.text, told.data, told.records, out, commit, as_json)
+    deliver(told.text, told.data, told.records, out, commit, as_json)
 
 
 @app.command("scaling")
@@ -150,7 +150,7 @@ def scaling(
         "gpu_memory_utilization": gpu_memory_utilization, "cache_dir": cache_dir,
     }  # fmt: skip
     told = scaling_report(one_of(model, named), weights, wanted, grid, new_tokens, plot, Progress(), say, llm_arguments)
-    _deliver(told.text, told.data, told.records, out, commit, as_json)
+    deliver(told.text, told.data, told.records, out, commit, as_json)
 
 
 @app.command("throughput")
@@ -198,7 +198,7 @@ def throughput(
         "inter_token_latency_target": inter_token_latency_target,
     }  # fmt: skip
     told = throughput_report(one_of(model, named), weights, wish, Progress(), say, llm_arguments)
-    _deliver(told.text, told.data, told.records, out, commit, as_json)
+    deliver(told.text, told.data, told.records, out, commit, as_json)
 
 
 @app.command("kernels")
@@ -251,7 +251,7 @@ def claims(
         "cache_dir": cache_dir,
     }  # fmt: skip
     told = claims_report(one_of(model, named), weights, repeats, new_tokens, Progress(), llm_arguments)
-    _deliver(told.text, told.data, told.records, out, commit, as_json)
+    deliver(told.text, told.data, told.records, out, commit, as_json)
 
 
 for name, about in unbuilt.BENCHES.items():
@@ -283,7 +283,7 @@ def one_of(argument: str | None, option: str | None) -> str | None:
     return argument or option
 
 
-def _deliver(text: str, data: Any, records: list[Record], out: Path | None, commit: str | None, as_json: bool) -> None:
+def deliver(text: str, data: Any, records: list[Record], out: Path | None, commit: str | None, as_json: bool) -> None:
     from penstock.bench.records import append
 
     if out is not None:

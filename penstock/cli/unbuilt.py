@@ -13,7 +13,6 @@ VERBS = {
 BENCHES = {
     "precision": "Formats beside each other (not built yet).",
     "lora": "With adapters (not built yet).",
-    "serve": "Load over HTTP (not built yet).",
 }
 ANYTHING = {"ignore_unknown_options": True, "allow_extra_args": True}
 

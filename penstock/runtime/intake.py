@@ -182,7 +182,7 @@ class Intake:
         request.controlled = asks or request.lockstep
         request.keys = [*keys]
         self._check(request)
-source = self._source(numbers, fields_of(params, index), freqs, controls, request)
+        source = self._source(numbers, fields_of(params, index), freqs, controls, request)
         text = request, new.prompt, params, new.arrival, self._tokenizer, notes, index
         stream = Stream(*text) if new.hear is None else TokenStream(*text, order_id=new.id, hear=new.hear)
         return Job(new.id, request, stream, source, sink, new.streaming, guide)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import gc
 import resource
 import socket
 from collections.abc import Callable, Sequence
@@ -124,9 +125,9 @@ async def _run(server: _Server, opened: OpenServer, ready: Callable[[], None], p
         watch.cancel()
         if not server.force_exit:  # or else it ends with us
             await runner.stop()
-        server.close()
         monitor.cancel()
         await asyncio.gather(monitor, return_exceptions=True)
+        server.close()
     if runner.error is not None:
         raise runner.error
 
@@ -145,6 +146,9 @@ async def _watch(server: _Server, runner: Runner, ready: Callable[[], None], pro
     if told is not None:
         progress(told[0], 1, 1)
     if link.state == "ready":
+        # What is there by now stays. Looked through again and again it would hold up all streams for 0.1 s each time.
+        gc.collect()
+        gc.freeze()
         ready()
     while link.state != "stopped":
         await asyncio.sleep(10 * _TICK)

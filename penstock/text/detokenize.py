@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import json
 from collections.abc import Callable, Collection, Sequence
+from functools import lru_cache
 from typing import Protocol
 
 from penstock.errors import SamplingError
@@ -196,6 +197,7 @@ def is_byte_level(tokenizer: Tokenizer) -> bool:
     return decoder is not None and json.loads(decoder.__getstate__()).get("type") == "ByteLevel"
 
 
+@lru_cache(maxsize=1 << 18)  # a vocabulary: each token comes many times
 def token_bytes(token: str) -> bytes:
     """A token with any character outside the table is an added one, and stands for its own text."""
     table = byte_of_character()

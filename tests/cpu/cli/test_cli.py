@@ -140,7 +140,7 @@ def test_the_classic_flags_mean_what_they_say(run: Run, model: Path, tmp_path: P
         ("serve {engine} --ssl_certfile {tmp} --ssl_keyfile {tmp}", 2, "ssl_certfile"),
         ("serve {engine} --host 203.0.113.7 --port 0", 2, "cannot be had"),
         ("quantize --qformat int4_awq", 2, "penstock quantize is not built yet"),
-        ("bench serve --port 1", 2, "penstock bench serve is not built yet"),
+        ("bench serve --base_url nowhere", 2, "is no URL like"),
         ("bench latency --lengths 1,x", 2, "no list of numbers"),
         ("bench kernels {tmp}", 1, "no engine directory"),
         ("profile {engine} --batch 99", 2, "--batch 99 is outside 1 to 4"),

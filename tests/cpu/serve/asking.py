@@ -21,7 +21,9 @@ Ask = Callable[..., Awaitable[httpx.Response]]
 
 def app_on(engine: RealEngine, **config: Any) -> tuple[Application, Noted]:
     noted = Noted(engine.supervisor)
-    return create_app(ServeConfig(**config), noted, ROUTES), noted
+    app = create_app(ServeConfig(**config), noted, ROUTES)
+    app.serving._grammars = engine.grammars
+    return app, noted
 
 
 def asking(engine: RealEngine, work: Callable[[Ask], Awaitable[Any]], **config: Any) -> Any:
@@ -35,10 +37,7 @@ def asking(engine: RealEngine, work: Callable[[Ask], Awaitable[Any]], **config: 
                 found: httpx.Response = await client.post(f"/v1/{path}", json=body, timeout=60)
                 return found
 
-            try:
-                return await work(ask)
-            finally:
-                app.serving.close()
+            return await work(ask)
 
     return engine.run(run)
 

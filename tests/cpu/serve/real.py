@@ -8,9 +8,12 @@ from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from penstock import bundled
+from penstock.serve.grammar_process import GrammarClient
 from penstock.serve.link import Reply, State
 from penstock.serve.supervisor import Supervisor
 from penstock.serve.wire import Beat, Submit
+from penstock.text import Tokenizer
 
 T = TypeVar("T")
 
@@ -65,6 +68,9 @@ class RealEngine:
     def __init__(self, crashes: Path) -> None:
         self._runner = asyncio.Runner()
         self.supervisor = self.run(self._start, crashes)
+        facts = self.supervisor.link.facts
+        tokenizer = Tokenizer.from_dir(bundled.target())
+        self.grammars = GrammarClient(tokenizer, facts["vocab_size"], facts["eos"], seconds=30)  # shared: slow to start
 
     def run(self, work: Callable[..., Awaitable[T]], *args: Any) -> T:
         async def call() -> T:
@@ -86,5 +92,6 @@ class RealEngine:
             await asyncio.sleep(0.02)
 
     def close(self) -> None:
+        self.grammars.close()
         self.run(self.supervisor.stop)
         self._runner.close()

@@ -27,7 +27,6 @@ def with_client(engine: RealEngine, calls: Calls, key: str = "none", **config: A
         http: Any = httpx.AsyncClient(transport=httpx.ASGITransport(app))
         async with openai.AsyncOpenAI(base_url="http://served/v1", api_key=key, http_client=http, max_retries=0) as one:
             await calls(one)
-        app.serving.close()
 
     engine.run(run)
 

@@ -1,0 +1,1 @@
+"""Load on an OpenAI endpoint over HTTP, and what its clients wait for."""
