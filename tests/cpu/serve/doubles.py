@@ -25,8 +25,8 @@ from penstock.serve.wire import Beat, Submit
 
 FACTS = {
     "model": "bundled", "directory": str(bundled.target()), "vocab_size": 4096, "max_seq_len": 512, "eos": [0],
-    "max_batch_size": 8, "max_num_tokens": 256, "generation": {}, "dtype": "float32", "device": {"kind": "cpu", "name": "cpu"},
-    "version": "0.1.0", "embeds": False,
+    "max_batch_size": 8, "max_num_tokens": 256, "generation": {}, "dtype": "float32",
+    "device": {"kind": "cpu", "name": "cpu"}, "version": "0.1.0", "embeds": False,
 }  # fmt: skip
 
 
