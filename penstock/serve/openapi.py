@@ -103,7 +103,7 @@ def _responses(endpoint: Endpoint, schemas: Schemas, keyed: bool) -> dict[str, A
 
 def _content(endpoint: Endpoint, schemas: Schemas) -> dict[str, Any]:
     if isinstance(endpoint.gives, str):
-        return {endpoint.gives: {"schema": {"type": "string"}}}
+        return {endpoint.gives: {"schema": {"type": "object" if endpoint.gives == JSON else "string"}}}
     assert endpoint.gives is not None
     content = {JSON: {"schema": schemas[endpoint.gives, "serialization"]}}
     if endpoint.streams:

@@ -35,7 +35,7 @@ def endpoints(live: Live) -> tuple[Endpoint, ...]:
 
     return (
         Endpoint("GET", "/", page, "A page to try the model.", gives="text/html"),
-        Endpoint("GET", "/live", now, "What the engine does right now: the page's gauges."),
+        Endpoint("GET", "/live", now, "What the engine does right now: the page's gauges.", gives="application/json"),
     )
 
 

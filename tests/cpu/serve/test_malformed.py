@@ -31,7 +31,7 @@ MOST_BYTES, MOST_SECONDS = 2500, 30.0
 @asynccontextmanager
 async def served(folder: Path, **config: Any) -> AsyncIterator[Any]:
     """A client of the whole server, in this process, and the engine in its own."""
-    engine = {"model": None, "max_batch_size": 8, "max_seq_len": 512, "cache_dir": str(folder)}
+    engine = {"model": None, "device": "cpu", "dtype": "float32", "max_batch_size": 16}
     runner = Supervisor(engine, crash_dir=folder / "crashes")
     runner.start()
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -19,6 +20,7 @@ import pytest
 
 from penstock.cli.serve import _warn
 from penstock.serve.config import ServeConfig
+from tests.long import results
 
 ROOT = Path(__file__).resolve().parents[3]
 KEY = "sk-of-the-test-1234"
@@ -26,9 +28,21 @@ KEY = "sk-of-the-test-1234"
 
 def started(folder: Path, *words: str) -> tuple[subprocess.Popen[str], list[str]]:
     """The process, and what it says on stderr as it says it."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(folder), "CUDA_VISIBLE_DEVICES": ""}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
     code = "import sys; from penstock.cli import main; sys.exit(main())"
-    command = [sys.executable, "-c", code, "serve", "--port", "0", "--max_batch_size", "8", *words]
+    command = [
+        sys.executable,
+        "-c",
+        code,
+        "serve",
+        "--port",
+        "0",
+        "--dtype",
+        "float32",
+        "--max_batch_size",
+        "16",
+        *words,
+    ]
     process = subprocess.Popen(
         command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -100,3 +114,41 @@ def test_a_server_that_all_can_reach_says_so(capsys: pytest.CaptureFixture[str])
     for host, keys, warned in (("0.0.0.0", (), True), ("0.0.0.0", (KEY,), False), ("127.0.0.2", (), False)):
         _warn(ServeConfig(host=host, api_keys=keys), False)
         assert ("WARNING: other machines can reach" in capsys.readouterr().err) == warned
+
+
+CHECKS = "positive_data_acceptance"  # a schema cannot say which ids, names and lengths a model takes
+
+
+def documented(folder: Path, examples: int, phases: str) -> dict[str, Any]:
+    """What schemathesis finds, with so many examples of each endpoint."""
+    process, said = started(folder, "--timeout", "20", "--crash_dir", str(folder / "crashes"))
+    assert process.stdout is not None
+    with process.stdout:
+        try:
+            url = process.stdout.readline().split()[3]
+            words = f"--max-examples {examples} --phases {phases} --exclude-checks {CHECKS} --seed 1 --no-color"
+            program = Path(sys.executable).with_name("st")
+            done = subprocess.run(
+                [program, "run", f"{url}/openapi.json", *words.split(), "--request-timeout", "60"],
+                cwd=folder, capture_output=True, text=True,
+            )  # fmt: skip
+            assert done.returncode == 0, (done.stdout[-6000:], said[-20:])
+            assert httpx.get(f"{url}/health").status_code == 200
+        finally:
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(30) == 0
+    assert not [*folder.glob("crashes/*")]
+    found = re.search(r"(\d+) generated, \d+ passed", done.stdout)
+    assert found is not None, done.stdout[-2000:]
+    return {"cases": int(found[1]), "phases": phases, "examples": examples}
+
+
+def test_three_hundred_cases_of_the_document(tmp_path: Path) -> None:
+    assert documented(tmp_path, 26, "fuzzing")["cases"] >= 300
+
+
+@pytest.mark.long
+def test_five_thousand_cases_of_the_document(tmp_path: Path) -> None:
+    found = documented(tmp_path, 400, "examples,coverage,fuzzing,stateful")
+    assert found["cases"] >= 5000
+    results.write("schemathesis", **found)
