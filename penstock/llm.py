@@ -16,10 +16,11 @@ from penstock.engine import store
 from penstock.engine.manifest import Engine
 from penstock.engine.match import mismatch
 from penstock.engine.place import cache_root
-from penstock.errors import OptionError, PenstockError, SamplingError
+from penstock.errors import ExecutorError, OptionError, PenstockError, SamplingError
 from penstock.kernels.device import detect, software
 from penstock.models.hub import resolve
 from penstock.plugins import load as load_plugins
+from penstock.runtime.embedding import Pooled, Vector
 from penstock.runtime.intake import Submission
 from penstock.runtime.loop import Gather, Loop, fresh_id, run_all
 from penstock.runtime.open import Memory, RunLimits, open_loop
@@ -41,6 +42,8 @@ class LLM:
     revision, token: for hub names. weights: "checkpoint", or "random" for the shapes of a config alone.
     dtype: "auto", "bfloat16", "float16", "float32". device: "auto", "cuda", "cpu".
     kv_cache_dtype: what KV is kept in: "auto", the type that the model computes in; "fp8", half the bytes of 16 bits.
+    task: "generate", or "embed" for an engine without a head, which gives vectors; "auto": to embed where the files of
+    sentence-transformers say so.
     max_batch_size, max_num_tokens, max_seq_len: limits of a step and of a request; None: what fits model and device, or
     what the engine was built for, above which an engine directory cannot go.
     gpu_memory_utilization, max_gpu_bytes: how much of the GPU may be used.
@@ -86,6 +89,7 @@ class LLM:
         progress: Progress = silent,
         quantization: str | None = None,
         kv_cache_dtype: str = "auto",
+        task: str = "auto",
         tensor_parallel_size: int = 1,
         pipeline_parallel_size: int = 1,
         lora_paths: Sequence[str | Path] | None = None,
@@ -106,8 +110,9 @@ class LLM:
         self._skip_tokenizer, self._progress = skip_tokenizer_init, progress
         self._root = cache_root(cache_dir)
         options = BuildOptions(
-            dtype, weights, device, *limits, pins=tactics or {}, cache_dir=self._root, kv_cache_dtype=kv_cache_dtype
-        )
+            dtype, weights, device, *limits, pins=tactics or {}, cache_dir=self._root, kv_cache_dtype=kv_cache_dtype,
+            task=task,
+        )  # fmt: skip
         self._memory.check_for(detect(device).kind)
         path = _located(model, revision, token)
         self.tokenizer = self._read_tokenizer(path)  # before a build, so that a bad one costs nothing
@@ -143,6 +148,31 @@ class LLM:
         gather, how = Gather(len(many)), (priority, cache_salt, queue_timeout, timeout)
         new = [self._submission(p, s, gather.put, False, *how) for p, s in zip(many, params, strict=True)]
         return run_all(self._loop, new, gather)
+
+    def embed(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        *,
+        priority: int = 0,
+        cache_salt: str = "",
+        queue_timeout: float | None = None,
+        timeout: float | None = None,
+        **unknown: object,
+    ) -> list[Vector]:
+        """The vectors of prompts, f32[E] each, in their order: what the final norm gives for the last token, of length
+        1 unless the model's files leave that out. The rest as for `generate`.
+
+        Raises OptionError where the engine was not built with task="embed", ExecutorError where a deadline came first.
+        """
+        _refuse_unknown("embed", unknown)
+        many, how = prompts_of(prompts), (priority, cache_salt, queue_timeout, timeout)
+        gather, pooled = Gather(len(many)), [Pooled(self.engine) for _ in many]
+        new = [self._submission(p, s.params, gather.put, False, *how) for p, s in zip(many, pooled, strict=True)]
+        run_all(self._loop, new, gather)
+        found = [vector for each in pooled if (vector := each.vector) is not None]
+        if len(found) < len(many):
+            raise ExecutorError(f"{len(many) - len(found)} of {len(many)} prompts met their deadline; allow more time")
+        return found
 
     async def generate_async(
         self,
@@ -356,6 +386,7 @@ def _check_given(engine: Engine, path: Path, options: BuildOptions) -> None:
             f"an engine of that type from the checkpoint"
         )
     options.check_kv(engine, str(path))
+    options.check_task(engine, str(path))
     if options.weights == "random" and has != "random":
         raise OptionError(
             f"weights='random', but the engine in {path} has the weights of a checkpoint; leave it out, or build an "

@@ -47,6 +47,7 @@ def build(
     weights: flags.Weights = "checkpoint",
     dtype: flags.Dtype = "auto",
     kv_cache_dtype: flags.KvDtype = "auto",
+    task: flags.Task = "auto",
     device: flags.Device = "auto",
     cache_dir: flags.CacheDir = None,
     plugin: flags.Plugin = None,
@@ -67,7 +68,7 @@ def build(
     pins, dtype = restrict(gemm_plugin, dtype, flags.pins_of(tactic), model)
     options = BuildOptions(
         dtype, weights, device, max_batch_size, max_num_tokens, max_seq_len, pins=pins, cache_dir=cache_dir,
-        kv_cache_dtype=kv_cache_dtype,
+        kv_cache_dtype=kv_cache_dtype, task=task,
     )  # fmt: skip
     check_lengths(max_input_len, model, options)
     _report(*_built(model, options, output_dir, verify), as_json)

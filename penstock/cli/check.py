@@ -22,6 +22,7 @@ def check(
     model: flags.Model = None,
     dtype: flags.Dtype = "auto",
     kv_cache_dtype: flags.KvDtype = "auto",
+    task: flags.Task = "auto",
     device: Annotated[
         str, typer.Option("--device", metavar="KIND", help="auto, cuda, cpu; or h200, without one at hand.")
     ] = "auto",
@@ -50,7 +51,7 @@ def check(
     target = target_device(device)
     budget = budget_of(target, memory_gb, gpu_memory_utilization)
     limits = (max_batch_size, max_num_tokens, max_seq_len)
-    options = BuildOptions(dtype, weights, target.kind, *limits, kv_cache_dtype=kv_cache_dtype)
+    options = BuildOptions(dtype, weights, target.kind, *limits, kv_cache_dtype=kv_cache_dtype, task=task)
     try:
         path = resolve(model) if model else bundled.target()
         data = _report(path, options, target, budget, named=device.lower() in RECORDS)

@@ -26,6 +26,12 @@ Dtype = Annotated[str, typer.Option("--dtype", metavar="TYPE", help="auto, bfloa
 KvDtype = Annotated[
     str, typer.Option("--kv_cache_dtype", metavar="TYPE", help="What KV is kept in: auto (the model's type), or fp8.")
 ]
+Task = Annotated[
+    str,
+    typer.Option(
+        "--task", metavar="TASK", help="generate, embed (vectors of texts), or auto: as the model's files say."
+    ),
+]
 Device = Annotated[str, typer.Option("--device", metavar="KIND", help="auto, cuda or cpu.")]
 Weights = Annotated[
     str, typer.Option("--weights", metavar="WHENCE", help="checkpoint, or random for a config's shapes alone.")

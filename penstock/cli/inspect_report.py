@@ -59,7 +59,8 @@ def _spec(engine: Engine) -> Data:
     spec = engine.model_spec
     return {
         "vocab_size": spec.vocab_size, "hidden_size": spec.hidden_size, "max_position": spec.max_position,
-        "tied_head": spec.tied_head, "layers": layers.facts(spec),
+        "tied_head": spec.tied_head,
+        "task": "generate" if spec.head else "embed", "layers": layers.facts(spec),
     }  # fmt: skip
 
 

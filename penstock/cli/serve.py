@@ -86,6 +86,7 @@ def serve(
     weights: flags.Weights = "checkpoint",
     dtype: flags.Dtype = "auto",
     kv_cache_dtype: flags.KvDtype = "auto",
+    task: flags.Task = "auto",
     device: flags.Device = "auto",
     max_batch_size: flags.BatchSize = None,
     max_num_tokens: flags.NumTokens = None,
@@ -103,7 +104,8 @@ def serve(
     except ImportError as error:
         raise OptionError(f"serving needs {error.name}; install it: pip install 'penstock[serve]'") from error
     arguments: dict[str, Any] = {
-        "model": model, "weights": weights, "dtype": dtype, "kv_cache_dtype": kv_cache_dtype, "device": device,
+        "model": model, "weights": weights, "dtype": dtype, "kv_cache_dtype": kv_cache_dtype, "task": task,
+        "device": device,
         "max_batch_size": max_batch_size, "max_num_tokens": max_num_tokens, "max_seq_len": max_seq_len,
         "cache_dir": None if cache_dir is None else str(cache_dir), "gpu_memory_utilization": gpu_memory_utilization,
         "max_gpu_bytes": max_gpu_bytes, "plugins": plugin or [], "max_num_queued_reqs": max_num_queued_reqs,

@@ -34,8 +34,8 @@ from penstock.kernels.device import detect
 from penstock.models.binding import random_binding
 from penstock.models.checkpoint import Checkpoint
 from penstock.models.decoder import build_forward
-from penstock.models.directory import ModelDirectory
 from penstock.models.encoder import build_encoder
+from penstock.models.pooling import open_for
 from penstock.models.registry import family_of
 from penstock.text.generation import generation_facts
 from penstock.text.legacy import copy_text
@@ -111,7 +111,7 @@ def _plan(
 
 def read_model(model: Path, options: BuildOptions, device: Device) -> Frontend:
     """Config, tensor headers and graph work; nothing of the weights is read."""
-    opened = ModelDirectory.open(model)
+    opened, pooling = open_for(model, options.task)
     spec = opened.spec
     format = options.format(opened.config, device)
     kv_format = options.kv_format(format, device)
@@ -128,7 +128,7 @@ def read_model(model: Path, options: BuildOptions, device: Device) -> Frontend:
     encoding, more = pipeline.run(encoder) if encoder else (None, ())
     lowered = lower(after, encoding) if encoding else lower(after)
     profile = profile.for_groups(groups_of(lowered.graph.leaves("state")))
-    graphs = step_graphs(profile, spec.vocab_size, lowered.graph)
+    graphs = step_graphs(profile, spec.result_size, lowered.graph)
     runs = {"prepare": graphs["prepare"], "forward": lowered.others[0]} if encoding else {}
     source = {
         "model": str(model.resolve()), "weights": options.weights, "config": dict(opened.stored),
@@ -136,19 +136,19 @@ def read_model(model: Path, options: BuildOptions, device: Device) -> Frontend:
     }  # fmt: skip
     draft = Unplanned(
         spec.to_json(), profile, format, graphs, lowered.weights, source,
-        generation_facts(model), work_of(lowered.graph, profile), pipeline.report((*results, *more)),
+        {**generation_facts(model), **pooling}, work_of(lowered.graph, profile), pipeline.report((*results, *more)),
         family_of(opened.config).name, runs,
     )  # fmt: skip
     return Frontend(draft, before, after, checkpoint, encoder, encoding)
 
 
-def step_graphs(profile: Profile, vocab_size: int, forward: Graph) -> dict[str, Graph]:
-    """The phases of a step around a lowered forward pass."""
+def step_graphs(profile: Profile, width: int, forward: Graph) -> dict[str, Graph]:
+    """The phases of a step around a lowered forward pass, whose rows of results have so many numbers."""
     return {
         "prepare": prepare_graph(profile),
         "forward": forward,
-        TAIL: sample_graph(profile, vocab_size),
-        CONTROLLED_TAIL: controlled_graph(profile, vocab_size),
+        TAIL: sample_graph(profile, width),
+        CONTROLLED_TAIL: controlled_graph(profile, width),
     }
 
 

@@ -22,6 +22,7 @@ FORMATS = {
     "float16": "f16", "f16": "f16", "fp16": "f16", "half": "f16",
     "bfloat16": "bf16", "bf16": "bf16",
 }  # fmt: skip
+TASKS = ("auto", "generate", "embed")
 NARROW = {"fp8": "fp8_e4m3", "fp8_e4m3": "fp8_e4m3"}
 DEFAULT_SEQ_LEN = 8192  # tokens; longer on request, since every slot keeps its history and block table
 
@@ -45,6 +46,7 @@ class BuildOptions:
     pins: Mapping[str, str] = field(default_factory=dict)  # op -> the tactic that must run it; `!name`: must not
     cache_dir: Path | None = None
     kv_cache_dtype: str = "auto"  # the model's own
+    task: str = "auto"  # "generate", or "embed"; auto: as the model's directory says
 
     def __post_init__(self) -> None:
         for name in ("max_batch_size", "max_num_tokens", "max_seq_len"):
@@ -57,6 +59,8 @@ class BuildOptions:
             raise OptionError(
                 f"kv_cache_dtype={self.kv_cache_dtype!r} is not one of auto, {', '.join((*narrow(), *FORMATS))}"
             )
+        if self.task not in TASKS:
+            raise OptionError(f"task={self.task!r} is not one of {', '.join(TASKS)}")
         if self.weights not in ("checkpoint", "random"):
             raise OptionError(f"weights={self.weights!r} is neither 'checkpoint' nor 'random'")
 
@@ -97,6 +101,14 @@ class BuildOptions:
             raise OptionError(
                 f"kv_cache_dtype={asked!r}, but the engine in {where} keeps KV in {engine.kv_format}; leave it out, or "
                 f"build an engine with that from the checkpoint"
+            )
+
+    def check_task(self, engine: Engine, where: str) -> None:
+        """Raises OptionError where `engine` is for another task than was asked for."""
+        if self.task not in ("auto", has := "generate" if engine.model_spec.head else "embed"):
+            raise OptionError(
+                f"task={self.task!r}, but the engine in {where} was built to {has}; leave it out, or build an engine "
+                f"for that from the checkpoint"
             )
 
     def profile(self, spec: ModelSpec, device: Device) -> Profile:

@@ -40,6 +40,7 @@ def refit(
     """
     engine = store.load(engine_dir)
     model = ModelDirectory.open(checkpoint_dir)
+    model = model if engine.model_spec.head else model.headless()
     _check_spec(engine, model)
     _check_tensors(engine, model)
     checkpoint = model.checkpoint()

@@ -41,29 +41,7 @@ _ALONE: Final = ("$ref", "const", "enum", "anyOf", "oneOf", "allOf")  # each say
 
 
 def checked(text: str) -> str:
-    """The same schema, written anew. Raises SamplingError that names what cannot be enforced."""
-    schema = _read(text)
-    _check(schema, "schema", schema)
-    return json.dumps(schema)
-
-
-def checked_tag(text: str) -> str:
-    """As `checked`, of each schema within xgrammar's formats; these are the library's to read."""
-    tag = _read(text)
-    level: list[Any] = [tag]
-    while level := [part for each in level for part in _formats(each)]:
-        for each in level:
-            if isinstance(each, dict) and "json_schema" in each:
-                _check(each["json_schema"], "schema", each["json_schema"])
-    return json.dumps(tag)
-
-
-def _formats(value: Any) -> list[Any]:
-    """What is in it, but for what is in a schema."""
-    return _parts({k: v for k, v in value.items() if k != "json_schema"} if isinstance(value, dict) else value)
-
-
-def _read(text: str) -> dict[str, Any]:
+    """The same schema, in words that the library keeps to. Raises SamplingError that names what cannot be enforced."""
     try:
         schema = json.loads(text, object_pairs_hook=_once, parse_constant=_no_number)
     except (ValueError, RecursionError) as error:
@@ -71,7 +49,8 @@ def _read(text: str) -> dict[str, Any]:
     if not isinstance(schema, dict):
         raise SamplingError(f"the schema is {text[:60]!r}; give an object")
     _check_size(schema)
-    return schema
+    _check(schema, "schema", schema)
+    return json.dumps(schema)
 
 
 def checked_tag(text: str) -> str:

@@ -33,7 +33,7 @@ Shapes = Iterator[tuple[str, tuple[int, ...]]]
 
 
 def shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
-    """Canonical name -> shape of every weight that `build_forward` reads, the head's own included where it is tied."""
+    """Canonical name -> shape of every weight that `build_forward` reads, a head's own included where it is tied."""
     hidden, width = spec.hidden_size, spec.embedding_size or spec.hidden_size
     out: dict[str, tuple[int, ...]] = {"embedding.weight": (spec.vocab_size, width)}
     if spec.embedding_size:
@@ -41,7 +41,7 @@ def shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
     if spec.encoder:
         out |= dict(_below("encoder", _stack(spec.encoder, hidden)))
     out |= dict(_stack(spec, hidden))
-    return out | dict(_linear("head", spec.vocab_size, width, spec.head_bias))
+    return out | dict(_linear("head", spec.vocab_size, width, spec.head_bias) if spec.head else ())
 
 
 def _stack(stack: ModelSpec | EncoderSpec, hidden: int) -> Shapes:
@@ -228,7 +228,7 @@ def bind(spec: ModelSpec, format: str, source: Source) -> dict[str, Value]:
     """
     wanted = shapes(spec)
     binding = {name: _sourced(Wanted(spec, name, shape, format), source) for name, shape in wanted.items()}
-    if spec.tied_head:
+    if spec.tied_head and spec.head:
         binding["head.weight"] = binding["embedding.weight"]
     return binding
 

@@ -22,7 +22,8 @@ def build_forward(
 
     `format` is what activations are rounded to, `kv_format` what KV is; None: the same. Results: "logits", f32[L,V],
     and each layer's state under its own name. The states of layers of one class and size bear one group name, the
-    attribute `group`, and read and write by the group's own block table. What an encoder made for each layer, the graph
+    attribute `group`, and read and write by the group's own block table. Without a head "logits" are the rows behind
+    the final norm, f32[L,E]. What an encoder made for each layer, the graph
     of `models.encoder` has written; here it is only read.
     """
     inputs, weights = Inputs.of(spec), Weights(binding)
@@ -148,6 +149,8 @@ def _logits(h: Value, spec: ModelSpec, weights: Weights) -> Value:
     h = weights.norm(h, "final_norm", spec.final_norm)
     if spec.embedding_size:
         h = weights.linear(h, "project_out")
+    if not spec.head:
+        return emit("widen", h)[0]
     logits = weights.linear(h, "head", spec.head_bias, out="f32")
     if spec.logit_scale != 1.0:
         logits = emit("scale", logits, factor=spec.logit_scale)[0]

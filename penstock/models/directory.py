@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from penstock.errors import UnsupportedError
 from penstock.models import trtllm
-from penstock.models.binding import Binding
+from penstock.models.binding import Binding, declared
 from penstock.models.checkpoint import Checkpoint
 from penstock.models.config import load_config
 from penstock.models.registry import family_of, ignored_tensors, read_spec, weights
@@ -40,6 +41,14 @@ class ModelDirectory:
         about = trtllm.describe(stored, lambda ranks: _has_head(path, ranks))
         return cls(path, stored, about.config, trtllm.stored_factors(read_spec(about.config)), about.ranks)
 
+    def headless(self) -> ModelDirectory:
+        """The same without its head. Raises UnsupportedError where that is not built."""
+        if self.spec.encoder or self.ranks is not None:
+            what = "an encoder-decoder" if self.spec.encoder else "a TensorRT-LLM checkpoint"
+            raise UnsupportedError(f"task='embed' of {what} is not built yet; {self.path} is one, use a decoder of "
+                                   f"Hugging Face's layout")  # fmt: skip
+        return replace(self, spec=replace(self.spec, head=False))
+
     def binding(self, format: str) -> Binding:
         """Canonical name -> expression over the directory's tensors, each read in `format`."""
         return weights(self.spec, self.config, format) if self.ranks is None else self._merged(format).binding
@@ -60,7 +69,16 @@ class ModelDirectory:
     def _files(self) -> Checkpoint:
         if self.ranks is not None:
             return Checkpoint.open_ranks(self.path, self.ranks.count)
-        return Checkpoint.open(self.path).renamed(family_of(self.config).renamed)
+        files = Checkpoint.open(self.path).renamed(family_of(self.config).renamed)
+        return files if self.spec.head else self._below_model(files)
+
+    def _below_model(self, files: Checkpoint) -> Checkpoint:
+        """A model that was stored without its head lacks what names of the whole one begin with."""
+        wanted = declared(self.binding("f32"))
+        first = {name.partition(".")[0] for name in wanted}
+        if len(first) > 1 or any(name in files.tensors for name in wanted):
+            return files
+        return files.renamed([("^", f"{first.pop()}.")])
 
     def _merged(self, format: str) -> trtllm.Merged:
         assert self.ranks is not None

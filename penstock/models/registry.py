@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -132,16 +132,25 @@ def weights(spec: ModelSpec, config: Mapping[str, Any], format: str) -> dict[str
 def ignored_tensors(spec: ModelSpec, config: Mapping[str, Any]) -> tuple[str, ...]:
     """Regular expressions of the tensors that a checkpoint may hold beside the weights."""
     family = family_of(config)
-    if not spec.tied_head:
+    if spec.head and not spec.tied_head:
         return family.ignored
-    head = sourced(replace(spec, tied_head=False), "head.weight", "f32", family.source_of(config))
-    return (*family.ignored, *map(re.escape, declared({"head": head})))
+    whole, names = replace(spec, tied_head=False, head=True), ["head.weight"]
+    names += ["head.bias"] if spec.head_bias and not spec.head else []
+    heads = {name: sourced(whole, name, "f32", family.source_of(config)) for name in names}
+    return (*family.ignored, *map(re.escape, declared(heads)))
 
 
 def _find(architectures: list[str], model_type: Any) -> Family | None:
     if architectures:
-        return next((_FAMILIES[name] for name in architectures if name in _FAMILIES), None)
+        return next((_FAMILIES[name] for stated in architectures for name in _whole(stated) if name in _FAMILIES), None)
     return next((family for family in _FAMILIES.values() if family.name == model_type), None)
+
+
+def _whole(architecture: str) -> Iterator[str]:
+    """Its name, and of a model that was stored without its head those of the whole."""
+    yield architecture
+    if architecture.endswith("Model"):
+        yield from (architecture.removesuffix("Model") + end for end in ("ForCausalLM", "LMHeadModel"))
 
 
 @lru_cache(maxsize=1)

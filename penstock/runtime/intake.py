@@ -15,6 +15,7 @@ from penstock.grammar.process import Compiler
 from penstock.grammar.vocabulary import Vocabulary, vocabulary_of
 from penstock.ir.ops.control import MOST_LOGPROBS, Controls
 from penstock.runtime.beams import BeamStream
+from penstock.runtime.embedding import check_task
 from penstock.runtime.job import Job
 from penstock.runtime.output import Stream
 from penstock.runtime.prompt import prompt_numbers
@@ -108,6 +109,7 @@ class Intake:
 
     def prepare(self, new: Submission) -> Order:
         """Raises PromptError, SamplingError and the like."""
+        check_task(self._engine, new.params)
         params, notes = self._resolver.resolve(new.params)
         numbers = prompt_numbers(new.prompt_token_ids, self._engine.vocab_size)
         self._refuse_vain(params, len(self._start or numbers))

@@ -102,7 +102,7 @@ class Generation:
                 for i, answer in enumerate(self.answers):
                     group.create_task(_follow(i, answer, news))
         except* Exception as errors:
-            raise _first(errors) from None
+            raise first_error(errors) from None
 
     async def all(self) -> list[list[Text]]:
         """The chosen texts of each prompt. Raises the first error."""
@@ -116,7 +116,7 @@ class Generation:
                 for i, answer in enumerate(self.answers):
                     group.create_task(wait(i, answer))
         except* Exception as errors:
-            raise _first(errors) from None
+            raise first_error(errors) from None
         return found
 
     def _submit(self, number: int, prompt: Prompt) -> Submit:
@@ -142,6 +142,6 @@ async def _follow(number: int, answer: Answer, news: News) -> None:
         await news(number, answer, await answer.more())
 
 
-def _first(errors: BaseExceptionGroup[Exception]) -> Exception:
+def first_error(errors: BaseExceptionGroup[Exception]) -> Exception:
     found = errors.exceptions[0]
-    return _first(found) if isinstance(found, BaseExceptionGroup) else found
+    return first_error(found) if isinstance(found, BaseExceptionGroup) else found

@@ -21,6 +21,7 @@ from penstock.serve.serving import Answered, Serving
 _SANE_ID: Final = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 _LINGER: Final = 1.0  # seconds
 OPEN: Final = frozenset({"/", "/health"})  # without a key, for reading
+WATCHED: Final = frozenset({"/health", "/metrics", "/live"})  # until the end
 
 
 class ClientGone(Exception):
@@ -182,13 +183,13 @@ _CLOSE: Final = {"connection": "close"}
 
 
 class Draining:
-    """Refuses what is new while the server shuts down; its health can be asked for."""
+    """Refuses what is new while the server shuts down; how it is can be asked for."""
 
     def __init__(self, app: ASGIApp, serving: Serving) -> None:
         self._app, self._serving = app, serving
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if self._serving.draining and scope["type"] == "http" and scope["path"] != "/health":
+        if self._serving.draining and scope["type"] == "http" and scope["path"] not in WATCHED:
             raise self._serving.unready()
         await self._app(scope, receive, send)
 

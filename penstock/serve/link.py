@@ -49,7 +49,8 @@ class EngineLink(Protocol):
     def facts(self) -> Mapping[str, Any]:
         """Of the engine that ran last; empty before the first is ready. model: its name; directory: where tokenizer
         and chat template lie; vocab_size, max_seq_len, max_batch_size, max_num_tokens; eos: ids; generation: defaults
-        of its generation_config; dtype, device, version; embeds: whether it gives vectors instead of text."""
+        of its generation_config; dtype, device, version; embeds: whether it gives vectors instead of text;
+        embedding_size: numbers of one."""
         ...
 
     @property

@@ -160,7 +160,7 @@ class _Server(uvicorn.Server):
 
     def __init__(self, app: Application, runner: Runner) -> None:
         config, tls = app.serving.config, app.serving.config.tls()
-        self._serving, self._runner = app.serving, runner
+        self.serving, self._runner = app.serving, runner
         super().__init__(
             uvicorn.Config(
                 app, http=HttpProtocol, ws="none", lifespan="off", log_config=None, access_log=False,
@@ -172,18 +172,18 @@ class _Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self.force_exit = self.should_exit
-        self.should_exit = self._serving.draining = True
+        self.should_exit = self.serving.draining = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self._serving.draining = True
-        end = asyncio.get_running_loop().call_later(self._serving.config.drain_timeout, self._end)
+        self.serving.draining = True
+        end = asyncio.get_running_loop().call_later(self.serving.config.drain_timeout, self._end)
         try:
             await super().shutdown(sockets)
         finally:
             end.cancel()
 
     def close(self) -> None:
-        self._serving.close()
+        self.serving.close()
 
     def _end(self) -> None:
         """Time is up: what still runs ends with the engine's error, which its client is told."""

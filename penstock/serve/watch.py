@@ -154,7 +154,7 @@ class Watched:
             self._tracer.span(self._arrival, now, self._carried, self._attributes(seconds, why), said)
 
     def _seconds(self, now: float) -> dict[str, float]:
-        """Of each stage, as far as the engine told: of a text that this process ended it may say nothing."""
+        """Of each stage, as far as the engine told: of a text that this process ended it says no end."""
         times = [*self._times.values()]
         admitted = [each.admitted for each in times if each.admitted is not None]
         first = [each.first_token for each in times if each.first_token is not None]

@@ -78,7 +78,8 @@ class Part(Struct, array_like=True, frozen=True):
     ended_by_token: whether the last token ended the text and so has none of its own. logprobs: of each new token,
     {token id: log-probability}, itself first, where they were asked for, or best_of needs them. prompt_logprobs: once,
     where asked for. score, cumulative: of a beam search's texts, which come whole. vector: of an embedding. times: at
-    the end of a text. notes: the sampling parameters that were left open, at the first part.
+    the first part of a text, as far as they are known, and at its end. notes: the sampling parameters that were left
+    open, at the first part.
     """
 
     id: str

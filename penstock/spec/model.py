@@ -73,9 +73,16 @@ class ModelSpec:
     logit_scale: float = 1.0
     logit_softcap: float = 0.0  # logits become softcap * tanh(logit / softcap), after scaling
     encoder: EncoderSpec | None = None
+    head: bool = True  # False: what the final norm gives is the result, and no weight of a head is read
 
     def __post_init__(self) -> None:
+        assert self.head or not self.encoder, "what an encoder predicts for needs a head"
         assert all(bool(self.encoder) == bool(layer.cross) for layer in self.layers), "all layers look at it, or none"
+
+    @property
+    def result_size(self) -> int:
+        """Numbers of a row of results: logits, or without a head the hidden size."""
+        return self.vocab_size if self.head else self.embedding_size or self.hidden_size
 
     @property
     def attentions(self) -> list[AnyAttention]:

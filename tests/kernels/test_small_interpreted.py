@@ -14,7 +14,7 @@ TOPIC = "tests.kernels.cases.small"
     [
         ("rms_norm", "add_rms_norm", "head_rms_norm"),
         ("add", "scale", "split", "narrow", "embedding", "take_rows"),
-        ("layer_norm", "add_layer_norm", "head_layer_norm", "activate", "glu", "clip", "softcap"),
+        ("layer_norm", "add_layer_norm", "head_layer_norm", "activate", "glu", "clip", "softcap", "widen"),
         ("sample",),
         ("prepare", "commit"),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from penstock.formats import parse
 from penstock.ir.graph import Type
 from penstock.ir.lazy import torch
 from penstock.ir.op import op
@@ -28,6 +29,12 @@ def add(x: Any, y: Any) -> Any:
 def scale(x: Any, *, factor: float) -> Any:
     """x * factor."""
     return x.float() * factor
+
+
+@op(lambda x: Type(x.shape, parse("f32")), example=example)
+def widen(x: Any) -> Any:
+    """x in float32."""
+    return x.float()
 
 
 def _positive(name: str) -> Any:

@@ -11,7 +11,13 @@ SOURCE = "penstock.kernels.add.elementwise_triton"
 FEW = ({"block": 256, "warps": 2}, {"block": 512, "warps": 4}, {"block": 1024, "warps": 4})
 MANY = ({"block": 2048, "warps": 4}, {"block": 1024, "warps": 4}, {"block": 4096, "warps": 8})
 MANY_NUMBERS = 1 << 18
-BY = {"scale": "factor", "clip": "limit", "softcap": "cap", "activate": "act"}  # ops of one operand: their attribute
+BY = {
+    "scale": "factor",
+    "clip": "limit",
+    "softcap": "cap",
+    "activate": "act",
+    "widen": "",
+}  # ops of one operand: their attribute
 MOST_NUMBERS = (1 << 31) - 8192  # positions are 32-bit
 
 
@@ -32,7 +38,8 @@ class ElementwiseAdd(Tactic):
 
     def plan(self, site: Site, sizes: Sizes, device: Device, config: Config) -> Draft:
         names = ("x", "y", "z") if site.op == "add" else ("x", "z")
-        what = (("OP", site.op), ("BY", site.attr(BY[site.op]))) if site.op in BY else ()
+        by = BY.get(site.op, "")
+        what = (("OP", site.op), ("BY", site.attr(by) if by else 0)) if site.op in BY else ()
         kernel = TritonKernel(
             f"{SOURCE}:{'pointwise' if what else 'add'}",
             (*zip(names, map(gpu.pointer, (*site.inputs, *site.outputs)), strict=True), ("count", "i32")),

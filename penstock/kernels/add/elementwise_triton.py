@@ -33,7 +33,7 @@ def _softcap(x, CAP: tl.constexpr):  # type: ignore[no-untyped-def]
 
 @triton.jit
 def pointwise(x, z, count, OP: tl.constexpr, BY: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr):  # type: ignore[no-untyped-def]
-    """z = x * BY, x clipped or capped at BY, or the activation BY of x; `count` numbers."""
+    """z = x, x * BY, x clipped or capped at BY, or the activation BY of x; `count` numbers."""
     if PDL:
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
@@ -46,7 +46,7 @@ def pointwise(x, z, count, OP: tl.constexpr, BY: tl.constexpr, BLOCK: tl.constex
         y = tl.where(y > BY, BY, tl.where(y < -BY, -BY, y))
     elif OP == "softcap":
         y = _softcap(y, BY)
-    else:
+    elif OP != "widen":
         tl.static_assert(OP == "activate")
         y = activate(y, BY)
     tl.store(z + at, y, mask=inside)

@@ -8,7 +8,8 @@ from collections.abc import Iterable
 from dataclasses import asdict, fields
 from typing import Any, Final
 
-from penstock.errors import ExecutorError, PenstockError, SamplingError, UnsupportedError
+from penstock.errors import ExecutorError, PenstockError, SamplingError
+from penstock.runtime.embedding import Pooled
 from penstock.runtime.intake import Order, Submission
 from penstock.runtime.loop import Loop
 from penstock.runtime.requests import CompletionOutput, RequestMetrics, RequestOutput, SamplingParams
@@ -70,11 +71,11 @@ class Desk:
         self._loop.executor.submit(order)
 
     def _submission(self, new: Submit) -> Submission:
-        if new.embed:
-            raise UnsupportedError("embed is not built yet in the engine process; leave it out")
         if unknown := new.params.keys() - _NAMES:
             raise SamplingError(f"unknown sampling parameter {min(unknown)[:80]!r}; see SamplingParams")
         params = SamplingParams(**new.params, detokenize=False)
+        if new.embed:
+            params = Pooled(self._loop.executor.engine).params
         return Submission(
             new.id, tuple(new.prompt), params, lambda news: self._hear_all(new.id, news), None, True, new.priority,
             new.cache_salt, new.queue_timeout, new.timeout, new.arrival, self._hear, new.grammar,
@@ -114,15 +115,19 @@ def _of_text(id: str, text: TokenStream) -> Iterable[Part]:
         return ()
     stop = text.stop_reason if isinstance(text.stop_reason, int) else None
     end = text.finish_reason, stop, text.ended_by_token
-    rest = _at_first(text, first)
-    return (Part(id, text.index, tokens, *end, logprobs=logprobs, times=_times(text.metrics), **rest),)
+    rest = {**_at_first(text, first), "times": _times(text.metrics)}
+    pooled = next((each for each in text.params.logits_processors if isinstance(each, Pooled)), None)
+    if pooled is not None and (vector := pooled.vector) is not None:
+        tokens, rest = [], {**rest, "vector": vector.astype("<f4").tobytes()}
+    return (Part(id, text.index, tokens, *end, logprobs=logprobs, **rest),)
 
 
 def _at_first(text: TokenStream, first: bool) -> dict[str, Any]:
     if not first:
         return {}
     asked = text.params.prompt_logprobs is not None and text.index == 0 and text.tokens
-    return {"notes": [*text.notes], "prompt_logprobs": text.prompt_logprobs if asked else None}
+    found = text.prompt_logprobs if asked else None
+    return {"notes": [*text.notes], "prompt_logprobs": found, "times": _times(text.metrics)}
 
 
 def _of_search(id: str, found: RequestOutput) -> Iterable[Part]:

@@ -14,7 +14,7 @@ MOST_LOGPROBS: Final = 20
 Prompts = list[str] | list[list[int]]
 
 
-def _prompts(value: Any) -> Prompts:
+def listed(value: Any) -> Prompts:
     """Whatever form it has, a list of prompts. By hand: a union of lists would tell of each token what it is not."""
     if isinstance(value, str):
         return [value]
@@ -28,13 +28,13 @@ def _prompts(value: Any) -> Prompts:
     raise ValueError("give text, a list of token ids, or a list of either, not empty and not mixed")
 
 
-_FORMS = str | list[str] | list[int] | list[list[int]]
+FORMS = str | list[str] | list[int] | list[list[int]]
 
 
 class CompletionRequest(Sampling):
     """Text to go on from."""
 
-    prompt: Annotated[Any, BeforeValidator(_prompts, json_schema_input_type=_FORMS)]
+    prompt: Annotated[Any, BeforeValidator(listed, json_schema_input_type=FORMS)]
     echo: bool | None = False
     logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS)] | None = None
     add_special_tokens: bool | None = True

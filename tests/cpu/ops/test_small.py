@@ -44,6 +44,7 @@ RUN: dict[str, tuple[Callable[[torch.Tensor], Any], Callable[[torch.Tensor], Any
     ),
     "clip": (lambda x: get("clip").reference(x, limit=0.5), lambda x: x.minimum(x * 0 + 0.5).maximum(x * 0 - 0.5)),
     "softcap": (lambda x: get("softcap").reference(x, cap=2.0), lambda x: (x.double() / 2).tanh().float() * 2),
+    "widen": (get("widen").reference, lambda x: x.double().float()),
     "rope interleaved": (
         lambda x: get("rope").reference(x, *_rotation(x), heads=2, interleaved=True),
         lambda x: _interleaved(x, *_rotation(x)[:2]),

@@ -26,14 +26,17 @@ class Case(NamedTuple):
     may_pass: bool = False
 
 
-def cases(document: Mapping[str, Any], count: int, seed: int = 0) -> Iterator[Case]:
-    """`document`: the server's own; of the same seed the same."""
+def cases(document: Mapping[str, Any], count: int, seed: int = 0, hostile: bool = False) -> Iterator[Case]:
+    """`document`: the server's own; of the same seed the same. `hostile`: some are, too, each as long as its limit."""
     rng = random.Random(seed)
     checks = {path: _check(document, path) for path in GOOD if path in document["paths"]}
-    makers = (_broken, _broken, _wrong_by_schema, _wrong_by_schema, _asks_too_much)
+    makers = (_broken, _wrong_by_schema, _asks_too_much)
     for _ in range(count):
         path = rng.choice([*checks])
-        yield rng.choice(makers)(rng, path, checks[path])
+        if hostile and "n" in OWN[path] and rng.random() < 0.005:
+            yield _hostile(rng, path)
+        else:
+            yield rng.choice(makers)(rng, path, checks[path])
 
 
 Check = jsonschema.Draft202012Validator
@@ -146,9 +149,11 @@ HOSTILE: Final[dict[str, tuple[Any, ...]]] = {
 
 
 def _asks_too_much(rng: random.Random, path: str, check: Check) -> Case:
-    """What is wrong in itself, whatever the document can express; and sometimes what is only hostile."""
-    own = OWN[path]
-    hostile = "n" in own and rng.random() < 0.05
-    table = HOSTILE if hostile else own
-    field = rng.choice([*table])
-    return Case(path, f"bad {field}", json.dumps(GOOD[path] | {field: rng.choice(table[field])}).encode(), hostile)
+    """What is wrong in itself, whatever the document can express."""
+    field = rng.choice([*OWN[path]])
+    return Case(path, f"bad {field}", json.dumps(GOOD[path] | {field: rng.choice(OWN[path][field])}).encode())
+
+
+def _hostile(rng: random.Random, path: str) -> Case:
+    field = rng.choice([*HOSTILE])
+    return Case(path, f"hostile {field}", json.dumps(GOOD[path] | {field: rng.choice(HOSTILE[field])}).encode(), True)

@@ -114,6 +114,21 @@ def test_metrics_and_log_of_a_known_run(server: Server) -> None:
     assert refused["status"] == 400 and "prompts" not in refused
 
 
+def test_a_text_that_a_stop_string_ends_has_its_times(server: Server) -> None:
+    """This process ends it, so the engine says nothing at its end."""
+    before = server.samples()
+    asked = {"prompt": [5, 6, 7], "max_tokens": 200, "ignore_eos": True, "temperature": 0}
+    url = f"{server.url}/v1/completions"
+    text = httpx.post(url, json={**asked, "max_tokens": 12}, headers=HEADERS).json()["choices"][0]["text"]
+    choice = httpx.post(url, json={**asked, "stop": text[len(text) // 2]}, headers=HEADERS).json()["choices"][0]
+    assert choice["finish_reason"] == "stop"
+    found = server.samples()
+    for name in ("queue", "prefill", "decode", "inference"):
+        count = f"request_{name}_time_seconds_count"
+        assert found[count] - before[count] == 2, name
+    assert found["request_success_total{stop}"] - before["request_success_total{stop}"] == 1
+
+
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium is installed")
 def test_the_page_talks_to_the_model(server: Server, browser: Any) -> None:  # noqa: F811
     opened = Watched(browser, server.url)

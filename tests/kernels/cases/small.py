@@ -104,6 +104,7 @@ def pointwise() -> Iterator[Case]:
         x = tensor(form, "T", width)
         yield site("clip", x, limit=0.75), sizes(tokens)
         yield site("softcap", x, cap=2.0), sizes(tokens)
+        yield site("widen", x), sizes(tokens)
         for act in ACTIVATIONS[i::3]:
             yield site("activate", x, act=act), sizes(tokens)
             yield site("glu", x, x, act=act), sizes(tokens)

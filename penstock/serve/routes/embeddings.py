@@ -1,0 +1,135 @@
+"""POST /v1/embeddings, where the engine was built to give vectors."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import secrets
+import time
+from typing import Any, Final
+
+import numpy as np
+from starlette.requests import Request
+from starlette.responses import Response
+
+from penstock.runtime.embedding import Vector, normalized
+from penstock.serve.answers import answer
+from penstock.serve.app import while_connected
+from penstock.serve.body import read_json
+from penstock.serve.errors import RequestError
+from penstock.serve.generate import check_length, first_error
+from penstock.serve.link import Reply
+from penstock.serve.prompts import encode
+from penstock.serve.schema.embeddings import EmbeddingRequest, Embeddings
+from penstock.serve.serving import Endpoint, Serving, Watcher
+from penstock.serve.wire import Submit
+
+_LATE: Final = "no vector came within the request's timeout or queue_timeout; try again later, or allow more"
+
+
+async def embed(request: Request, serving: Serving) -> Response:
+    """The handler."""
+    body = await read_json(request, EmbeddingRequest)
+    model = serving.check_model(body.model)
+    _check(body, serving)
+    ids = await _tokens(body, serving)
+    vectors = await while_connected(request, _vectors(_submits(ids, body, serving), serving, request))
+    count = sum(map(len, ids))
+    data = [
+        {"object": "embedding", "index": i, "embedding": _written(vector, body)} for i, vector in enumerate(vectors)
+    ]
+    usage = {"prompt_tokens": count, "total_tokens": count}
+    return answer({"object": "list", "model": model, "data": data, "usage": usage})
+
+
+def _check(body: EmbeddingRequest, serving: Serving) -> None:
+    facts, config = serving.link.facts, serving.config
+    if not facts["embeds"]:
+        raise RequestError(
+            400, "this server's engine generates text and gives no vectors; start one with --task embed", "unsupported"
+        )
+    if len(body.inputs) > config.max_prompts:
+        raise RequestError(
+            400, f"input: {len(body.inputs)} texts, at most {config.max_prompts}; send fewer", None, "input"
+        )
+    if body.dimensions is not None and body.dimensions > (size := int(facts["embedding_size"])):
+        raise RequestError(
+            400, f"dimensions={body.dimensions}, but the model's vectors have {size}; ask for fewer", None, "dimensions"
+        )
+
+
+async def _tokens(body: EmbeddingRequest, serving: Serving) -> list[list[int]]:
+    tokenizer, most = (await serving.texts()).tokenizer, int(serving.link.facts["max_seq_len"])
+    if isinstance(body.inputs[0], str):
+        texts = [str(each) for each in body.inputs]
+        ids = await encode(tokenizer, texts, body.add_special_tokens is not False, most)
+    else:
+        ids = [[*map(int, each)] for each in body.inputs]
+    for each in ids:
+        check_length(len(each), most)
+    return ids
+
+
+def _submits(ids: list[list[int]], body: EmbeddingRequest, serving: Serving) -> list[Submit]:
+    config, id = serving.config, f"embd-{secrets.token_hex(12)}"
+    queued = config.queue_timeout if body.queue_timeout is None else body.queue_timeout
+    timeout = config.timeout if body.timeout is None else body.timeout
+    return [
+        Submit(
+            f"{id}-{i}", each, {}, time.monotonic(), body.priority, body.cache_salt or "", queued, timeout, embed=True
+        )
+        for i, each in enumerate(ids)
+    ]
+
+
+async def _vectors(submits: list[Submit], serving: Serving, request: Request) -> list[Vector]:
+    """In their order. Raises the first error; whatever has not ended then is aborted."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(_vector(each, serving, request)) for each in submits]
+        return [task.result() for task in tasks]
+    except* Exception as errors:
+        raise first_error(errors) from None
+
+
+async def _vector(new: Submit, serving: Serving, request: Request) -> Vector:
+    reply, started = serving.link.submit(new), serving.hooks.started
+    watcher = started(request.scope["state"]["request_id"], new, None, request.headers.raw) if started else None
+    error: BaseException | None = None
+    try:
+        return await _heard(reply, watcher)
+    except BaseException as raised:
+        error = raised
+        raise
+    finally:
+        reply.abort()  # of one that has ended: nothing
+        if watcher is not None:
+            watcher.ended(error)
+
+
+async def _heard(reply: Reply, watcher: Watcher | None) -> Vector:
+    while True:
+        parts = await reply.parts()
+        if watcher is not None:
+            watcher.parts(parts)
+        for part in parts:
+            if part.vector is not None:
+                return np.frombuffer(part.vector, "<f4")
+            if part.finish is not None:
+                raise RequestError(503, _LATE, "timeout", headers={"retry-after": "1"})
+
+
+def _written(vector: Vector, body: EmbeddingRequest) -> Any:
+    if body.dimensions is not None:
+        vector = normalized(vector[: body.dimensions])
+    if body.encoding_format == "base64":
+        return base64.b64encode(vector.astype("<f4").tobytes()).decode()
+    return vector.tolist()
+
+
+ROUTES: Final = (
+    Endpoint(
+        "POST", "/v1/embeddings", embed, "Vectors of texts.", EmbeddingRequest, Embeddings,
+        (400, 404, 408, 413, 429, 500, 503),
+    ),
+)  # fmt: skip
