@@ -28,6 +28,7 @@ Progress = Callable[[str, int, int], None]
 
 _TICK: Final = 0.05  # seconds between looks at the engine's state while it opens
 _GRACE: Final = 5.0  # seconds that answers have to go out once the engine has ended
+_COLLECT: Final = (20_000, 20, 20)  # as gc.set_threshold: with 500 streams a full pass holds them up for 30 ms
 KEEP_ALIVE: Final = 60  # seconds that an idle connection is kept
 
 
@@ -149,6 +150,7 @@ async def _watch(server: _Server, runner: Runner, ready: Callable[[], None], pro
         # What is there by now stays. Looked through again and again it would hold up all streams for 0.1 s each time.
         gc.collect()
         gc.freeze()
+        gc.set_threshold(*_COLLECT)
         ready()
     while link.state != "stopped":
         await asyncio.sleep(10 * _TICK)

@@ -106,8 +106,8 @@ class Figures:
 
     @property
     def late(self) -> list[float]:
-        """Milliseconds from the planned time to the request: it waited for a place, or the client was slow."""
-        return [1e3 * max(0.0, it.begun - it.planned) for it in self.run.outcomes]
+        """Milliseconds from a planned time to the request: it waited for a place, or the client was slow."""
+        return [1e3 * max(0.0, it.begun - it.planned) for it in self.run.outcomes if it.planned]
 
     @property
     def lag(self) -> tuple[float, float]:
@@ -141,12 +141,14 @@ class Figures:
             "total": ((self.prompt_tokens + self.output_tokens) / seconds, "tok/s"),
             "peak_output": (self.peak_rate, "tok/s"), "peak_concurrency": (run.peak, "requests"),
             "prompt_tokens": (self.prompt_tokens, "tokens"), "output_tokens": (self.output_tokens, "tokens"),
-            "chunks": (self.chunks, "chunks"), "late_p99_ms": (percentile(self.late, 99), "ms"),
+            "chunks": (self.chunks, "chunks"),
             "client_lag_p50_ms": (lag50, "ms"), "client_lag_p99_ms": (lag99, "ms"),
             "client_cpu": (100 * run.cpu, "%"),
         }  # fmt: skip
         if self.goals:
             found["goodput"] = (self.goodput, "req/s")
+        if self.late:
+            found["late_p99_ms"] = (percentile(self.late, 99), "ms")
         for name, values in self.times.items():
             found |= {f"{name}_{key}_ms": (value, "ms") for key, value in _spread(values).items()}
         return found
@@ -189,7 +191,8 @@ class Figures:
         own: list[tuple[str, object]] = [
             ("Event loop lag P50 (ms):", it["client_lag_p50_ms"]),
             ("Event loop lag P99 (ms):", it["client_lag_p99_ms"]),
-            ("Sent behind its time P99 (ms):", it["late_p99_ms"]), ("CPU (% of a core):", it["client_cpu"]),
+            *([("Sent behind its time P99 (ms):", it["late_p99_ms"])] if self.late else []),
+            ("CPU (% of a core):", it["client_cpu"]),
         ]  # fmt: skip
         return "\n".join([*lines, "The client itself".center(WIDTH, "-"), *map(_row, own), "=" * WIDTH, *self.warnings])
 

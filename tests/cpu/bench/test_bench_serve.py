@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from statistics import mean, pstdev
@@ -47,7 +48,7 @@ HAND = Figures(
     "hand",
     Run(
         (
-            outcome(0.0, [0.5, 0.6, 0.8], 0.9, 3), outcome(0.5, [1.5], 1.5, 1),
+            outcome(0.0, [0.5, 0.6, 0.8], 0.9, 3), replace(outcome(0.5, [1.5], 1.5, 1), planned=0.4),
             outcome(0.0, [0.1, 1.1], 2.0, 5), Outcome(0.0, 0.0, 0.1, error="HTTP 500", detail="fire"),
         ),
         2.0, 3, (0.0, 0.001, 0.010), 0.5,
@@ -65,7 +66,8 @@ def test_figures_by_hand() -> None:
     assert HAND.rate_of_output == 4.5 and of["total"] == pytest.approx((30 + 9) / 2)
     assert of["goodput"] == 0.5  # the second missed its first token, the third its pace
     assert of["peak_output"] == pytest.approx(3 + 2.5)  # three tokens and half of five in the first second
-    assert (of["client_lag_p50_ms"], of["client_lag_p99_ms"]) == (1.0, 10.0) and of["late_p99_ms"] == 500
+    assert (of["client_lag_p50_ms"], of["client_lag_p99_ms"]) == (1.0, 10.0)
+    assert HAND.late == pytest.approx([100.0])  # the one that had a time of its own
 
 
 def test_the_block_has_the_lines_that_users_know() -> None:

@@ -16,7 +16,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as crashes:
         command = (sys.executable, "-m", "tests.cpu.serve.simulated", sys.argv[1])
         runner = Supervisor({}, command=command, crash_dir=Path(crashes))
-        server = open_server(ServeConfig(port=0), runner, ROUTES)
+        server = open_server(ServeConfig(port=0, log_level="warning"), runner, ROUTES)
         server.run(lambda: print(server.port, flush=True), lambda *_: None)
 
 
