@@ -142,10 +142,12 @@ def _ready(serving: Serving, port: int) -> str:
     """One line, that ends with a command to try."""
     config, name = serving.config, serving.model_names[0]
     url = config.url_at(port)
-    asked = json.dumps({"model": name, "prompt": "Once upon a time", "max_tokens": 32})
+    embeds, text = serving.link.facts.get("embeds"), "Once upon a time"
+    asked = json.dumps({"model": name} | ({"input": text} if embeds else {"prompt": text, "max_tokens": 32}))
+    path = "embeddings" if embeds else "completions"
     key = " -H 'Authorization: Bearer KEY'" if config.api_keys else ""
     insecure = " -k" if config.ssl_certfile else ""
     return (
-        f"ready: {name} at {url} (Ctrl-C ends it); try: curl{insecure} {url}/v1/completions -H "
+        f"ready: {name} at {url} (Ctrl-C ends it); try: curl{insecure} {url}/v1/{path} -H "
         f"'Content-Type: application/json'{key} -d {shlex.quote(asked)}"
     )

@@ -1,4 +1,5 @@
-"""Where a call is required: the texts that are such calls in the model's own style, as a structural tag of xgrammar.
+"""Where a call is required: the texts that are such calls in the model's own style, as a structural tag of xgrammar;
+and where tools are strict: any texts, but with such calls alone.
 
 Markers that are special tokens are spelt out there: no grammar may use a special token.
 """
@@ -6,7 +7,8 @@ Markers that are special tokens are spelt out there: no grammar may use a specia
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any, Final
 
 from penstock.serve.reasoning import CLOSE, OPEN, prompt_state
@@ -22,14 +24,19 @@ _AROUND: Final = {
     "llama3_json": ('{"name": %s, "parameters": ', "}"),
     "mistral": ('{"name": %s, "arguments": ', "}"),
 }
+_NO_CALL: Final = r"([^{ \t\r\n](.|\n)*)?"  # of Llama's, whose calls begin the text
 Format = dict[str, Any]
+Schemas = Iterable[tuple[str, Mapping[str, Any]]]
 
 
 def structural_tag(style: StyleName, tools: Tools, *, compact: bool = False, prompt: str | None = None) -> str:
-    """One call or several of the required tools, each with arguments of its schema. compact: Mistral's
+    """One call or several of the required tools, each with arguments of its schema; none required: any text, with calls
+    of which those of strict tools are held to their schemas, for hermes and llama3_json. compact: Mistral's
     `name[ARGS]{...}`. prompt: of a model that may think first, as rendered."""
     calls = [*_thought(prompt)] if prompt is not None else []
-    if compact and style == "mistral":
+    if not tools.required:
+        calls.append(_free(style, tools))
+    elif compact and style == "mistral":
         calls.append(_compact(tools))
     else:
         calls += [_text(_BEFORE[style]), _listed(style, tools), _text(_BEHIND[style])]
@@ -38,15 +45,31 @@ def structural_tag(style: StyleName, tools: Tools, *, compact: bool = False, pro
 
 
 def _listed(style: StyleName, tools: Tools) -> Format:
-    begin, end = _AROUND[style]
-    tags = [
-        {"type": "tag", "begin": begin % json.dumps(name), "content": _arguments(schema), "end": end}
-        for name, schema in _required(tools)
-    ]
     return {
-        "type": "tags_with_separator", "tags": tags, "separator": _BETWEEN[style],
+        "type": "tags_with_separator", "tags": _tags(style, _required(tools)), "separator": _BETWEEN[style],
         "at_least_one": True, "stop_after_first": not tools.parallel,
     }  # fmt: skip
+
+
+def _tags(style: StyleName, schemas: Schemas) -> list[Format]:
+    begin, end = _AROUND[style]
+    return [
+        {"type": "tag", "begin": begin % json.dumps(name), "content": _arguments(schema), "end": end}
+        for name, schema in schemas
+    ]
+
+
+def _free(style: StyleName, tools: Tools) -> Format:
+    """Mistral's marker is a special token, without which no call would ever come."""
+    assert style != "mistral"
+    schemas = {name: schema if name in tools.strict else {} for name, schema in tools.schemas.items()}
+    if style == "hermes":
+        return {
+            "type": "triggered_tags", "triggers": ["<tool_call>"], "tags": _tags(style, schemas.items()),
+            "at_least_one": False, "stop_after_first": not tools.parallel,
+        }  # fmt: skip
+    calls = _listed(style, replace(tools, schemas=schemas, required=tuple(schemas)))
+    return {"type": "or", "elements": [{"type": "regex", "pattern": _NO_CALL}, calls]}
 
 
 def _compact(tools: Tools) -> Format:
@@ -58,7 +81,7 @@ def _compact(tools: Tools) -> Format:
     return {"type": "plus", "content": call} if tools.parallel else call
 
 
-def _required(tools: Tools) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _required(tools: Tools) -> Schemas:
     return ((name, tools.schemas[name]) for name in tools.required)
 
 

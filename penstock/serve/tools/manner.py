@@ -67,11 +67,16 @@ class Manner:
         return frozenset(each for each in ids if each is not None)
 
     def check(self, tools: Tools | None) -> None:
-        """Raises RequestError where the model's way to write calls is not known."""
+        """Raises RequestError where the model's way to write calls is not known, or cannot be strict."""
         if tools is not None and self.tools == "none":
             raise RequestError(
                 400, "tools: the model's chat template has no way to write tool calls that is known here; leave tools "
                 f"out, or start the server with --tool_call_parser {'|'.join(STYLES)}", "unsupported", "tools",
+            )  # fmt: skip
+        if tools is not None and self.tools == "mistral" and tools.strict and not tools.required:
+            raise RequestError(
+                400, "tools: strict arguments of Mistral's calls are built for calls that are required alone; leave "
+                "strict out, or tool_choice='required'", "unsupported", "tools",
             )  # fmt: skip
 
     def parser(self, prompt: str, tools: Tools | None) -> Parser:
@@ -83,8 +88,8 @@ class Manner:
         return ReasoningParser(prompt, make) if self.reasoning else make()
 
     def grammar(self, prompt: str, tools: Tools | None) -> str | None:
-        """What the text is held to where a call is required: `GuidedDecoding(structural_tag=...)`."""
-        if tools is None or not tools.required or self.tools == "none":
+        """`GuidedDecoding.structural_tag` of the text where a call is required, or tools are strict."""
+        if tools is None or not (tools.required or tools.strict) or self.tools == "none":
             return None
         return structural_tag(self.tools, tools, compact=self.compact, prompt=prompt if self.reasoning else None)
 

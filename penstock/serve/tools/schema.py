@@ -56,12 +56,14 @@ class NamedTool(Body):
 @dataclass(frozen=True)
 class Tools:
     """What a request asks for. `schemas`: of arguments, by function. `required`: of which of them a call has to come;
-    none: of any or not at all. `parallel`: whether there may be several. `plain`: as templates read them."""
+    none: of any or not at all. `parallel`: whether there may be several. `plain`: as templates read them. `strict`:
+    whose arguments are held to their schemas where no call is required."""
 
     schemas: Mapping[str, Mapping[str, Any]]
     required: tuple[str, ...]
     parallel: bool
     plain: list[dict[str, Any]]
+    strict: frozenset[str] = frozenset()
 
 
 class Tooled(Body):
@@ -97,6 +99,7 @@ class Tooled(Body):
             tuple(schemas) if choice == "required" else named,
             self.parallel_tool_calls is not False and not named,
             self._plain(),
+            frozenset(tool.function.name for tool in self.tools if tool.function.strict),
         )
 
     def _plain(self) -> list[dict[str, Any]]:

@@ -137,6 +137,21 @@ def test_nothing_else_is_one(manner: Manner) -> None:
     assert manner.grammar("", asked("auto")) is None and manner.grammar("", None) is None
 
 
+STRICT = [{"type": "function", "function": {**each["function"], "strict": True}} for each in TOOLS]
+
+
+@pytest.mark.parametrize("manner", [MANNERS[0], MANNERS[1], MANNERS[4]], ids=str)
+def test_strict_tools_leave_text_free_and_calls_not(manner: Manner) -> None:
+    tools = Tooled.model_validate({"tools": STRICT}).asked_tools()
+    grammar = manner.grammar("", tools)
+    good, bad = _written(manner, [("time", '{"city": "a"}')]), _written(manner, [("time", '{"days": 1}')])
+    for text, fits in (("", True), ("Bonn, I {think}.\n", True), (good, True), (bad, False)):
+        matcher = _matcher(grammar)
+        assert (matcher.accept_string(text) and matcher.accept_token(256)) == fits
+    with pytest.raises(RequestError, match="strict"):
+        MANNERS[2].check(tools)
+
+
 def _written(manner: Manner, calls: list[tuple[str, str]]) -> str:
     if manner.compact:
         return "".join(f"[TOOL_CALLS]{name}[ARGS]{arguments}" for name, arguments in calls)
