@@ -234,19 +234,18 @@ class Executor:
         if not plan.controlled:
             return PLAIN_TAIL
         sampling = zip(plan.sampling, plan.sample_rows, strict=True)
-        every = ((row, self._job(request)) for request, row in sampling if request.lockstep)
-        rewritten = {row: job for row, job in every if job is not None and job.processes}
-        masks = self._masks_of(plan)
-        self.stats.processor_steps += bool(rewritten)
-        self.stats.guided_steps += masks is not None
-        return Tail(True, tuple(rewritten), lambda row, logits: self._process(rewritten[row], logits), masks)
-
-    def _masks_of(self, plan: StepPlan) -> Callable[[Any], Masks] | None:
-        """What writes the masks of its rows that are held to grammars."""
-        sampling = zip(plan.sampling, plan.sample_rows, strict=True)
         every = ((row, self._job(request)) for request, row in sampling if request.controlled)
-        held = [(row, job, job.guide) for row, job in every if job is not None and job.guide is not None]
-        return (lambda bits: self._mask(held, bits)) if held else None
+        jobs = [(row, job) for row, job in every if job is not None]
+        rewritten = {row: job for row, job in jobs if job.processes}
+        held = [(row, job, job.guide) for row, job in jobs if job.guide is not None]
+        self.stats.processor_steps += bool(rewritten)
+        self.stats.guided_steps += bool(held)
+        return Tail(
+            True,
+            tuple(rewritten),
+            lambda row, logits: self._process(rewritten[row], logits),
+            (lambda bits: self._mask(held, bits)) if held else None,
+        )
 
     def _mask(self, held: Sequence[tuple[int, Job, Guide]], bits: Any) -> Masks:
         """Once the forward is launched: the host learns the tokens of the step before it, and so which may be next."""
