@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
 import numpy as np
@@ -18,6 +20,8 @@ from penstock.grammar.vocabulary import Vocabulary, xgrammar
 KEPT: Final = 64  # compiled grammars, each of at most `worker.MOST_BYTES` written out
 FIRST_SECONDS: Final = 0.25  # CPU time that masks of a text may take in any case
 EACH_SECONDS: Final = 0.01  # and beyond that for each of its tokens
+MOST_THREADS: Final = 8
+FEW: Final = 4  # texts below which other threads cost more than they save
 Bits = npt.NDArray[np.int32]
 
 
@@ -52,6 +56,42 @@ class Grammars:
             raise SamplingError(f"the grammar was not compiled for this engine: {error}; compile it anew") from error
 
 
+class Filler:
+    """Writes the masks of a step: of many texts on several threads, for the library works outside Python's lock."""
+
+    def __init__(self) -> None:
+        self._count = min(MOST_THREADS, len(os.sched_getaffinity(0)))
+        self._threads: ThreadPoolExecutor | None = None
+
+    def fill(self, asked: Sequence[tuple[Guide, Sequence[int]]], mask: Bits) -> list[Exception | None]:
+        """Row by row of the mask, a guide and the tokens of its text; what was raised for each, whose mask is anything
+        then."""
+        if len(asked) < FEW or self._count == 1:
+            return [_filled(each, mask, row) for row, each in enumerate(asked)]
+        if self._threads is None:
+            self._threads = ThreadPoolExecutor(self._count, "masks")
+        count, found = min(self._count, len(asked)), dict[int, Exception | None]()
+        parts = [range(first, len(asked), count) for first in range(count)]
+        work = self._threads.map(lambda rows: [(row, _filled(asked[row], mask, row)) for row in rows], parts)
+        for part in work:
+            found |= dict(part)
+        return [found[row] for row in range(len(asked))]
+
+    def close(self) -> None:
+        if self._threads is not None:
+            self._threads.shutdown()
+
+
+def _filled(asked: tuple[Guide, Sequence[int]], mask: Bits, row: int) -> Exception | None:
+    guide, tokens = asked
+    try:
+        guide.fill(tokens, mask, row)
+    except Exception as error:  # the request's border
+        mask[row] = -1
+        return error
+    return None
+
+
 class Guide:
     """Of one text. Tokens that a text loses, since it is computed anew, are taken back."""
 
@@ -60,13 +100,14 @@ class Guide:
         self._tokens: list[int] = []
         self._seconds = 0.0
 
-    def fill(self, tokens: Sequence[int], mask: Bits, row: int) -> bool:
-        """Write into that row of the mask what may come behind these tokens of the text; False: anything, for the text
-        is over. Raises SamplingError where the tokens are not of the grammar, or it takes too much time."""
+    def fill(self, tokens: Sequence[int], mask: Bits, row: int) -> None:
+        """Write into that row of the mask what may come behind these tokens of the text: anything where it is over.
+        Raises SamplingError where the tokens are not of the grammar, or it takes too much time."""
         start = time.thread_time()
         self._follow(tokens)
-        over = self._matcher.is_terminated()
-        if not over:
+        if self._matcher.is_terminated():
+            mask[row] = -1
+        else:
             self._matcher.fill_next_token_bitmask(mask, row)
         self._seconds += time.thread_time() - start
         if self._seconds > FIRST_SECONDS + EACH_SECONDS * len(tokens):
@@ -74,7 +115,6 @@ class Guide:
                 f"guided_decoding: checking {len(tokens)} tokens took {self._seconds:.2f} s, at most "
                 f"{FIRST_SECONDS} s and {EACH_SECONDS} s for each; give a simpler grammar"
             )
-        return not over
 
     def _follow(self, tokens: Sequence[int]) -> None:
         same = next((i for i, (a, b) in enumerate(zip(self._tokens, tokens, strict=False)) if a != b), None)

@@ -80,8 +80,9 @@ def _state(tokenizer: Tokenizer) -> Any:
 
 
 def _anchor(tokenizer: Tokenizer, ids: Sequence[int]) -> tuple[int, str]:
-    """A token and its text, behind which others write what they write within a text."""
-    for each in ids:
+    """A token and its text, behind which others write what they write within a text: not of bytes, which runs of them
+    take along where they are broken."""
+    for each in (each for each in ids if not _BYTE.match(tokenizer.id_to_token(each) or "")):
         text = tokenizer.decode([each], skip_special_tokens=False)
         if text.isascii() and text.isalnum():
             return each, text

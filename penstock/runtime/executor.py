@@ -16,7 +16,7 @@ from typing import Any
 from penstock.engine.ideal import StepRoof
 from penstock.engine.manifest import Engine
 from penstock.errors import ExecutorError, OptionError, PenstockError, SamplingError
-from penstock.grammar.guide import Guide
+from penstock.grammar.guide import Filler, Guide
 from penstock.runtime.intake import Intake, Order, Submission
 from penstock.runtime.job import Job, candidates_of, keep_scores
 from penstock.runtime.kv.blocks import BlockPool
@@ -70,6 +70,7 @@ class Executor:
         self._read_at = 0.0  # when the last step was read
         self._active_since = 0.0  # up to when the time with requests is counted
         self._in_flight: deque[tuple[StepPlan, Ticket, float | None]] = deque()  # launched when, if on the fast path
+        self._filler = Filler()
         self._early: dict[int, list[int]] = {}  # tokens of steps in flight that were read, for masks, by ticket
         self.log: StepLog | None = None  # of every step, where somebody measures
         self.recorder: Callable[[StepPlan], None] | None = None  # gets each plan before its launch
@@ -133,6 +134,7 @@ class Executor:
     def close(self) -> None:
         """Free the device, and end what compiles grammars. Nothing may be running."""
         self._intake.close()
+        self._filler.close()
         self.backend.close()
 
     def fail_all(self, error: PenstockError) -> None:
@@ -237,34 +239,28 @@ class Executor:
         if not plan.controlled:
             return PLAIN_TAIL
         sampling = zip(plan.sampling, plan.sample_rows, strict=True)
-        every = ((row, self._job(request)) for request, row in sampling if request.lockstep)
-        rewritten = {row: job for row, job in every if job is not None and job.processes}
-        masks = self._masks_of(plan)
-        self.stats.processor_steps += bool(rewritten)
-        self.stats.guided_steps += masks is not None
-        return Tail(True, tuple(rewritten), lambda row, logits: self._process(rewritten[row], logits), masks)
-
-    def _masks_of(self, plan: StepPlan) -> Callable[[Any], Masks | None] | None:
-        """What writes the masks of its rows that are held to grammars."""
-        sampling = zip(plan.sampling, plan.sample_rows, strict=True)
         every = ((row, self._job(request)) for request, row in sampling if request.controlled)
-        held = [(row, job, job.guide) for row, job in every if job is not None and job.guide is not None]
-        return (lambda bits: self._mask(held, bits)) if held else None
+        jobs = [(row, job) for row, job in every if job is not None]
+        rewritten = {row: job for row, job in jobs if job.processes}
+        held = [(row, job, job.guide) for row, job in jobs if job.guide is not None]
+        self.stats.processor_steps += bool(rewritten)
+        self.stats.guided_steps += bool(held)
+        return Tail(
+            True,
+            tuple(rewritten),
+            lambda row, logits: self._process(rewritten[row], logits),
+            (lambda bits: self._mask(held, bits)) if held else None,
+        )
 
-    def _mask(self, held: Sequence[tuple[int, Job, Guide]], bits: Any) -> Masks | None:
+    def _mask(self, held: Sequence[tuple[int, Job, Guide]], bits: Any) -> Masks:
         """Once the forward is launched: the host learns the tokens of the step before it, and so which may be next."""
         unread = self._read_ahead()
-        rows: list[int] = []
-        scored: list[int] = []
-        for row, job, guide in held:
-            tokens = [*job.request.output, *unread.get(job.request, ())]
-            try:
-                if guide.fill(tokens, bits.numpy(), len(rows)):
-                    rows.append(row)
-                    scored += [row] if job.is_scored else []
-            except Exception as error:  # the request's border
-                self._failing.append((job, error if isinstance(error, PenstockError) else _broken(job, error)))
-        return Masks(rows, scored, bits) if rows else None
+        asked = [(guide, [*job.request.output, *unread.get(job.request, ())]) for _, job, guide in held]
+        for (_, job, _), error in zip(held, self._filler.fill(asked, bits.numpy()), strict=True):
+            if error is not None:
+                told = SamplingError(f"the grammar of {job.order_id} failed: {_said(error)}")
+                self._failing.append((job, error if isinstance(error, PenstockError) else told))
+        return Masks([row for row, _, _ in held], [row for row, job, _ in held if job.is_scored], bits)
 
     def _read_ahead(self) -> dict[Request, list[int]]:
         """Wait for all that is in flight; the tokens that requests get of it, which the scheduler hears of later."""
@@ -408,10 +404,6 @@ def _said(error: BaseException) -> str:
         return f"{type(error).__name__}: {error}"
     except Exception:
         return type(error).__name__
-
-
-def _broken(job: Job, error: Exception) -> PenstockError:
-    return SamplingError(f"the grammar of {job.order_id} failed: {_said(error)}")
 
 
 def _deliver(live: Job, error: PenstockError) -> None:

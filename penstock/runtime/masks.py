@@ -10,7 +10,7 @@ from penstock.engine.program import SCORES
 from penstock.ir.lazy import torch
 from penstock.ir.ops.control import MOST_LOGPROBS
 
-AT_ONCE: Final = 8  # rows, whose mask is spread out to floats
+AT_ONCE: Final = 32  # rows, whose bits are spread out to bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,26 +29,25 @@ class Masker:
     def __init__(self, device: str, rows: int, vocab_size: int) -> None:
         """For at most so many rows of that vocabulary."""
         words = -(-vocab_size // 32)
-        on_gpu = device == "cuda"
         # Filled by the host while no step is under way that may read it.
-        self.bits = torch.zeros(rows, words, dtype=torch.int32, pin_memory=on_gpu)
+        self.bits = torch.zeros(rows, words, dtype=torch.int32, pin_memory=device == "cuda")
         self._bytes = torch.zeros(rows, 4 * words, dtype=torch.uint8, device=device)
-        self._index = torch.zeros(AT_ONCE * 4 * words, dtype=torch.int32, device=device)
-        self._spread = torch.zeros(AT_ONCE * 4 * words, 8, device=device)
-        byte = torch.arange(256)[:, None] >> torch.arange(8)
-        self._table = torch.where(byte & 1 > 0, 0.0, -torch.inf).to(device)  # [byte,8]: what to add for each bit
+        self._each = torch.zeros(AT_ONCE, 4 * words, 8, dtype=torch.uint8, device=device)
+        self._unset = torch.zeros(AT_ONCE, 32 * words, dtype=torch.bool, device=device)
+        self._powers = (1 << torch.arange(8)).to(torch.uint8).to(device)
 
     def apply(self, logits: Any, masks: Masks) -> Mapping[int, Any]:
         """Put minus infinity where a row's bit is not set; gives the scored rows as they were."""
         raw = {row: logits[row].clone() for row in masks.scored}
-        count, columns = len(masks.rows), min(logits.shape[-1], 8 * self._bytes.shape[1])
+        count, columns = len(masks.rows), min(logits.shape[-1], self._unset.shape[1])
         self._bytes[:count].copy_(self.bits[:count].view(torch.uint8), non_blocking=True)
         for first, start, size in _runs(masks.rows):
-            part = self._bytes[first : first + size].view(-1)
-            index, spread = self._index[: len(part)], self._spread[: len(part)]
-            torch.index_select(self._table, 0, index.copy_(part), out=spread)
-            logits[start : start + size, :columns] += spread.view(size, -1)[:, :columns]
-            logits[start : start + size, columns:] = -torch.inf
+            each, unset = self._each[:size], self._unset[:size]
+            torch.bitwise_and(self._bytes[first : first + size, :, None], self._powers, out=each)
+            torch.eq(each.view(size, -1), 0, out=unset)
+            logits[start : start + size, :columns].masked_fill_(unset[:, :columns], -torch.inf)
+            if columns < logits.shape[-1]:
+                logits[start : start + size, columns:] = -torch.inf
         return raw
 
     def mend(self, results: Mapping[str, Any], raw: Mapping[int, Any]) -> None:

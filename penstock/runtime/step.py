@@ -51,12 +51,12 @@ class Scores:
 class Tail:
     """What a step does behind its logits. `controlled`: rows may be. `rewrite`: first gets, for each of `rows` of the
     logits, that row on the host, f32[V], and gives what takes its place; the step waits for it. `masks`: then, when the
-    forward is launched, writes the masks of rows into the bits it gets, i32[R,W]; None: of no row."""
+    forward is launched, writes the masks of rows into the bits it gets, i32[R,W]."""
 
     controlled: bool = False
     rows: tuple[int, ...] = ()
     rewrite: Callable[[int, Any], Any] | None = None
-    masks: Callable[[Any], Masks | None] | None = None
+    masks: Callable[[Any], Masks] | None = None
 
     def edit(self, logits: Any, masker: Callable[[], Masker]) -> Mapping[int, Any]:
         """Rewrite and mask rows in place; of masked ones that are scored, gives what `Masker.mend` needs."""
@@ -65,8 +65,7 @@ class Tail:
             logits[row].copy_(self.rewrite(row, logits[row].to("cpu", copy=True)))
         if self.masks is None:
             return {}
-        masks = self.masks(masker().bits)
-        return masker().apply(logits, masks) if masks else {}
+        return masker().apply(logits, self.masks(masker().bits))
 
 
 PLAIN_TAIL = Tail()

@@ -57,7 +57,7 @@ def test_a_mask_on_the_device_is_the_mask_on_the_host() -> None:
     for device in ("cpu", "cuda"):
         masker = Masker(device, 20, 1001)
         masker.bits.copy_(torch.randint(-(2**31), 2**31, masker.bits.shape, generator=generator.manual_seed(1)))
-        own = logits.to(device)
+        own = logits.to(device, copy=True)
         raw = masker.apply(own, Masks(rows, [5], masker.bits))
         assert torch.equal(raw[5].cpu(), logits[5])
         masked.append(own.cpu())

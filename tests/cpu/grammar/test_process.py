@@ -10,11 +10,12 @@ import threading
 import time
 from typing import Any
 
+import numpy as np
 import pytest
 
 from penstock.errors import QueueFullError, SamplingError
 from penstock.grammar import GuidedDecoding, guided, process
-from penstock.grammar.guide import FIRST_SECONDS, Guide
+from penstock.grammar.guide import FEW, FIRST_SECONDS, Filler, Guide
 from penstock.grammar.process import Compiler
 from penstock.text import Tokenizer
 from tests.cpu.grammar.conftest import Walker
@@ -173,7 +174,7 @@ def test_a_guide_goes_back_and_says_what_is_not_of_the_grammar(walker: Walker) -
     behind = walker.allowed(guide, [a, b, a])
     assert walker.allowed(guide, [a]) == behind == walker.allowed(guide, [a, b, a])
     with pytest.raises(SamplingError, match=f"token {nine}, the text's 2th, is not of the grammar"):
-        guide.fill([a, nine], __import__("numpy").zeros((1, 200), "int32"), 0)
+        guide.fill([a, nine], np.zeros((1, 200), np.int32), 0)
 
 
 def test_masks_that_take_long_end_the_text() -> None:
@@ -185,4 +186,22 @@ def test_masks_that_take_long_end_the_text() -> None:
             return True
 
     with pytest.raises(SamplingError, match="checking 0 tokens took"):
-        Guide(Slow()).fill([], None, 0)  # type: ignore[arg-type]
+        Guide(Slow()).fill([], np.zeros((1, 4), np.int32), 0)
+
+
+def test_masks_on_several_threads_are_those_of_one(walker: Walker) -> None:
+    words, kinds = -(-walker.vocabulary.size // 32), [*ASKED.values(), {"json_object": True}]
+    filler, tokens = Filler(), walker.vocabulary.tokens
+    filler._count = 3
+    try:
+        for count in (1, FEW, 9):
+            asked = [(walker.guide(GuidedDecoding(**kinds[i % 4])), []) for i in range(count)]
+            wrong = (walker.guide(GuidedDecoding(regex="a+")), [tokens.index(b"b")])
+            together, alone = np.zeros((2, count + 1, words), np.int32)
+            told = filler.fill([*asked, wrong], together)
+            for row, (guide, text) in enumerate(asked):
+                guide.fill(text, alone, row)
+            assert (together[:count] == alone[:count]).all() and (together[count] == -1).all()
+            assert told[:count] == [None] * count and isinstance(told[count], SamplingError)
+    finally:
+        filler.close()

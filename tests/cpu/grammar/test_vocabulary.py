@@ -41,12 +41,11 @@ def metaspace() -> Tokenizer:
     return Tokenizer(backend, eos_token_ids=[1])
 
 
-def word_pieces() -> Tokenizer:
-    backend = tokenizers.Tokenizer(
-        models.WordPiece({"[UNK]": 0, "a": 1, "##b": 2, "c": 3, "</s>": 4}, unk_token="[UNK]")
-    )
-    backend.decoder = decoders.WordPiece()
-    return Tokenizer(backend, eos_token_ids=[4])
+def entangled() -> Tokenizer:
+    """What a token writes depends on the next."""
+    backend = tokenizers.Tokenizer(models.BPE({"a": 0, "b": 1, "c": 2, "</s>": 3}, []))
+    backend.decoder = decoders.Sequence([decoders.Fuse(), decoders.Replace("bc", "X")])
+    return Tokenizer(backend, eos_token_ids=[3])
 
 
 @pytest.mark.parametrize("kind", ["bundled", "fallback", "unstripped", "metaspace"])
@@ -101,7 +100,7 @@ def test_a_fallback_vocabulary_masks_right() -> None:
 def test_what_no_grammar_can_be_held_to() -> None:
     own = byte_fallback()
     own.eos_token_ids = ()
-    for wrong, why in ((None, "needs a tokenizer"), (own, "names none"), (word_pieces(), "one after another")):
+    for wrong, why in ((None, "needs a tokenizer"), (own, "names none"), (entangled(), "one after another")):
         with pytest.raises(SamplingError, match=why):
             vocabulary_of(wrong, 400, ())
 

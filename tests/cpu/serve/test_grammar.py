@@ -172,10 +172,10 @@ def test_a_preempted_text_goes_on_in_its_grammar(either: LLM) -> None:
 def test_a_grammar_that_fails_ends_its_request_alone(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
     fill = Guide.fill
 
-    def failing(self: Guide, tokens: Any, mask: Any, row: int) -> bool:
+    def failing(self: Guide, tokens: Any, mask: Any, row: int) -> None:
         if len(tokens) == 3:
             raise RuntimeError("a defect of the library")
-        return fill(self, tokens, mask, row)
+        fill(self, tokens, mask, row)
 
     good = texts(llm, ask(2, max_tokens=12))
     monkeypatch.setattr(Guide, "fill", failing)
