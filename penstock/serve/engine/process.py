@@ -146,7 +146,7 @@ class Process:
         loop = llm._loop
         with suppress(OSError):  # as above
             while not self._stopping.is_set():
-                if why := _useless(loop):
+                if (why := _useless(loop)) and not self._stopping.is_set():
                     time.sleep(BEAT)  # for the errors of the requests that it took along
                     _die(BROKEN, why)
                 self._ask(llm)
