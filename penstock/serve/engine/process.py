@@ -146,7 +146,7 @@ class Process:
         loop = llm._loop
         with suppress(OSError):  # as above
             while not self._stopping.is_set():
-                if why := _useless(loop):
+                if (why := _useless(loop)) and not self._stopping.is_set():
                     time.sleep(BEAT)  # for the errors of the requests that it took along
                     _die(BROKEN, why)
                 self._ask(llm)
@@ -173,7 +173,13 @@ class Process:
 
 
 def _start(work: Callable[[], None]) -> None:
-    threading.Thread(target=work, daemon=True).start()
+    def run() -> None:
+        try:
+            work()
+        except Exception as error:  # the thread's border: the others cannot do without it
+            _die(BROKEN, f"{type(error).__name__}: {error}")
+
+    threading.Thread(target=run, daemon=True).start()
 
 
 def _useless(loop: Loop) -> str | None:
@@ -194,7 +200,8 @@ def _length(head: bytes) -> int:
 
 def _die(code: int, reason: str) -> NoReturn:
     """End at once, with the processes that a build may have started: no thread is waited for, nothing is cleared up."""
-    print(f"the engine process ends: {reason}", file=sys.stderr, flush=True)
+    with suppress(OSError):  # whoever read it is gone
+        print(f"the engine process ends: {reason}", file=sys.stderr, flush=True)
     if code == ORPHANED and os.getpgid(0) == os.getpid():
         os.killpg(0, signal.SIGKILL)
     os._exit(code)

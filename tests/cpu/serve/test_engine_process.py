@@ -286,12 +286,14 @@ def test_killed_under_load_every_request_hears_of_it(runner: asyncio.Runner, sup
     async def killing() -> None:
         before = supervisor.link.restarts
         replies = await loaded(supervisor)
+        most = supervisor.link.facts["max_batch_size"]
+        await until(lambda: stats(supervisor)["requests_running"] == most)
         assert supervisor._child is not None
         os.kill(supervisor._child.process.pid, signal.SIGKILL)
         await all_died(replies)
         report = check_report(supervisor, "killed by SIGKILL")
         assert (report["signal"], report["requests_open"]) == ("SIGKILL", 40)
-        assert len(report["steps"][0]["rows"]) == supervisor.link.facts["max_batch_size"]
+        assert most // 2 < len(report["steps"][0]["rows"]) <= most
         await works_again(supervisor, before + 1)
 
     runner.run(killing())
@@ -337,8 +339,7 @@ from penstock.serve.supervisor import Supervisor
 async def main():
     supervisor = Supervisor({"device": "cpu"})
     supervisor.start()
-    while supervisor._child is None or not supervisor._child.connected:
-        await asyncio.sleep(0.01)
+    await supervisor.ready()
     print(supervisor._child.process.pid, flush=True)
     os.kill(os.getpid(), signal.SIGKILL)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Coroutine
@@ -271,6 +272,11 @@ def test_parts_of_a_text_are_joined_in_order() -> None:
     assert [part.index for part in found] == [0, 1, 2]
     assert found[1].tokens == [*range(1, 30, 3), 99] and found[1].stop_token == 99 and found[1].notes == ["n"]
     assert found[1].logprobs is not None and len(found[1].logprobs) == 11
+
+
+def test_no_torch_comes_with_it() -> None:
+    source = "import sys, penstock.serve.supervisor; sys.exit('torch' in sys.modules or 'triton' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", source], timeout=60, check=False).returncode == 0
 
 
 def test_reports_are_counted_and_boxes_may_be_missing(tmp_path: Path) -> None:
