@@ -31,7 +31,7 @@ from penstock.runtime.schedule.deadlines import Deadlines
 from penstock.runtime.schedule.limits import Limits
 from penstock.runtime.schedule.request import FinishReason, Request
 from penstock.runtime.schedule.scheduler import Scheduler
-from penstock.runtime.stats import Stats
+from penstock.runtime.stats import Stats, snapshot
 from penstock.runtime.step import PLAIN_TAIL, Backend, Tail, Ticket
 from penstock.runtime.steplog import StepLog
 from penstock.runtime.upload import Encoder, Source
@@ -145,44 +145,8 @@ class Executor:
 
     def snapshot(self) -> dict[str, Any]:
         """All counters by name: what `LLM.stats` gives, whose docstring says what the less plain ones mean."""
-        stats, scheduler, backend, kv = self.stats, self.scheduler, self.backend, self.kv
-        counters = scheduler.counters
-        return {
-            "steps": stats.steps,
-            "requests": stats.requests,
-            "prompt_tokens": stats.prompt_tokens,
-            "generated_tokens": counters.generated_tokens,
-            "host_us_per_step": stats.host_us_per_step,
-            "host_seconds": stats.host_seconds,
-            "host_steps": stats.host_steps,
-            "controlled_steps": stats.controlled_steps,
-            "processor_steps": stats.processor_steps,
-            "guided_steps": stats.guided_steps,
-            "steps_off_fast_path": backend.slow_steps,
-            "device_busy": stats.device_busy,
-            "device_seconds": stats.device_seconds,
-            "roof_seconds": None if self._roof is None else stats.roof_seconds,
-            "requests_running": scheduler.num_running,
-            "requests_waiting": scheduler.num_waiting,
-            "preemptions": counters.preemptions,
-            "prefix_cache_queries": counters.asked_tokens,
-            "prefix_cache_hits": counters.reused_tokens,
-            "prefix_caching": kv.reuse,
-            "prefix_cache_evictions": kv.num_evicted,
-            "host_cache_hits": kv.num_restored * kv.block_size,
-            "host_cache_blocks": kv.host_blocks,
-            "host_cache_usage": kv.host_usage,
-            "kv_cache_usage": kv.usage,
-            "kv_cache_waste": scheduler.waste(),
-            "kv_blocks": kv.num_usable,
-            "kv_groups": {
-                group.name: {"blocks": tables.pool.num_usable, "usage": tables.usage}
-                for group, tables in zip(self.engine.groups, kv.groups, strict=True)
-            },
-            **backend.counters(),
-            "load_seconds": dict(backend.load_seconds),
-            "memory": dict(backend.memory),
-        }
+        groups = [group.name for group in self.engine.groups]
+        return snapshot(self.stats, self.scheduler, self.kv, self.backend, groups, self._roof is not None)
 
     def _launch(self, plan: StepPlan) -> None:
         if self.log is not None:
