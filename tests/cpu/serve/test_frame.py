@@ -19,8 +19,8 @@ ERRORS = [
     (QueueFullError("request 'a' is refused: 3 wait"), 429, "queue_full", None),
     (UnsupportedError("suffix is not built yet"), 400, "unsupported", None),
     (EngineUnready("loading", 7.0), 503, "engine_unready", None),
-    (EngineDied("killed, see /root/secret/crash.json"), 500, "engine_died", None),
-    (RuntimeError("/root/secret"), 500, "internal_error", None),
+    (EngineDied("killed, see /srv/secret/crash.json"), 500, "engine_died", None),
+    (RuntimeError("/srv/secret"), 500, "internal_error", None),
     (SamplingError("x" * 100_000), 400, None, None),
 ]
 
@@ -35,7 +35,7 @@ def test_an_error_has_one_status_and_shape(error: Exception, status: int, code: 
         assert told.keys() == {"error"}
         assert told["error"].keys() == {"message", "type", "param", "code"}
         assert (told["error"]["code"], told["error"]["param"]) == (code, param)
-        assert "/root" not in response.text and len(response.content) < 2500
+        assert "/srv" not in response.text and len(response.content) < 2500
         assert ("retry-after" in response.headers) == (status in (429, 503))
 
     asyncio.run(run())
