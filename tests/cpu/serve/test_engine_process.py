@@ -287,7 +287,7 @@ def test_killed_under_load_every_request_hears_of_it(runner: asyncio.Runner, sup
         before = supervisor.link.restarts
         replies = await loaded(supervisor)
         most = supervisor.link.facts["max_batch_size"]
-        await until(lambda: stats(supervisor)["requests_running"] == most)
+        await until(lambda: stats(supervisor).get("requests_running") == most)
         assert supervisor._child is not None
         os.kill(supervisor._child.process.pid, signal.SIGKILL)
         await all_died(replies)
