@@ -16,6 +16,7 @@ from penstock.serve.errors import RequestError
 from penstock.serve.generate import Generation, check_length, check_limits
 from penstock.serve.guided import grammar_of
 from penstock.serve.prompts import chat_text, encode
+from penstock.serve.reasoning import prompt_state
 from penstock.serve.schema.chat import ChatChunk, ChatCompletion, ChatRequest
 from penstock.serve.serving import Endpoint, Serving
 from penstock.serve.speech import NOTHING, ROLE, Speech
@@ -36,7 +37,7 @@ async def chat(request: Request, serving: Serving) -> Response:
     ids = (await encode(texts.tokenizer, [rendered], body.add_special_tokens, most))[0]
     check_length(len(ids), most)
     params, prompts = body.sampling(most - len(ids)), [Prompt(ids)]
-    held = _held(body, manner.grammar(rendered, tools))
+    held = _held(body, manner.grammar(rendered, tools), manner.reasoning and prompt_state(rendered) == "open")
     grammar = await while_connected(request, grammar_of(held, params, serving))
     generation = Generation(
         serving, request, body, "chatcmpl", model, prompts, params, texts.tokenizer, grammar,
@@ -48,9 +49,15 @@ async def chat(request: Request, serving: Serving) -> Response:
     return answered(await while_connected(request, form.whole()))
 
 
-def _held(body: ChatRequest, calls: str | None) -> dict[str, Any]:
-    """What the text is held to, where calls may be required."""
+def _held(body: ChatRequest, calls: str | None, thinks: bool) -> dict[str, Any]:
+    """What the text is held to, where calls may be required. `thinks`: it goes on with a thought."""
     held = body.guided()
+    if held and thinks:
+        raise RequestError(
+            400, "the model's chat template begins with a thought, which a text held to a form has no end of; leave "
+            "the form out, or the thought (with many templates by chat_template_kwargs enable_thinking=false)",
+            "unsupported", "response_format",
+        )  # fmt: skip
     if calls is None:
         return held
     if held:

@@ -175,3 +175,18 @@ def test_rows_of_tokens_spell_their_text_and_begin_where_it_does() -> None:
     spelt = b"".join(Spelling(TOKENIZER).of(token)[1] for token in IDS)
     assert spelt.decode() == SAID
     assert [len(top) for top in rows["top_logprobs"]] == [2] * len(IDS)
+
+
+def test_what_was_held_back_comes_at_the_end() -> None:
+    ends = TOKENIZER.encode("a 🙂", add_special_tokens=False)
+    text = answered(Script([[Part("r", 0, ends[:-1])], [Part("r", 0, [], "length")]]))[1][0]
+    assert text.new == "a \ufffd"
+    text = answered(Script([[Part("r", 0, IDS)], [Part("r", 0, [], "length")]]), stop="🙂 and more")[1][0]
+    assert text.new == SAID and text.stop_reason is None
+
+
+def test_stop_strings_count_from_the_least_tokens_on() -> None:
+    number = next(i for i in range(len(IDS)) if TOKENIZER.decode(IDS[: i + 1]).endswith("quick")) + 1
+    for least, stopped in ((number, True), (number + 1, False)):
+        text = answered(Script([cut(IDS, [])]), stop="quick", min_tokens=least, max_tokens=100)[1][0]
+        assert (text.stop_reason == "quick") == stopped
