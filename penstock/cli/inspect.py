@@ -58,14 +58,14 @@ def _head(data: Data) -> str:
         ("made for", f"{device['name']}{f' (sm_{capability})' if capability else ''} with {made}"),
         ("format", formats(data)),
         ("built in", ", ".join(f"{k} {v:.2f} s" for k, v in data["build_seconds"].items()) or "not recorded"),
-        ("model", model + _head(spec)),
+        ("model", model + _result(spec)),
         *(("layers", layers.said(layer)) for layer in spec["layers"]),
         *(("plugin", _plugin(name, entry)) for name, entry in data["plugins"].items()),
     ]
     return table(rows, "")
 
 
-def _head(spec: Data) -> str:
+def _result(spec: Data) -> str:
     if spec["task"] == "embed":
         return ", without a head: gives vectors"
     return ", head tied to the embedding" if spec["tied_head"] else ""
