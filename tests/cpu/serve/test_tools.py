@@ -149,6 +149,18 @@ def test_any_cutting_says_the_same(style: StyleName, pieces: list[str]) -> None:
         assert message.content == text
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        '[TOOL_CALLS] [{"name": "g", "arguments": {"s": "[TOOL_CALLS]f{}"}}]',
+        '[TOOL_CALLS] [{"[TOOL_CALLS]f{}' + "k" * 450 + '": 1}]',
+        '[TOOL_CALLS] [{"name": "f", "arguments": {"n": ' + "1" * 450 + "[TOOL_CALLS]f{}}}]",
+    ],
+)
+def test_a_fault_is_found_at_the_same_character(text: str) -> None:
+    assert events_of(parser("mistral"), list(text)) == events_of(parser("mistral"), [text])
+
+
 HOSTILE = {
     "begins": "<tool_call>{<|python_tag|>{[TOOL_CALLS][",
     "objects": '<tool_call>{"name": "f", "arguments": {x[TOOL_CALLS]f{x<|python_tag|>{"name": "f", "parameters": {x',
