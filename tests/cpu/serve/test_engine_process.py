@@ -162,7 +162,7 @@ REFUSED: list[tuple[dict[str, Any], dict[str, Any], type[PenstockError], str]] =
     ({}, {"prompt": [5] * 2000}, PromptError, "2000"),
     ({}, {"timeout": -1.0}, OptionError, "timeout"),
     ({}, {"priority": 2**40}, OptionError, "priority"),
-    ({"guided_decoding": {"regex": "a"}}, {}, UnsupportedError, "guided_decoding"),
+    ({"guided_decoding": {"regex": "a"}}, {}, SamplingError, "guided_decoding"),
     ({}, {"grammar": b"x"}, SamplingError, "not compiled for this engine"),
     ({}, {"embed": True}, UnsupportedError, "embed"),
 ]
