@@ -42,8 +42,7 @@ class LLM:
     revision, token: for hub names. weights: "checkpoint", or "random" for the shapes of a config alone.
     dtype: "auto", "bfloat16", "float16", "float32". device: "auto", "cuda", "cpu".
     kv_cache_dtype: what KV is kept in: "auto", the type that the model computes in; "fp8", half the bytes of 16 bits.
-    task: "generate", or "embed" for an engine without a head, which gives vectors; "auto": to embed where the files of
-    sentence-transformers say so.
+    task: "generate"; "embed": give vectors, no head; "auto": embed where the files of sentence-transformers say so.
     max_batch_size, max_num_tokens, max_seq_len: limits of a step and of a request; None: what fits model and device, or
     what the engine was built for, above which an engine directory cannot go.
     gpu_memory_utilization, max_gpu_bytes: how much of the GPU may be used.
@@ -169,8 +168,7 @@ class LLM:
         gather, pooled = Gather(len(many)), [Pooled(self.engine) for _ in many]
         new = [self._submission(p, s.params, gather.put, False, *how) for p, s in zip(many, pooled, strict=True)]
         run_all(self._loop, new, gather)
-        found = [vector for each in pooled if (vector := each.vector) is not None]
-        if len(found) < len(many):
+        if len(found := [vector for each in pooled if (vector := each.vector) is not None]) < len(many):
             raise ExecutorError(f"{len(many) - len(found)} of {len(many)} prompts met their deadline; allow more time")
         return found
 
@@ -268,8 +266,7 @@ class LLM:
         host_cache_blocks that hold some. kv_cache_usage: share of the blocks that is held, of the group of layers that
         has least left; kv_groups: of each. kv_cache_waste: share of the room in held blocks without a token in it.
         device_busy: share of the time with requests in which a step was under way, as the host sees it.
-        device_seconds: of steps under way; roof_seconds: the least that they could have taken, None where the engine
-        does not know its device's rates (a CPU's).
+        device_seconds: of steps under way; roof_seconds: the least they could have taken, None where it is not known.
         controlled_steps: whose rows had penalties, bans or log-probabilities. steps_off_fast_path: that waited for
         logits processors or a capture, ran in a larger bucket or node by node.
         load_seconds: of opening the engine, by stage, some beside each other. memory: the plan in bytes, on a GPU.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import typer
@@ -29,12 +30,22 @@ ExtraBody = Annotated[
     str | None, typer.Option("--extra_body", metavar="JSON", help="Further fields of each request, as an object.")
 ]
 
+# Flags of the server that is started here, with what they are where nothing is said.
+ENGINE = {
+    "weights": "checkpoint", "dtype": "auto", "kv_cache_dtype": "auto", "device": "auto", "max_batch_size": None,
+    "max_num_tokens": None, "max_seq_len": None, "gpu_memory_utilization": 0.9, "cache_dir": None,
+}  # fmt: skip
+Endpoint = Annotated[str, typer.Option("--endpoint", metavar="NAME", help="completions or chat.")]
+Concurrency = Annotated[int | None, typer.Option("--concurrency", metavar="N", help="At most at once.")]
+Warmups = Annotated[int, typer.Option("--num_warmups", metavar="N", help="Requests before each run.")]
+Ready = Annotated[float, typer.Option("--ready_timeout", metavar="SECONDS", help="For a server started here.")]
+
 
 def serve(
     model: bench.Subject = None,
     named: Model = None,
     base_url: BaseUrl = None,
-    endpoint: Annotated[str, typer.Option("--endpoint", metavar="NAME", help="completions or chat.")] = "completions",
+    endpoint: Endpoint = "completions",
     workload: bench.Workloads = "random",
     trace: bench.Trace = None,
     input_len: bench.InputLen = None,
@@ -43,16 +54,14 @@ def serve(
     num_requests: bench.NumRequests = None,
     rate: bench.Rate = None,
     burstiness: Burstiness = None,
-    concurrency: Annotated[int | None, typer.Option("--concurrency", metavar="N", help="At most at once.")] = None,
-    num_warmups: Annotated[int, typer.Option("--num_warmups", metavar="N", help="Requests before each run.")] = 1,
+    concurrency: Concurrency = None,
+    num_warmups: Warmups = 1,
     ignore_eos: Annotated[bool, typer.Option("--ignore_eos", help="Ask for texts of full length.")] = False,
     goodput: Goodput = None,
     extra_body: ExtraBody = None,
     api_key: Annotated[str | None, typer.Option("--api_key", metavar="KEY", help="Of the server.")] = None,
     timeout: Annotated[float, typer.Option("--timeout", metavar="SECONDS", help="Of each request.")] = 600.0,
-    ready_timeout: Annotated[
-        float, typer.Option("--ready_timeout", metavar="SECONDS", help="For a server started here.")
-    ] = 3600.0,
+    ready_timeout: Ready = 3600.0,
     weights: flags.Weights = "checkpoint",
     dtype: flags.Dtype = "auto",
     kv_cache_dtype: flags.KvDtype = "auto",
@@ -69,39 +78,41 @@ def serve(
     as_json: flags.Json = False,
 ) -> None:
     """Load on an OpenAI endpoint: first tokens, inter-token and end-to-end latencies, throughput, errors."""
+    asked = locals()
     if importlib.util.find_spec("aiohttp") is None:
         raise OptionError("bench serve needs aiohttp, which is not installed: pip install 'penstock[serve]'")
     from penstock.bench.requests import Given, bounds, parse
     from penstock.bench.serve.figures import goals
     from penstock.bench.serve.report import Wish, serve_report
-    from penstock.bench.subject import find
 
     bench.check_places(out, plot)
     ins = None if input_len is None else bounds("--input_len", input_len)
     outs = None if output_len is None else bounds("--output_len", output_len)
     works = parse(workload, Given(num_requests, ins, outs, prefix_len, trace, rate, burstiness))
-    engine = {
-        "weights": (weights, "checkpoint"), "dtype": (dtype, "auto"), "kv_cache_dtype": (kv_cache_dtype, "auto"),
-        "device": (device, "auto"), "max_batch_size": (max_batch_size, None),
-        "max_num_tokens": (max_num_tokens, None), "max_seq_len": (max_seq_len, None),
-        "gpu_memory_utilization": (gpu_memory_utilization, 0.9), "cache_dir": (cache_dir, None),
-    }  # fmt: skip
-    words = [word for name, (value, usual) in engine.items() if value != usual for word in (f"--{name}", str(value))]
-    words += [word for module in plugin or () for word in ("--plugin", module)]
     name = bench.one_of(model, named)
-    if name and not base_url:
-        subject = find(name, weights, cache_dir)
-        words = [subject.model, *words, *(("--weights", "random") if subject.weights != weights else ())]
+    words = () if base_url else _server_words(name, asked)
     wish = Wish(
-        tuple(works), base_url, tuple(words), name if base_url else None, endpoint, api_key, concurrency, num_warmups,
-        ignore_eos, goals(goodput or ()),
-        timeout, ready_timeout, _object("--extra_body", extra_body), plot,
+        tuple(works), base_url, words, name if base_url else None, endpoint, api_key, concurrency, num_warmups,
+        ignore_eos, goals(goodput or ()), timeout, ready_timeout, _object("--extra_body", extra_body), plot,
     )  # fmt: skip
     told = serve_report(wish, say)
     bench.deliver(told.text, told.data, told.records, out, commit, as_json)
     if not told.good:
         say("error: no request succeeded; the kinds of error are above")
         raise typer.Exit(1)
+
+
+def _server_words(name: str | None, asked: Mapping[str, Any]) -> tuple[str, ...]:
+    """What the server that is started here is to be told."""
+    from penstock.bench.subject import find
+
+    words = [word for name, usual in ENGINE.items() if asked[name] != usual for word in (f"--{name}", str(asked[name]))]
+    words += [word for module in asked["plugin"] or () for word in ("--plugin", module)]
+    if name is None:
+        return tuple(words)
+    subject = find(name, asked["weights"], asked["cache_dir"])
+    other = ("--weights", "random") if subject.weights != asked["weights"] else ()
+    return (subject.model, *words, *other)
 
 
 def _object(flag: str, text: str | None) -> dict[str, Any]:

@@ -33,11 +33,13 @@ DebugSteps = Annotated[
     int | None,
     typer.Option("--debug_steps", metavar="N", help="How many of the first steps --debug_nodes looks into: 1."),
 ]
+TpSize = Annotated[int, typer.Option("--tp_size", metavar="N", help="Ranks; 1 is built.")]
+EngineDir = Annotated[Path, typer.Option("--engine_dir", metavar="DIR", help="An engine directory.")]
 DUMP = "nodes.safetensors"  # where --debug_nodes puts values where nothing is said
 
 
 def run(
-    engine_dir: Annotated[Path, typer.Option("--engine_dir", metavar="DIR", help="An engine directory.")],
+    engine_dir: EngineDir,
     input_text: InputText = None,
     max_output_len: Annotated[int, typer.Option("--max_output_len", metavar="N", help="Most tokens for each.")] = 128,
     temperature: flags.Temperature = None,
@@ -59,7 +61,7 @@ def run(
     guided_regex: flags.GuidedRegex = None,
     guided_choice: flags.GuidedChoice = None,
     timeout: flags.Timeout = None,
-    tp_size: Annotated[int, typer.Option("--tp_size", metavar="N", help="Ranks; 1 is built.")] = 1,
+    tp_size: TpSize = 1,
     device: flags.Device = "auto",
     max_batch_size: flags.BatchSize = None,
     max_num_tokens: flags.NumTokens = None,
@@ -94,9 +96,13 @@ def run(
         watch = llm.watch(debug_nodes.split(","), steps) if debug_nodes else None
         outputs, tokenizer = llm.generate(input_text, params, timeout=limit), llm.tokenizer
     if watch is not None:
-        watch.save(dump)
-        say(f"{_seen(watch)}\n[{counted(len(watch.seen), 'value')} written to {dump}]")
+        _keep(watch, dump)
     _show(outputs, tokenizer, as_json)
+
+
+def _keep(watch: Watch, dump: Path) -> None:
+    watch.save(dump)
+    say(f"{_seen(watch)}\n[{counted(len(watch.seen), 'value')} written to {dump}]")
 
 
 def _dump_to(nodes: str | None, output: Path | None, steps: int | None) -> Path:

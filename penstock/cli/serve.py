@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -54,6 +55,17 @@ Reasoning = Annotated[str, _option("--reasoning_parser", "STYLE", "auto, qwen3 o
 # Loaded by the engine's process, not by this one.
 Plugins = Annotated[list[str] | None, _option("--plugin", "MODULE", "Load a module's own parts; may be repeated.")]
 
+# Flags that are arguments of LLM, and those that are fields of ServeConfig, by the same names.
+ENGINE = (
+    "model", "weights", "dtype", "kv_cache_dtype", "task", "device", "max_batch_size", "max_num_tokens", "max_seq_len",
+    "gpu_memory_utilization", "max_gpu_bytes", "max_num_queued_reqs", "max_num_queued_tokens",
+)  # fmt: skip
+CONFIG = (
+    "host", "port", "api_keys", "max_body_bytes", "max_prompts", "max_n", "max_stop", "max_logprobs", "timeout",
+    "queue_timeout", "drain_timeout", "stall_timeout", "hang_timeout", "ssl_certfile", "ssl_keyfile", "log_format",
+    "log_level", "otlp_traces_endpoint", "crash_dir", "tool_call_parser", "reasoning_parser",
+)  # fmt: skip
+
 
 def serve(
     model: flags.Model = None,
@@ -97,35 +109,31 @@ def serve(
     plugin: Plugins = None,
 ) -> int:
     """Serve a model over HTTP, as OpenAI's API; without arguments the bundled one. Ctrl-C drains and ends."""
+    asked = locals()
     try:
         from penstock.serve import server
         from penstock.serve.config import ServeConfig, read_keys
         from penstock.serve.supervisor import Supervisor
     except ImportError as error:
         raise OptionError(f"serving needs {error.name}; install it: pip install 'penstock[serve]'") from error
-    arguments: dict[str, Any] = {
-        "model": model, "weights": weights, "dtype": dtype, "kv_cache_dtype": kv_cache_dtype, "task": task,
-        "device": device,
-        "max_batch_size": max_batch_size, "max_num_tokens": max_num_tokens, "max_seq_len": max_seq_len,
-        "cache_dir": None if cache_dir is None else str(cache_dir), "gpu_memory_utilization": gpu_memory_utilization,
-        "max_gpu_bytes": max_gpu_bytes, "plugins": plugin or [], "max_num_queued_reqs": max_num_queued_reqs,
-        "max_num_queued_tokens": max_num_queued_tokens,
-    }  # fmt: skip
+    given = dict(asked, api_keys=(*(api_key or ()), *(read_keys(api_key_file) if api_key_file else ())))
+    arguments = _engine_arguments(given)
     config = ServeConfig(
-        engine=arguments, host=host, port=port, served_model_names=tuple(served_model_name or ()),
-        api_keys=(*(api_key or ()), *(read_keys(api_key_file) if api_key_file else ())), max_body_bytes=max_body_bytes,
-        max_prompts=max_prompts, max_n=max_n, max_stop=max_stop, max_logprobs=max_logprobs, timeout=timeout,
-        queue_timeout=queue_timeout, drain_timeout=drain_timeout, stall_timeout=stall_timeout,
-        hang_timeout=hang_timeout, cors_origins=tuple(cors_origin or ()), ssl_certfile=ssl_certfile,
-        ssl_keyfile=ssl_keyfile, log_format=log_format, log_level=log_level,
-        otlp_traces_endpoint=otlp_traces_endpoint, crash_dir=crash_dir,
-        tool_call_parser=tool_call_parser, reasoning_parser=reasoning_parser,
+        engine=arguments, served_model_names=tuple(served_model_name or ()), cors_origins=tuple(cors_origin or ()),
+        **{name: given[name] for name in CONFIG},
     )  # fmt: skip
     _warn(config, bool(api_key))
     with Progress() as progress:
         watched = Supervisor(arguments, crash_dir=crash_dir, hang_timeout=hang_timeout, stall_timeout=stall_timeout)
         one = server.open_server(config, watched)
         return 0 if one.run(lambda: result(_ready(one.serving, one.port)), progress) else FORCED
+
+
+def _engine_arguments(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Of LLM, as JSON can carry them."""
+    folder = given["cache_dir"]
+    own = {"cache_dir": None if folder is None else str(folder), "plugins": given["plugin"] or []}
+    return {name: given[name] for name in ENGINE} | own
 
 
 def _warn(config: ServeConfig, in_argv: bool) -> None:
