@@ -90,7 +90,7 @@ def serve(
     outs = None if output_len is None else bounds("--output_len", output_len)
     works = parse(workload, Given(num_requests, ins, outs, prefix_len, trace, rate, burstiness))
     name = bench.one_of(model, named)
-    words = () if base_url else _server_words(name, asked)
+    words = _server_words(None if base_url else name, asked)
     wish = Wish(
         tuple(works), base_url, words, name if base_url else None, endpoint, api_key, concurrency, num_warmups,
         ignore_eos, goals(goodput or ()), timeout, ready_timeout, _object("--extra_body", extra_body), plot,
