@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import socket
 import subprocess
 import sys
@@ -24,8 +23,6 @@ AT_ONCE: Final = 4
 MOST_WAITING: Final = 64
 CACHED: Final = 64 << 20  # bytes
 _START_SECONDS: Final = 60.0
-# It forks, and other threads would not come along.
-_ONE_THREAD: Final = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 _REFUSAL: Final = 256  # bytes that a kept refusal counts as, beside its text
 
 
@@ -129,7 +126,6 @@ class Compiler:
                 [sys.executable, "-m", "penstock.grammar.worker", str(fd)],
                 pass_fds=[fd],
                 stdin=subprocess.DEVNULL,
-                env=os.environ | _ONE_THREAD,
             )
         control.settimeout(_START_SECONDS)
         self._control = control
