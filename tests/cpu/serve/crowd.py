@@ -152,6 +152,7 @@ class Server:
             assert self._process.wait(20) == 0
         finally:
             self._process.kill()
+            self._process.wait()
             if self._process.stdout is not None:
                 self._process.stdout.close()
 

@@ -132,7 +132,7 @@ class Engine(asyncio.Protocol):
                 for key in gone:
                     del self.running[key]
             case Stop():
-                self.transport.close()
+                self.transport.abort()  # with what nobody reads
 
     def ready(self) -> None:
         config = json.loads((bundled.target() / "config.json").read_text("utf-8"))

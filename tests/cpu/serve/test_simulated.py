@@ -57,10 +57,14 @@ def line(tmp_path: Path) -> Iterator[Line]:
         server.settimeout(20)
         at, _ = server.accept()
         at.settimeout(20)
-        with at:
-            yield Line(at)
-            at.sendall(frame(Stop()))
-            assert process.wait(10) == 0
+        try:
+            with at:
+                yield Line(at)
+                at.sendall(frame(Stop()))
+                assert process.wait(10) == 0
+        finally:
+            process.kill()
+            process.wait()
 
 
 def test_words_say_when_they_were_written() -> None:
