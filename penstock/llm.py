@@ -149,15 +149,9 @@ class LLM:
         return run_all(self._loop, new, gather)
 
     def embed(
-        self,
-        prompts: Prompt | Sequence[Prompt],
-        *,
-        priority: int = 0,
-        cache_salt: str = "",
-        queue_timeout: float | None = None,
-        timeout: float | None = None,
-        **unknown: object,
-    ) -> list[Vector]:
+        self, prompts: Prompt | Sequence[Prompt], *, priority: int = 0, cache_salt: str = "",
+        queue_timeout: float | None = None, timeout: float | None = None, **unknown: object,
+    ) -> list[Vector]:  # fmt: skip
         """The vectors of prompts, f32[E] each, in their order: what the final norm gives for the last token, of length
         1 unless the model's files leave that out. The rest as for `generate`.
 
