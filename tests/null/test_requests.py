@@ -177,8 +177,8 @@ def test_a_beam_search_samples_nothing() -> None:
 
 
 def test_the_table() -> None:
-    with pytest.raises(UnsupportedError, match=r"^penstock serve is not built yet: "):
-        refuse("penstock serve")
+    with pytest.raises(UnsupportedError, match=r"^penstock quantize is not built yet: "):
+        refuse("penstock quantize")
     with pytest.raises(UnsupportedError, match=r"^tensor_parallel_size=2 is not built yet: "):
         require_default("tensor_parallel_size", 2, 1)
     require_default("tensor_parallel_size", 1, 1)
