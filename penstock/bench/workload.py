@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from string import ascii_lowercase
 from typing import Any
 
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
 from penstock.errors import OptionError
+from penstock.text.files import TOKENIZER
 
 LLAMA2_7B: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
@@ -84,13 +89,26 @@ TTFT_LENGTHS = (10, 50, 100, 150, 200, 250, 300, 350, 400)
 
 
 def write_model(name: str, folder: Path) -> Path:
-    """A directory with the config of a workload model and no weights: built with weights="random"."""
+    """A directory with the config of a workload model, a tokenizer, and no weights: built with weights="random"."""
     if name not in MODELS:
         raise OptionError(f"no workload model {name!r}; there are {', '.join(MODELS)}")
     directory = folder / name
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "config.json").write_text(json.dumps(MODELS[name], indent=1))
+    if not (directory / TOKENIZER).exists():
+        _tokenizer(MODELS[name]["vocab_size"]).save(str(directory / TOKENIZER))
     return directory
+
+
+def _tokenizer(vocab_size: int) -> Tokenizer:
+    """Byte-level: three marks, the bytes, and then words of five letters, so that each token costs what text costs."""
+    bytes_ = sorted(pre_tokenizers.ByteLevel.alphabet())
+    words = ("Ġ" + "".join(letters) for letters in itertools.product(ascii_lowercase, repeat=5))
+    tokens = itertools.islice(itertools.chain(("<unk>", "<s>", "</s>"), bytes_, words), vocab_size)
+    made = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=[]))
+    made.pre_tokenizer, made.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    made.add_special_tokens(["<unk>", "<s>", "</s>"])
+    return made
 
 
 def prompt(length: int, seed: int, vocab: int = VOCAB) -> list[int]:
