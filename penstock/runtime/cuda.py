@@ -255,8 +255,15 @@ class CudaBackend:
             driver.copy(target + place * size, source + row * size, size, self._stream)
 
     def idle(self) -> bool:
+        return self._capture(self.graphs.capture_next)
+
+    def meanwhile(self) -> None:
+        if self.graphs.misses_some:
+            self._capture(self.graphs.capture_missed)
+
+    def _capture(self, one: Callable[[], bool]) -> bool:
         before = _allocations()
-        more = self.graphs.capture_next()
+        more = one()
         self._allocated += _allocations() - before  # a capture may; serving may not
         return more
 

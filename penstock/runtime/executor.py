@@ -126,6 +126,7 @@ class Executor:
         if plan is not None:
             self._launch(plan)
         if self._in_flight and (plan is None or not self.scheduler.can_schedule):
+            self.backend.meanwhile()
             self._retire(*self._in_flight.popleft())
         if active:
             self._count_active()

@@ -124,6 +124,10 @@ class Backend(Protocol):
         """Use a moment without work; True while there is more to do."""
         ...
 
+    def meanwhile(self) -> None:
+        """Use the wait for a step that was launched: load without a pause leaves no moment without work."""
+        ...
+
     def counters(self) -> Mapping[str, int]:
         """Facts for the statistics."""
         ...
@@ -247,6 +251,9 @@ class CpuBackend:
 
     def idle(self) -> bool:
         return False
+
+    def meanwhile(self) -> None:
+        return
 
     def counters(self) -> Mapping[str, int]:
         return {}

@@ -29,7 +29,9 @@ from penstock.kernels import driver
 from penstock.runtime import trace
 from penstock.runtime.batch import Batch
 from penstock.runtime.cuda import CudaBackend
+from penstock.runtime.executor import Executor
 from penstock.runtime.graphs import Kind
+from penstock.runtime.intake import Submission
 from penstock.runtime.open import Memory, RunLimits
 from penstock.runtime.step import CpuBackend
 from penstock.text.tokenizer import Tokenizer
@@ -181,6 +183,25 @@ def test_serving_allocates_and_loads_nothing(
     assert (llm.stats()["allocations"], torch.cuda.mem_get_info()[0]) == before
     assert not loads
     assert torch.cuda.memory_stats()["num_alloc_retries"] == 0
+
+
+def test_load_without_a_pause_captures_what_it_misses(engine_dir: Path, prompts: list[list[int]]) -> None:
+    """No moment is idle, and yet the same steps run in their own buckets at last."""
+    engine = store.load(engine_dir)
+    backend = CudaBackend(engine, engine_dir, Memory().budget())
+    executor = Executor(engine, backend, None, reuse=False)
+    missed: list[int] = []
+    for _ in range(4):
+        before, ended = backend.graphs.larger, []
+        for i, each in enumerate(prompts[:24]):
+            params = SamplingParams(temperature=0.0, max_tokens=5 + i, ignore_eos=True)
+            executor.submit(Submission(str(i), tuple(each), params, ended.append))
+        while executor.busy:
+            executor.step()
+        assert len(ended) == 24
+        missed.append(backend.graphs.larger - before)
+    backend.close()
+    assert missed[0] > 0 and missed[-1] == 0, missed
 
 
 def test_an_allocation_while_serving_is_counted(llm: LLM) -> None:

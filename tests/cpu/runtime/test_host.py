@@ -48,6 +48,8 @@ class Instant:
         self.idled += 1
         return True
 
+    def meanwhile(self) -> None: ...
+
     def counters(self) -> Mapping[str, int]:
         return {}
 
