@@ -7,6 +7,7 @@ record of each model, format and figure. A figure is never typed by hand. NAME m
 * `results:NAME/checks`: NAME/checks.jsonl alone, which holds what is right rather than fast.
 * `results:NAME/scaling`: NAME/scaling.jsonl alone, by batch and context.
 * `results:NAME/throughput`: NAME/throughput.jsonl alone, a row for each workload and below it what compares them.
+* `results:NAME/serving`: NAME/serving.jsonl alone, the same of load over HTTP beside the executor's own.
 """
 
 from __future__ import annotations
@@ -22,13 +23,18 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 SECTION = re.compile(r"(<!-- results:([\w./-]+)((?: [\w.-]+)*) -->\n).*?(<!-- end of results -->)", re.DOTALL)
 # Names of files that have tables of their own.
-CHECKS, PEERS, SCALING, THROUGHPUT = "checks", "peers", "scaling", "throughput"
-APART = (CHECKS, PEERS, SCALING, THROUGHPUT)
+CHECKS, PEERS, SCALING, THROUGHPUT, SERVING = "checks", "peers", "scaling", "throughput", "serving"
+APART = (CHECKS, PEERS, SCALING, THROUGHPUT, SERVING)
 SIDE = "."  # between a workload and what was measured beside its rate
 BESIDE = (
     ("all (tok/s)", "total"), ("TTFT mean (ms)", "ttft_mean_ms"), ("P99", "ttft_p99_ms"),
     ("inter-token P50 (ms)", "itl_p50_ms"), ("P99", "itl_p99_ms"), ("GPU busy (%)", "busy"),
     ("host (us a step)", "host_us_per_step"), ("rows a step", "rows_per_step"), ("KV waste (%)", "kv_waste"),
+)  # fmt: skip
+SERVED = (
+    ("all (tok/s)", "total"), ("TTFT mean (ms)", "ttft_mean_ms"), ("P99", "ttft_p99_ms"),
+    ("inter-token P50 (ms)", "itl_median_ms"), ("P99", "itl_p99_ms"), ("failed", "failed"),
+    ("client lag P99 (ms)", "client_lag_p99_ms"), ("client CPU (%)", "client_cpu"),
 )  # fmt: skip
 NOTHING = "No results are kept yet: `bench/results/{name}/` is empty.\n"
 MISSING = "not measured yet"
@@ -59,8 +65,9 @@ def section(name: str, folder: Path, metrics: Sequence[str] = ()) -> str:
         return _page(beside(ours, others), [*ours, *others], marked)
     checks = folder.name == CHECKS
     records = latest(read(folder))
-    if folder.name == THROUGHPUT and records:
-        return _page(workloads(records), []) + _page(_rows(compared(records), False), records)
+    if folder.name in (THROUGHPUT, SERVING) and records:
+        columns = BESIDE if folder.name == THROUGHPUT else SERVED
+        return _page(workloads(records, columns), []) + _page(_rows(compared(records), False), records)
     if metrics:
         chosen = [r for r in records if r["metric"] in metrics]
         return _page(_rows(chosen, False, [m for m in metrics if m not in {r["metric"] for r in chosen}]), chosen)
@@ -98,12 +105,12 @@ def beside(ours: Sequence[Record], others: Sequence[Record]) -> Iterator[list[st
                 yield [model, format, metric, *cells, *_own(own.get(metric))]
 
 
-def workloads(records: Sequence[Record]) -> Iterator[list[str]]:
+def workloads(records: Sequence[Record], columns: Sequence[tuple[str, str]]) -> Iterator[list[str]]:
     """A row for each rate that has figures beside it."""
-    yield ["model", "format", "workload", "out (tok/s)", "of the roof", *(head for head, _ in BESIDE), "commit"]
+    yield ["model", "format", "workload", "out (tok/s)", "of the roof", *(head for head, _ in columns), "commit"]
     by_name = {(r["model"], r["format"], r["metric"]): r for r in records}
     for (model, format, name), record in by_name.items():
-        side = [by_name.get((model, format, f"{name}{SIDE}{metric}")) for _, metric in BESIDE]
+        side = [by_name.get((model, format, f"{name}{SIDE}{metric}")) for _, metric in columns]
         if any(side):
             cells = ["" if each is None else _number(each["value"]) for each in side]
             own = [_number(record["value"]), _share(record)]
