@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from penstock.runtime.sampling.params import SamplingParams
 from penstock.serve.body import Body
 
-MOST_STOPS: Final = 16
+MOST_STOPS: Final = 128  # whatever max_stop says
 MOST_STOP_CHARACTERS: Final = 256  # of each: looking for them takes time with every token
 MOST_WORDS: Final = 128
 MOST_IDS: Final = 1024  # stop_token_ids, biases

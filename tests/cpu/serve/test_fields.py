@@ -11,8 +11,11 @@ from openai.types.chat import ChatCompletionMessage, ChatCompletionStreamOptions
 from openai.types.chat import completion_create_params as chat
 from pydantic import ValidationError
 
+from penstock.errors import OptionError
 from penstock.serve.body import Body, parse
-from penstock.serve.errors import refusal
+from penstock.serve.config import ServeConfig
+from penstock.serve.errors import RequestError, refusal
+from penstock.serve.generate import check_limits
 from penstock.serve.schema.base import StreamOptions
 from penstock.serve.schema.chat import ChatRequest, Message
 from penstock.serve.schema.completions import CompletionRequest
@@ -70,6 +73,19 @@ def test_what_cannot_be_done_is_refused_by_name_with_what_to_do(name: str) -> No
     told = refusal(error.value)
     assert told.status == 400 and told.param == name
     assert told.message.startswith(f"{name}: is not taken here; ") and len(told.message) < 200
+
+
+def test_the_servers_limits_rule_and_have_limits_themselves() -> None:
+    found = read(stop=["a"] * 17, logprobs=True, top_logprobs=32).sampling(10)
+    with pytest.raises(RequestError, match="stop: 17 of one request, at most 16"):
+        check_limits(ServeConfig(max_logprobs=32), 1, found)
+    check_limits(ServeConfig(max_stop=17, max_logprobs=32), 1, found)
+    for name, most in (("max_stop", 128), ("max_logprobs", 32), ("max_n", 1024)):
+        highest: dict[str, Any] = {name: most}
+        above: dict[str, Any] = {name: most + 1}
+        ServeConfig(**highest)
+        with pytest.raises(OptionError, match=f"give at most {most}"):
+            ServeConfig(**above)
 
 
 def test_false_is_no_zero() -> None:
