@@ -11,10 +11,14 @@ from pathlib import Path
 from typing import Any, Final
 
 from penstock.errors import OptionError
+from penstock.ir.ops.control import MOST_LOGPROBS
+from penstock.runtime.sampling.params import MOST_TEXTS
+from penstock.serve.schema.base import MOST_STOPS
 from penstock.serve.tools.manner import check_parsers
 
 MOST_SECONDS: Final = 1e9
 _KEY_BYTES: Final = 8  # of the shortest API key
+_MOST: Final = {"max_n": MOST_TEXTS, "max_stop": MOST_STOPS, "max_logprobs": MOST_LOGPROBS}
 _LEVELS: Final = ("debug", "info", "warning", "error")
 
 
@@ -71,8 +75,11 @@ class ServeConfig:
         if not 0 <= self.port <= 65535:
             raise OptionError(f"port={self.port} is no port; give 1 to 65535, or 0 for any that is free")
         for name in ("max_body_bytes", "max_prompts", "max_n", "max_stop", "max_logprobs"):
-            if getattr(self, name) < 1:
-                raise OptionError(f"{name}={getattr(self, name)} lets nothing through; give at least 1")
+            value, most = getattr(self, name), _MOST.get(name)
+            if value < 1:
+                raise OptionError(f"{name}={value} lets nothing through; give at least 1")
+            if most is not None and value > most:
+                raise OptionError(f"{name}={value} is more than any request can have; give at most {most}")
         for name in ("drain_timeout", "stall_timeout", "hang_timeout", "body_timeout", "timeout", "queue_timeout"):
             value, least = getattr(self, name), 0.0 if name in ("drain_timeout", "hang_timeout") else 1e-3
             if value is not None and not least <= value <= MOST_SECONDS:  # NaN too

@@ -10,11 +10,12 @@ from pydantic import BeforeValidator, Field, model_validator
 from penstock.runtime.sampling.params import SamplingParams
 from penstock.serve.body import Body
 
-MOST_STOPS: Final = 16
+MOST_STOPS: Final = 128  # whatever max_stop says
 MOST_STOP_CHARACTERS: Final = 256  # of each: looking for them takes time with every token
 MOST_WORDS: Final = 128
 MOST_IDS: Final = 1024  # stop_token_ids, biases
 MOST_NAME: Final = 256  # characters
+MOST_LABELS: Final = 16
 
 # Fields that SamplingParams has by the same name and meaning.
 _SAMPLING: Final = (
@@ -37,11 +38,25 @@ TokenId = Annotated[int, Field(ge=0, le=2**31 - 1)]
 TokenKey = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
 
 
+def refused(remedy: str, *neutral: object) -> BeforeValidator:
+    """Of a field that is known, and asks for what is not done: what to do instead. Null and `neutral` ask for
+    nothing."""
+    known = [(type(each), each) for each in neutral]  # False is no 0
+
+    def check(value: Any) -> Any:
+        if value is not None and (type(value), value) not in known:
+            raise ValueError(f"is not taken here; {remedy}")
+        return value
+
+    return BeforeValidator(check)
+
+
 class StreamOptions(Body):
     """`continuous_usage_stats`: the counts so far in every event."""
 
     include_usage: bool = False
     continuous_usage_stats: bool = False
+    include_obfuscation: Annotated[Literal[False] | None, refused("events are as long as what they say", False)] = None
 
 
 class JsonSchemaFormat(Body):
@@ -76,13 +91,44 @@ class StructuredOutputs(Body):
     grammar: str | None = None
 
 
-class Sampling(Body):
+class Labels(Body):
+    """What asks for nothing: taken, without effect."""
+
+    user: str | None = Field(None, max_length=MOST_NAME)
+    safety_identifier: str | None = Field(None, max_length=MOST_NAME)
+    prompt_cache_key: str | None = Field(None, max_length=MOST_NAME)
+    metadata: dict[str, str] | None = Field(None, max_length=MOST_LABELS)
+    store: Annotated[Literal[False] | None, refused("nothing is kept, so leave it out", False)] = None
+    service_tier: Annotated[
+        Literal["auto", "default"] | None, refused("there are no tiers, but priority", "auto", "default")
+    ] = None
+
+
+class Undone(Body):
+    """What vLLM does and this server does not: refused by name."""
+
+    allowed_token_ids: Annotated[None, refused("hold the text by structured_outputs, or say logit_bias")] = None
+    guided_decoding_backend: Annotated[None, refused("there is one, so leave it out")] = None
+    guided_whitespace_pattern: Annotated[None, refused("say the text by guided_grammar")] = None
+    kv_transfer_params: Annotated[None, refused("prompts are computed where texts are, so leave it out")] = None
+    logits_processors: Annotated[None, refused("no code is run; say logit_bias or bad_words")] = None
+    request_id: Annotated[None, refused("send it as the header x-request-id")] = None
+    return_token_ids: Annotated[Literal[False] | None, refused("ask /tokenize for the ids of a text", False)] = None
+    return_tokens_as_token_ids: Annotated[
+        Literal[False] | None, refused("ask /tokenize for the ids of a text", False)
+    ] = None
+    spaces_between_special_tokens: Annotated[
+        Literal[True] | None, refused("texts are as the tokenizer writes them, so leave it out", True)
+    ] = None
+    truncate_prompt_tokens: Annotated[None, refused("nothing is cut unseen; send a shorter prompt")] = None
+
+
+class Sampling(Labels, Undone):
     """Of any request for text. The fields that OpenAI does not have are named as vLLM's."""
 
     model: str | None = Field(None, max_length=MOST_NAME)
     stream: bool | None = False
     stream_options: StreamOptions | None = None
-    user: str | None = Field(None, max_length=MOST_NAME)
     n: int | None = None
     best_of: int | None = None
     temperature: float | None = None

@@ -7,10 +7,11 @@ from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from penstock.ir.ops.control import MOST_LOGPROBS
 from penstock.runtime.sampling.params import SamplingParams
 from penstock.serve.body import Body
-from penstock.serve.schema.base import MOST_NAME, Sampling
-from penstock.serve.schema.completions import MOST_LOGPROBS, PromptLogprob, Usage
+from penstock.serve.schema.base import MOST_NAME, Sampling, refused
+from penstock.serve.schema.completions import PromptLogprob, Usage
 from penstock.serve.tools.schema import Tooled
 
 MOST_MESSAGES: Final = 10_000
@@ -66,6 +67,10 @@ class Message(Body):
     reasoning_content: str | None = None
     reasoning: str | None = None
     refusal: None = None
+    # In the answers of OpenAI's client, which are sent back as they came.
+    annotations: None = None
+    audio: Annotated[None, refused("this model speaks text alone")] = None
+    function_call: Annotated[None, refused("send tool_calls")] = None
 
     @model_validator(mode="after")
     def _of_its_role(self) -> Self:
@@ -117,17 +122,27 @@ class ChatRequest(Tooled, Sampling):
     continue_final_message: bool = False
     add_special_tokens: bool = False
     chat_template_kwargs: dict[str, Any] | None = Field(None, max_length=MOST_KWARGS)
-    chat_template: None = None
-    store: Literal[False] | None = None
-    service_tier: Literal["auto", "default"] | None = None
     modalities: list[Literal["text"]] | None = Field(None, max_length=1)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _own_template(cls, body: Any) -> Any:
-        if isinstance(body, dict) and body.get("chat_template") is not None:
-            raise ValueError("chat_template: the model's own is used; leave it out")
-        return body
+    audio: Annotated[None, refused("this model speaks text alone, so leave it out")] = None
+    chat_template: Annotated[None, refused("the model's own is used, so leave it out")] = None
+    documents: Annotated[None, refused("write them into a message")] = None
+    echo: Annotated[Literal[False] | None, refused("ask /v1/completions, or continue_final_message", False)] = None
+    function_call: Annotated[None, refused("send tool_choice")] = None
+    functions: Annotated[None, refused("send tools")] = None
+    include_reasoning: Annotated[
+        Literal[True] | None, refused("it stands in reasoning_content, apart from the text", True)
+    ] = None
+    mm_processor_kwargs: Annotated[None, refused("this model reads text alone, so leave it out")] = None
+    moderation: Annotated[None, refused("nothing is moderated, so leave it out")] = None
+    prediction: Annotated[None, refused("leave it out, the text is the same")] = None
+    prompt_cache_options: Annotated[None, refused("equal prefixes are found by themselves, so leave it out")] = None
+    prompt_cache_retention: Annotated[
+        Literal["in_memory"] | None,
+        refused("prefixes are kept until their room is needed, so leave it out", "in_memory"),
+    ] = None
+    reasoning_effort: Annotated[None, refused("a template that knows it takes it by chat_template_kwargs")] = None
+    verbosity: Annotated[Literal["medium"] | None, refused("say so in a message", "medium")] = None
+    web_search_options: Annotated[None, refused("nothing is searched; send tools")] = None
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
@@ -135,7 +150,7 @@ class ChatRequest(Tooled, Sampling):
             raise ValueError("max_tokens=0 asks for nothing; give at least 1")
         if None not in (both := (self.max_tokens, self.max_completion_tokens)) and both[0] != both[1]:
             raise ValueError("max_tokens and max_completion_tokens mean the same; give one of them")
-        if self.top_logprobs is not None and not self.logprobs:
+        if self.top_logprobs and not self.logprobs:
             raise ValueError("top_logprobs goes with logprobs=true alone; set that, or leave it out")
         if self.stream and self.best_of is not None and self.best_of > (self.n or 1):
             raise ValueError("best_of above n cannot be streamed: which are the best is known at the end; stream=false")
