@@ -163,6 +163,36 @@ def test_a_port_in_use_is_told_before_anything_is_started(start: Start) -> None:
     assert "started" not in second.lines
 
 
+def test_who_reads_nothing_is_left(start: Start) -> None:
+    """Of a stream, of one long answer, and behind its end; who reads slowly is not."""
+    served = start(write_timeout=1.0)
+    head = b'POST /flood HTTP/1.1\r\nhost: a\r\ncontent-length: 11\r\n\r\n{"number":1}'.replace(b": 11", b": 12")
+    flood, long, closing, slow = (socket.create_connection(("127.0.0.1", served.port), 10) for _ in range(4))
+    with flood, long, closing, slow:
+        flood.sendall(head)
+        long.sendall(b"GET /large HTTP/1.1\r\nhost: a\r\n\r\n")
+        closing.sendall(b"GET /large HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n")
+        slow.sendall(head)
+        end = time.monotonic() + 4
+        while time.monotonic() < end:  # it takes a part of what is there now and again
+            assert len(slow.recv(1 << 20)) > 0
+            time.sleep(0.05)
+        assert served.lines.count("left") == 1
+        for each in (flood, long, closing):
+            with contextlib.suppress(ConnectionError):
+                assert len(read_all(each)) < 32 << 20, "it was cut off"
+        assert len(slow.recv(1 << 20)) > 0
+    assert served.end() == 0
+    assert not [line for line in served.errors if "Traceback" in line]
+
+
+def read_all(connection: socket.socket) -> bytes:
+    found = b""
+    while piece := connection.recv(1 << 20):
+        found += piece
+    return found
+
+
 HEAD = b"POST /echo HTTP/1.1\r\nhost: a\r\n"
 RAW = [
     (b"nonsense\r\n\r\n", 400),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import subprocess
 import sys
 import time
@@ -18,6 +19,7 @@ from penstock.serve import child, crash
 from penstock.serve.blackbox import read_box
 from penstock.serve.client import EngineClient, Frames, joined
 from penstock.serve.link import EngineDied, EngineUnready
+from penstock.serve.logs import TextLines
 from penstock.serve.supervisor import Supervisor
 from penstock.serve.wire import Beat, Failed, FromEngine, Part, Parts, Progress, Submit, frame
 
@@ -95,6 +97,67 @@ def test_a_death_is_reported_and_followed_by_another_start(
         assert reason in report["reason"] and "last words" in report["stderr"]
 
     run(dying())
+
+
+def test_one_that_is_never_ready_is_given_up(tmp_path: Path) -> None:
+    async def dying() -> None:
+        supervisor = pretending(tmp_path, "connect(); sys.exit(7)", most_backoff=0.01)
+        supervisor.start()
+        with pytest.raises(ExecutorError, match=r"ended 5 times before it was ready, .* exit code 7; .*crashes"):
+            await supervisor.ready()
+        assert supervisor.link.state == "stopped" and supervisor.link.restarts == 4
+        await supervisor.stop()
+
+    run(dying())
+    assert len([*(tmp_path / "crashes").iterdir()]) == 5
+
+
+def test_one_that_was_ready_is_not(tmp_path: Path) -> None:
+    """Its device may come back."""
+    once = f"""
+import pathlib
+connect()
+if not (mark := pathlib.Path({str(tmp_path / "once")!r})).exists():
+    mark.touch(); send(Ready({{}})); time.sleep(0.3)
+sys.exit(7)
+"""
+
+    async def dying() -> None:
+        supervisor = pretending(tmp_path, once, most_backoff=0.01)
+        supervisor.start()
+        await until(lambda: supervisor.link.restarts == 7)
+        assert supervisor.link.state in ("restarting", "ready")
+        await supervisor.stop()
+
+    run(dying())
+
+
+def test_what_it_prints_is_logged_line_by_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    source = """
+for part in ("one ", "line\\r\\n\\n", "x" * 5000, "\\ntwo\\x1b[31m\\n", "rest"):
+    print(part, end="", flush=True); time.sleep(0.05)
+sys.exit(7)
+"""
+    monkey = logging.getLogger("penstock")
+    before, monkey.propagate = monkey.propagate, True
+    try:
+        with caplog.at_level("INFO", "penstock.serve"):
+            run(_once(pretending(tmp_path, source)))
+    finally:
+        monkey.propagate = before
+    lines = [each.fields["line"] for each in caplog.records if hasattr(each, "fields") and "line" in each.fields]
+    assert [line for line in lines if not line.startswith("x")] == ["one line", "two\x1b[31m", "rest"]
+    assert all(len(line) <= child.LINE for line in lines)
+    ended = [each for each in caplog.records if each.getMessage() == "the engine process ended"]
+    assert ended and ended[0].levelname == "ERROR"
+    written = TextLines().format(next(each for each in caplog.records if "two" in str(getattr(each, "fields", ""))))
+    assert "\x1b" not in written and "\n" not in written, "nothing that a terminal would obey"
+
+
+async def _once(supervisor: Supervisor) -> None:
+    supervisor.start()
+    await until(lambda: supervisor.link.restarts == 1)
+    await supervisor.stop()
 
 
 def test_backoff_doubles(tmp_path: Path) -> None:
