@@ -111,6 +111,8 @@ class Supervisor:
             return False, f"the engine is being opened: {stage}" + (f", {done} of {total}" if total else "")
         if link.state != "ready":
             return False, f"the engine is {link.state}"
+        if not link.is_connected:
+            return False, "the engine process has ended"
         now = time.monotonic() if now is None else now
         beat = link.beat
         if (silent := now - self._seen(beat)) > BEAT_AGE:

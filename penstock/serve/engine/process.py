@@ -59,7 +59,7 @@ class Process:
         self._stopping = threading.Event()
         self._desk: Desk | None = None
         self._stats: dict[str, Any] = {}
-        self._stats_of = -1  # the move that they are from
+        self._stats_of = -1, True  # the move that they are from, and whether there was work
         self._asked = False  # for newer ones
         _start(self._read)
 
@@ -163,12 +163,12 @@ class Process:
     def _ask(self, llm: LLM) -> None:
         """Have the counters taken where they are counted; whatever is there by then goes with the next beat."""
         executor = llm._loop.executor
-        if self._asked or (self._stats_of == executor.num_moves and not executor.busy):
+        if self._asked or (self._stats_of == (executor.num_moves, False) and not executor.busy):
             return
 
         def take() -> None:
             self._asked = False
-            self._stats_of, self._stats = executor.num_moves, executor.snapshot()
+            self._stats_of, self._stats = (executor.num_moves, executor.busy), executor.snapshot()
 
         def failed(error: Exception) -> None:
             print(f"no counters: {error}", file=sys.stderr)

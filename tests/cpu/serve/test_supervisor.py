@@ -205,6 +205,7 @@ def test_health_follows_the_beats(tmp_path: Path) -> None:
     link = supervisor.link
     link.take(Progress("compile", 2, 5))
     assert supervisor.healthy(0.0) == (False, "the engine is being opened: compile, 2 of 5")
+    link.connected(Ended())
     link.state = "ready"
 
     def beat(time: float, steps: int, stepped: float, busy: bool) -> None:
@@ -326,6 +327,36 @@ def test_errors_have_their_class_and_come_behind_the_parts() -> None:
             await strange.parts()
 
     run(fail())
+
+
+def test_a_connection_that_has_ended_takes_nothing(tmp_path: Path) -> None:
+    """Before anybody has seen the process end."""
+    supervisor = Supervisor({}, crash_dir=tmp_path)
+    client, frames, ended = supervisor.link, Frames(supervisor.link), Ended()
+
+    async def late() -> None:
+        frames.connection_made(ended)
+        client.state = "ready"
+        assert supervisor.healthy(0.0)[0]
+        reply = client.submit(Submit("a", [1]))
+        ended.closed = True
+        frames.connection_lost(None)
+        with pytest.raises(EngineUnready, match="the engine process has ended; try again in"):
+            client.submit(Submit("b", [1]))
+        reply.abort()
+        assert supervisor.healthy(0.0) == (False, "the engine process has ended")
+
+    run(late())
+
+
+class Ended(asyncio.Transport):
+    """As uvloop's: written to behind its end it raises."""
+
+    closed = False
+
+    def write(self, data: object) -> None:
+        if self.closed:
+            raise RuntimeError("unable to perform operation; the handler is closed")
 
 
 def test_parts_of_a_text_are_joined_in_order() -> None:
