@@ -12,7 +12,7 @@ from penstock.serve.answers import JSON
 from penstock.serve.errors import INVALID, Refusal
 
 MOST_BYTES: Final = 64 << 10  # of request line and headers
-SECONDS: Final = 30.0  # until they have come whole
+SECONDS = 30.0  # until they have come whole, and a body whose request has its answer already
 WRITE_SECONDS: Final = 120.0
 
 
@@ -70,6 +70,8 @@ class Protocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
+        if self.cycle.response_complete and self.cycle.more_body and self._timer is None:
+            self._timer = self.loop.call_later(SECONDS, self.transport.close)
         self._closing()
 
     def shutdown(self) -> None:
@@ -93,6 +95,10 @@ class Protocol(HttpToolsProtocol):
         if self._unread is not None:
             self._unread.cancel()
             self._unread = None
+
+    def on_message_complete(self) -> None:
+        super().on_message_complete()
+        self._stop_timer()
 
     def send_400_response(self, msg: str) -> None:
         self._end(400, "this is no HTTP/1.1 request that can be read")

@@ -12,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from penstock.errors import ModelError
+from penstock.serve import protocol
 from penstock.serve.answers import answer
 from penstock.serve.app import while_connected
 from penstock.serve.body import read_json
@@ -25,6 +26,10 @@ from tests.cpu.serve.doubles import ECHO, Number, StillRunner
 
 GIVEN: dict[str, Any] = json.loads(sys.argv[1])
 RUNNER = StillRunner(GIVEN.pop("opens_in", 0.0), ModelError("no such model") if GIVEN.pop("fails", False) else None)
+
+
+if "head_seconds" in GIVEN:
+    protocol.SECONDS = GIVEN.pop("head_seconds")
 
 
 async def slow(request: Request, serving: Serving) -> Response:

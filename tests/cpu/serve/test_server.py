@@ -186,6 +186,30 @@ def test_who_reads_nothing_is_left(start: Start) -> None:
     assert not [line for line in served.errors if "Traceback" in line]
 
 
+def test_a_body_behind_its_answer_does_not_hold_the_connection(start: Start) -> None:
+    served = start(head_seconds=0.7, api_keys=["sk-of-the-test"])
+    head = b"POST /echo HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", served.port), 10) as slow:
+        slow.sendall(head)
+        assert slow.recv(1 << 16).startswith(b"HTTP/1.1 401 ")
+        end = time.monotonic() + 5
+        with contextlib.suppress(ConnectionError):
+            while time.monotonic() < end:
+                slow.sendall(b"1\r\nx\r\n")
+                time.sleep(0.1)
+        assert time.monotonic() < end, "it was closed"
+    with socket.create_connection(("127.0.0.1", served.port), 10) as whole:  # one that ends goes on
+        for _ in range(3):
+            whole.sendall(head)
+            answer = b""
+            while b'"invalid_api_key"}}' not in answer:
+                answer += whole.recv(1 << 16)
+            assert answer.startswith(b"HTTP/1.1 401 ")
+            whole.sendall(b"1\r\nx\r\n0\r\n\r\n")
+            time.sleep(0.4)
+    assert served.end() == 0
+
+
 def read_all(connection: socket.socket) -> bytes:
     found = b""
     while piece := connection.recv(1 << 20):
