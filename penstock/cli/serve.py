@@ -39,6 +39,7 @@ MostLogprobs = Annotated[int, _option("--max_logprobs", "N", "Most log-probabili
 Deadline = Annotated[float | None, _option("--timeout", "SECONDS", "Of a request that states none; else for ever.")]
 QueueTimeout = Annotated[float | None, _option("--queue_timeout", "SECONDS", "The same, until it runs.")]
 Drain = Annotated[float, _option("--drain_timeout", "SECONDS", "What running requests have at the end.")]
+Write = Annotated[float, _option("--write_timeout", "SECONDS", "A client that reads nothing for so long is left.")]
 Stall = Annotated[float, _option("--stall_timeout", "SECONDS", "Without a step: /health says 503.")]
 Hang = Annotated[float, _option("--hang_timeout", "SECONDS", "Without a step: the engine is restarted. 0: never.")]
 QueuedReqs = Annotated[int, _option("--max_num_queued_reqs", "N", "Most requests that wait; others get 429.")]
@@ -62,8 +63,8 @@ ENGINE = (
 )  # fmt: skip
 CONFIG = (
     "host", "port", "api_keys", "max_body_bytes", "max_prompts", "max_n", "max_stop", "max_logprobs", "timeout",
-    "queue_timeout", "drain_timeout", "stall_timeout", "hang_timeout", "ssl_certfile", "ssl_keyfile", "log_format",
-    "log_level", "otlp_traces_endpoint", "crash_dir", "tool_call_parser", "reasoning_parser",
+    "queue_timeout", "drain_timeout", "write_timeout", "stall_timeout", "hang_timeout", "ssl_certfile", "ssl_keyfile",
+    "log_format", "log_level", "otlp_traces_endpoint", "crash_dir", "tool_call_parser", "reasoning_parser",
 )  # fmt: skip
 
 
@@ -82,6 +83,7 @@ def serve(
     timeout: Deadline = None,
     queue_timeout: QueueTimeout = None,
     drain_timeout: Drain = 30.0,
+    write_timeout: Write = 120.0,
     stall_timeout: Stall = 20.0,
     hang_timeout: Hang = 120.0,
     max_num_queued_reqs: QueuedReqs = QUEUED,
@@ -126,7 +128,7 @@ def serve(
     with Progress() as progress:
         watched = Supervisor(arguments, crash_dir=crash_dir, hang_timeout=hang_timeout, stall_timeout=stall_timeout)
         one = server.open_server(config, watched)
-        return 0 if one.run(lambda: result(_ready(one.serving, one.port)), progress) else FORCED
+        return 0 if one.run(lambda: _begin(one.serving, one.port), progress) else FORCED
 
 
 def _engine_arguments(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -144,6 +146,11 @@ def _warn(config: ServeConfig, in_argv: bool) -> None:
             f"WARNING: other machines can reach {config.host}, and no key is asked for: anybody there can use this "
             f"server; give --api_key_file, or --host 127.0.0.1"
         )
+
+
+def _begin(serving: Serving, port: int) -> None:
+    result(_ready(serving, port))
+    serving.warm()
 
 
 def _ready(serving: Serving, port: int) -> str:

@@ -46,6 +46,12 @@ class Grammars:
                 self._kept.popitem(last=False)
             return Guide(xgrammar().GrammarMatcher(self._kept[key]))
 
+    def warm(self) -> None:
+        """What the first grammar takes seconds for. Raises SamplingError where there can be none."""
+        info = self._vocabulary().info()
+        with self._lock:
+            self._info = self._info or info
+
     def _read(self, compiled: bytes) -> Any:
         library = xgrammar()
         if self._info is None:

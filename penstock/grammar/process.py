@@ -87,16 +87,28 @@ class Compiler:
                 self._waiting -= 1
 
     def _asked(self, key: tuple[str, str]) -> bytes | str:
-        """The compiled grammar, or why there is none."""
+        """The compiled grammar, or why there is none; once more where the process ended, not the fork."""
+        process = self._process
+        try:
+            return self._once(key)
+        except SamplingError:
+            if process is None or not _has_ended(process):
+                raise
+        return self._once(key)
+
+    def _once(self, key: tuple[str, str]) -> bytes | str:
         mine, its = socket.socketpair()
         with mine:
             with its:
                 self._hand_over(its)
+            process = self._process
             mine.settimeout(self._seconds + 2)  # the fork ends itself in time
             try:
                 send(mine, json.dumps([*key, self._seconds, self._memory]).encode())
                 body = receive(mine)
             except (EOFError, OSError) as error:  # not kept: it may be the machine's fault
+                if isinstance(error, TimeoutError):  # the process hangs, or the fork would have ended
+                    self._end_hung(process)
                 raise SamplingError(
                     f"guided_decoding: compiling the {key[0]} took over {self._seconds:g} s or "
                     f"{self._memory >> 20} MiB, or failed; make it smaller"
@@ -140,6 +152,12 @@ class Compiler:
             raise SamplingError(answer[1:].decode())
         return control
 
+    def _end_hung(self, process: subprocess.Popen[bytes] | None) -> None:
+        """Whoever is next starts another."""
+        with self._starting:
+            if self._process is process:
+                self._end()
+
     def _end(self) -> None:
         if self._control is not None:
             self._control.close()
@@ -163,6 +181,13 @@ def _given(key: tuple[str, str], found: bytes | str) -> bytes:
     if isinstance(found, str):
         raise SamplingError(f"guided_decoding: {key[0]} cannot be used: {found}")
     return found
+
+
+def _has_ended(process: subprocess.Popen[bytes]) -> bool:
+    """Its sockets close a moment before."""
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(0.1)
+    return process.returncode is not None
 
 
 def _size(key: tuple[str, str], found: bytes | str) -> int:

@@ -87,6 +87,10 @@ class Executor:
         """Check a submission and work out all that needs neither the device nor other requests; on any thread."""
         return self._intake.prepare(new)
 
+    def warm(self) -> None:
+        """Load what grammars need, for which the first would wait. Any thread. Raises SamplingError where it cannot."""
+        self._intake.warm()
+
     def submit(self, new: Submission | Order) -> None:
         """Queue a request; nothing is started or kept when it is refused."""
         order = new if isinstance(new, Order) else self.prepare(new)

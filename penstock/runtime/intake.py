@@ -139,6 +139,10 @@ class Intake:
         guided = new.params.guided_decoding
         return None if guided is None else self._compiler.compile(guided)
 
+    def warm(self) -> None:
+        """See `executor.Executor.warm`."""
+        self._grammars.warm()
+
     def close(self) -> None:
         """End what compiles grammars."""
         self._compiler.close()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -13,11 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, cast
 
+from penstock.serve import logs
 from penstock.serve.blackbox import read_box
 from penstock.serve.client import EngineClient, Frames
 from penstock.serve.opening import Opening
 
 TAIL: Final = 16 << 10  # characters of what it printed that are kept
+LINE: Final = 2000  # and of a line that are logged together
 CLOSING: Final = 2.0  # seconds between the ends of process and connection, whichever is first
 
 
@@ -63,12 +64,20 @@ class Child:
         return code
 
     async def _print(self) -> None:
-        """What it prints is for our standard error."""
+        """What it prints is for our log, line by line."""
         assert self.process.stdout is not None
+        rest = ""
         while data := await self.process.stdout.read(1 << 16):
             text = data.decode(errors="replace")
             self.printed = (self.printed + text)[-TAIL:]
-            sys.stderr.write(text)
+            *lines, rest = (rest + text).split("\n")
+            self._log(*lines, *([rest] if len(rest) > LINE else []))
+            rest = "" if len(rest) > LINE else rest
+        self._log(rest)
+
+    def _log(self, *lines: str) -> None:
+        for line in filter(None, map(str.strip, lines)):
+            logs.say("the engine says", {"pid": self.process.pid, "line": line[:LINE]})
 
     def kill(self) -> None:
         """With whatever it has started."""

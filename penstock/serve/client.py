@@ -186,6 +186,15 @@ class EngineClient:
     def connected(self, transport: asyncio.WriteTransport) -> None:
         self._transport, self.beat, self.opening_error, self.longest_step = transport, None, None, 0.0
 
+    def disconnected(self, transport: asyncio.WriteTransport | None) -> None:
+        """Nothing can be written any more; what came before may still be read, and then comes `lost`."""
+        if transport is self._transport:
+            self._transport = None
+
+    @property
+    def is_connected(self) -> bool:
+        return self._transport is not None
+
     def lost(self, error: EngineDied) -> None:
         """The process is gone: every request that it had ends with this."""
         self._transport = None
@@ -263,6 +272,7 @@ class Frames(asyncio.BufferedProtocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         self.closed_at = time.monotonic()
+        self._client.disconnected(self.transport)
 
     def close(self) -> None:
         if self.transport is not None:

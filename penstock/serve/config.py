@@ -19,6 +19,9 @@ from penstock.serve.tools.manner import check_parsers
 MOST_SECONDS: Final = 1e9
 _KEY_BYTES: Final = 8  # of the shortest API key
 _MOST: Final = {"max_n": MOST_TEXTS, "max_stop": MOST_STOPS, "max_logprobs": MOST_LOGPROBS}
+_SECONDS: Final = (
+    "drain_timeout", "stall_timeout", "hang_timeout", "body_timeout", "write_timeout", "timeout", "queue_timeout",
+)  # fmt: skip
 _LEVELS: Final = ("debug", "info", "warning", "error")
 
 
@@ -31,8 +34,9 @@ class ServeConfig:
     max_logprobs: of one request. timeout, queue_timeout: seconds of a request that states none; None: for ever.
     drain_timeout: seconds that running requests have once the server is told to end. stall_timeout: seconds without a
     step, while there is work, behind which /health says 503; hang_timeout: behind which the engine process is ended
-    and started again, 0: never. body_timeout: seconds in which a request has to be sent. cors_origins: web pages of
-    other hosts that may call; none may.
+    and started again, 0: never. body_timeout: seconds in which a request has to be sent. write_timeout: seconds in
+    which a client reads nothing of an answer, behind which its request ends. cors_origins: web pages of other hosts
+    that may call; none may.
     """
 
     engine: Mapping[str, Any] = field(default_factory=dict)
@@ -51,6 +55,7 @@ class ServeConfig:
     stall_timeout: float = 20.0
     hang_timeout: float = 120.0
     body_timeout: float = 60.0
+    write_timeout: float = 120.0
     cors_origins: tuple[str, ...] = ()
     ssl_certfile: Path | None = None
     ssl_keyfile: Path | None = None
@@ -80,7 +85,7 @@ class ServeConfig:
                 raise OptionError(f"{name}={value} lets nothing through; give at least 1")
             if most is not None and value > most:
                 raise OptionError(f"{name}={value} is more than any request can have; give at most {most}")
-        for name in ("drain_timeout", "stall_timeout", "hang_timeout", "body_timeout", "timeout", "queue_timeout"):
+        for name in _SECONDS:
             value, least = getattr(self, name), 0.0 if name in ("drain_timeout", "hang_timeout") else 1e-3
             if value is not None and not least <= value <= MOST_SECONDS:  # NaN too
                 raise OptionError(f"{name}={value} is no number of seconds; give {least:g} to {MOST_SECONDS:g}")

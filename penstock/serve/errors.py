@@ -27,6 +27,7 @@ _COUNTED: Final = 1000  # errors of a body, above which none is looked at: makin
 _PARAM: Final = re.compile(r"([a-z_]{1,40})=")  # how the package's messages begin where a parameter is wrong
 
 INVALID, SERVER = "invalid_request_error", "server_error"
+INTERNAL: Final = "internal_error"
 
 
 class RequestError(PenstockError):
@@ -53,6 +54,11 @@ class Refusal(NamedTuple):
     param: str | None = None
     code: str | None = None
     headers: Mapping[str, str] = {}
+
+    @property
+    def unexpected(self) -> bool:
+        """Whether the log has to say more than the answer."""
+        return self.code == INTERNAL
 
     @property
     def body(self) -> dict[str, Any]:
@@ -93,7 +99,7 @@ TABLE: Final = (
         None,
         "the model's tokenizer or chat template cannot take this; the server's log says why",
     ),
-    _Row(Exception, 500, SERVER, "internal_error", "the server failed at this request; its log says why"),
+    _Row(Exception, 500, SERVER, INTERNAL, "the server failed at this request; its log says why"),
 )
 
 

@@ -70,7 +70,7 @@ class Answering:
         self, error: Exception, request_id: str, status: int, scope: Scope, receive: Receive, send: Send
     ) -> None:
         found = refusal(error)
-        if found.status == 500:
+        if found.unexpected:
             for hook in self._serving.hooks.failed:
                 hook(request_id, error)
         if not status:

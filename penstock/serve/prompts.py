@@ -30,6 +30,9 @@ async def encode(tokenizer: Tokenizer, texts: Sequence[str], special: bool, most
 async def chat_text(texts: Texts, body: ChatRequest) -> str:
     """The prompt that the model's chat template makes of a conversation.
 
+    What a message spells as a special token becomes one, as with Hugging Face and vLLM: the text of the whole
+    conversation is tokenised, and of a template's own marks some are meant to come from messages.
+
     Raises PromptError for what it cannot render, and where there is none.
     """
     template = texts.template

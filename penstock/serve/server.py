@@ -9,8 +9,9 @@ import resource
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import FrameType
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import uvicorn
 import uvloop
@@ -163,9 +164,10 @@ class _Server(uvicorn.Server):
     def __init__(self, app: Application, runner: Runner) -> None:
         config, tls = app.serving.config, app.serving.config.tls()
         self.serving, self._runner = app.serving, runner
+        protocol: Any = partial(HttpProtocol, write_timeout=config.write_timeout)
         super().__init__(
             uvicorn.Config(
-                app, http=HttpProtocol, ws="none", lifespan="off", log_config=None, access_log=False,
+                app, http=protocol, ws="none", lifespan="off", log_config=None, access_log=False,
                 proxy_headers=False, server_header=False, timeout_keep_alive=KEEP_ALIVE,
                 timeout_graceful_shutdown=round(config.drain_timeout + _GRACE),
                 ssl_context_factory=None if tls is None else lambda *_: tls,

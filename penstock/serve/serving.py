@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +16,8 @@ from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import Response
 
-from penstock.errors import TokenizerError
+from penstock.errors import PenstockError, TokenizerError
+from penstock.grammar import GuidedDecoding
 from penstock.serve.config import ServeConfig
 from penstock.serve.errors import RequestError, bounded
 from penstock.serve.grammar_process import GrammarClient
@@ -92,6 +94,7 @@ class Serving:
     _texts: dict[str, asyncio.Future[Texts]] = field(default_factory=dict)
     _spelling: Spelling | None = None
     _grammars: GrammarClient | None = None
+    _warming: asyncio.Future[None] | None = None
 
     @property
     def model_names(self) -> tuple[str, ...]:
@@ -153,8 +156,18 @@ class Serving:
             self._grammars = GrammarClient(tokenizer, facts["vocab_size"], facts["eos"])
         return self._grammars
 
+    def warm(self) -> None:
+        """Start what compiles grammars, in the background: the first who needs it would wait for seconds."""
+        self._warming = asyncio.ensure_future(self._warm())
+
+    async def _warm(self) -> None:
+        with suppress(PenstockError):  # it has no grammars; whoever asks for one is told why
+            await (await self.grammars()).compile(GuidedDecoding(json_object=True))
+
     def close(self) -> None:
         """End what was started."""
+        if self._warming is not None:
+            self._warming.cancel()
         if self._grammars is not None:
             self._grammars.close()
 

@@ -57,7 +57,7 @@ class Stream(Response):
             if not events.started:
                 raise
             found = refusal(error)
-            if found.status == 500:
+            if found.unexpected:
                 for hook in self._serving.hooks.failed:
                     hook(request_id, error)
             await events.write(event(found.body))

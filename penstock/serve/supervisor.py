@@ -7,6 +7,7 @@ The command it runs gets an `Opening` on its standard input and connects to the 
 from __future__ import annotations
 
 import asyncio
+import logging
 import sys
 import tempfile
 import time
@@ -25,7 +26,7 @@ from penstock.errors import (
     ResourceError,
     UnsupportedError,
 )
-from penstock.serve import crash
+from penstock.serve import crash, logs
 from penstock.serve.child import Child, spawn
 from penstock.serve.client import EngineClient, error_of
 from penstock.serve.link import EngineDied, EngineUnready, State
@@ -38,6 +39,7 @@ STEADY: Final = 60.0  # seconds of running after which a death counts as the fir
 BEAT_AGE: Final = 5.0  # seconds without a beat that health allows
 WATCH: Final = 0.25  # seconds between two looks at a running process
 GRACE: Final = 10.0  # seconds to end in, once told to
+MOST_DEATHS: Final = 5  # in a row, before any process was ready; another would do the same
 STACKS: Final = 0.5  # seconds to write its stacks in, before it is killed
 LATE: Final = 1.0  # seconds that a look may be late; above, it is this process that hung, and beats wait to be read
 
@@ -109,6 +111,8 @@ class Supervisor:
             return False, f"the engine is being opened: {stage}" + (f", {done} of {total}" if total else "")
         if link.state != "ready":
             return False, f"the engine is {link.state}"
+        if not link.is_connected:
+            return False, "the engine process has ended"
         now = time.monotonic() if now is None else now
         beat = link.beat
         if (silent := now - self._seen(beat)) > BEAT_AGE:
@@ -215,6 +219,13 @@ class Supervisor:
         broken = child.broken if child.frames.error else None
         reason = child.reason or broken or (f"{type(mistake).__name__}: {mistake}" if mistake else _exit(code))
         self._report(child, code, reason)
+        if self._load_seconds is None and self._deaths >= MOST_DEATHS:
+            self.error = ExecutorError(
+                f"the engine process ended {self._deaths} times before it was ready, the last time so: {reason}; "
+                f"the reports are in {self._crash_dir}"
+            )
+            self._set("stopped")
+            return
         self.link.restarts += 1
         self._set("restarting")
         self.link.lost(EngineDied(f"the engine process ended and took this request along: {_exit(code)}; try again"))
@@ -229,10 +240,10 @@ class Supervisor:
         )  # fmt: skip
         try:
             self.last_crash = crash.write(report, self._crash_dir)
-            where = f"the report is {self.last_crash}"
+            where: dict[str, object] = {"report": self.last_crash}
         except OSError as error:
-            where = f"no report could be written: {error}"
-        print(f"the engine process ended ({reason}); {where}", file=sys.stderr, flush=True)
+            where = {"no_report": str(error)}
+        logs.say("the engine process ended", {"reason": reason, "pid": report.pid, **where}, logging.ERROR)
 
 
 def _exit(code: int) -> str:

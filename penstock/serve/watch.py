@@ -42,7 +42,7 @@ class Watch:
     def started(self, request_id: str, new: Submit, max_tokens: int | None, headers: Headers) -> Watched:
         """A request goes to the engine; of an HTTP request there may be several."""
         carried = {k.decode("latin-1"): v.decode("latin-1") for k, v in headers if self.tracer and k in _CARRIED}
-        return Watched(self, new, max_tokens, self._open.setdefault(request_id, Totals()), carried)
+        return Watched(self, new, max_tokens, self._open.setdefault(request_id, Totals(new.id)), carried)
 
     def answered(self, record: Answered) -> None:
         """An HTTP request ended."""
@@ -71,8 +71,10 @@ class Watch:
 
 @dataclass
 class Totals:
-    """Of the engine's requests that one HTTP request made; of times the longest."""
+    """Of the engine's requests that one HTTP request made; of times the longest. `id`: of the first, as in its answer
+    and in reports of crashes."""
 
+    id: str
     requests: int = 0
     prompt_tokens: int = 0
     generation_tokens: int = 0
@@ -83,6 +85,7 @@ class Totals:
     def fields(self) -> dict[str, object]:
         """For the log's line."""
         return {
+            "id": self.id,
             "prompts": self.requests,
             "prompt_tokens": self.prompt_tokens,
             "generation_tokens": self.generation_tokens,

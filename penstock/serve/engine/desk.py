@@ -27,7 +27,7 @@ class Desk:
         self._loop = loop
         self._news: queue.SimpleQueue[tuple[str, News] | None] = queue.SimpleQueue()
         self._num_posted = self._num_taken = 0
-        self._posted_at = 0.0
+        self._posted_at = time.monotonic()  # or when it began
 
     @property
     def busy(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import socket
@@ -14,7 +15,8 @@ from pathlib import Path
 from typing import Any, Final, NoReturn
 
 from penstock import LLM
-from penstock.errors import ExecutorError
+from penstock.errors import ExecutorError, SamplingError
+from penstock.runtime.executor import Executor
 from penstock.runtime.loop import Loop
 from penstock.serve.blackbox import BlackBox
 from penstock.serve.engine.desk import Desk
@@ -41,6 +43,7 @@ from penstock.serve.wire import (
 BEAT: Final = 0.25  # seconds
 MOST_FAILURES: Final = 5  # steps in a row, none of which gave tokens
 PAUSE: Final = 1e-4  # seconds between two requests of a burst, in which steps that run may go on
+PR_SET_PDEATHSIG: Final = 1  # of Linux
 ORPHANED, BROKEN = 3, 4  # exit codes: the connection ended; what came is no message, or the executor has failed
 
 
@@ -56,7 +59,7 @@ class Process:
         self._stopping = threading.Event()
         self._desk: Desk | None = None
         self._stats: dict[str, Any] = {}
-        self._stats_of = -1  # the move that they are from
+        self._stats_of = -1, True  # the move that they are from, and whether there was work
         self._asked = False  # for newer ones
         _start(self._read)
 
@@ -78,9 +81,12 @@ class Process:
         executor.recorder = BlackBox(Path(self._opening.box), executor.scheduler.limits.max_batch_size).record
         desk = Desk(llm._loop)
         self._desk = desk
+        _end_with_parent()
         self._send(Ready(facts_of(llm, self._opening.arguments)))
         _start(lambda: self._write_all(desk))
         _start(lambda: self._beat_all(llm, desk))
+        if llm.engine.model_spec.head:
+            _start(lambda: _warm(executor))
         return desk
 
     def _progress(self, stage: str, done: int, total: int) -> None:
@@ -157,12 +163,12 @@ class Process:
     def _ask(self, llm: LLM) -> None:
         """Have the counters taken where they are counted; whatever is there by then goes with the next beat."""
         executor = llm._loop.executor
-        if self._asked or (self._stats_of == executor.num_moves and not executor.busy):
+        if self._asked or (self._stats_of == (executor.num_moves, False) and not executor.busy):
             return
 
         def take() -> None:
             self._asked = False
-            self._stats_of, self._stats = executor.num_moves, executor.snapshot()
+            self._stats_of, self._stats = (executor.num_moves, executor.busy), executor.snapshot()
 
         def failed(error: Exception) -> None:
             print(f"no counters: {error}", file=sys.stderr)
@@ -170,6 +176,17 @@ class Process:
         self._asked = True
         with suppress(ExecutorError):  # it ends
             llm._loop.post(take, failed)
+
+
+def _warm(executor: Executor) -> None:
+    with suppress(SamplingError):  # there are no grammars; whoever asks for one is told why
+        executor.warm()
+
+
+def _end_with_parent() -> None:
+    """Should this process hang where no thread of it gets on, nobody would see that the connection has ended. Not
+    while it builds, which starts processes of its own."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _start(work: Callable[[], None]) -> None:

@@ -62,10 +62,14 @@ async def tokenize(request: Request, serving: Serving) -> Response:
     tokenizer = (await serving.texts()).tokenizer
     text = await chat_text(await serving.texts(), asked.chat()) if asked.prompt is None else asked.prompt
     special = asked.prompt is not None if asked.add_special_tokens is None else asked.add_special_tokens
-    ids = await aside(len(text), tokenizer.encode, text, special)
-    strings = [tokenizer.id_to_token(each) or "" for each in ids] if asked.return_token_strs else None
     most = serving.link.facts["max_seq_len"]
-    return answer({"count": len(ids), "max_model_len": most, "tokens": ids, "token_strs": strings})
+
+    def told() -> Response:
+        ids = tokenizer.encode(text, special)
+        strings = [tokenizer.id_to_token(each) or "" for each in ids] if asked.return_token_strs else None
+        return answer({"count": len(ids), "max_model_len": most, "tokens": ids, "token_strs": strings})
+
+    return await aside(len(text), told)
 
 
 async def detokenize(request: Request, serving: Serving) -> Response:

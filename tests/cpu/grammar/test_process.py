@@ -161,6 +161,18 @@ def test_a_process_that_died_is_started_again(hasty: Compiler) -> None:
     assert hasty.compile(GuidedDecoding(regex="again"))
 
 
+@pytest.mark.parametrize("ends", [signal.SIGKILL, signal.SIGSTOP])
+def test_one_that_ends_or_hangs_under_a_request_is_started_again(hasty: Compiler, ends: signal.Signals) -> None:
+    stopped = hasty._process
+    assert stopped is not None
+    os.kill(stopped.pid, signal.SIGSTOP)
+    timer = threading.Timer(0.3, os.kill, (stopped.pid, ends))
+    timer.start()
+    assert hasty.compile(GuidedDecoding(regex=f"under {ends.name} [0-9]"))
+    timer.join()
+    assert hasty._process is not stopped
+
+
 def test_what_was_compiled_for_others_is_refused(walker: Walker) -> None:
     compiled = walker.compiler.compile(GuidedDecoding(regex="a+"))
     for wrong in (b"", b"{}", b"\xff", compiled[: len(compiled) // 2], json.dumps([1]).encode()):

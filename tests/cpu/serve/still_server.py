@@ -12,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from penstock.errors import ModelError
+from penstock.serve import protocol
 from penstock.serve.answers import answer
 from penstock.serve.app import while_connected
 from penstock.serve.body import read_json
@@ -20,10 +21,15 @@ from penstock.serve.errors import RequestError
 from penstock.serve.routes import ROUTES
 from penstock.serve.server import open_server
 from penstock.serve.serving import Endpoint, Serving
+from penstock.serve.sse import Events, Stream
 from tests.cpu.serve.doubles import ECHO, Number, StillRunner
 
 GIVEN: dict[str, Any] = json.loads(sys.argv[1])
 RUNNER = StillRunner(GIVEN.pop("opens_in", 0.0), ModelError("no such model") if GIVEN.pop("fails", False) else None)
+
+
+if "head_seconds" in GIVEN:
+    protocol.SECONDS = GIVEN.pop("head_seconds")
 
 
 async def slow(request: Request, serving: Serving) -> Response:
@@ -39,11 +45,34 @@ async def slow(request: Request, serving: Serving) -> Response:
     raise RequestError(503, "the engine was stopped")
 
 
+async def flood(request: Request, serving: Serving) -> Response:
+    """Writes for as long as it is read."""
+    await read_json(request, Number)
+
+    async def write(events: Events) -> None:
+        try:
+            while True:
+                await events.write(b"data: " + bytes(1 << 14).hex().encode() + b"\n\n")
+                await asyncio.sleep(0)
+        finally:
+            print("left", flush=True)
+
+    return Stream(serving, write)
+
+
+async def large(request: Request, serving: Serving) -> Response:
+    return Response(bytes(32 << 20))
+
+
 def main() -> int:
     paths = {name: Path(GIVEN[name]) for name in ("ssl_certfile", "ssl_keyfile") if name in GIVEN}
     keys = {"api_keys": tuple(GIVEN.get("api_keys", ()))}
-    routes = (*ROUTES, ECHO, Endpoint("POST", "/slow", slow, "Sleep.", Number))
-    one = open_server(ServeConfig(**{**GIVEN, **paths, **keys}), RUNNER, routes)
+    own = (
+        Endpoint("POST", "/slow", slow, "Sleep.", Number),
+        Endpoint("POST", "/flood", flood, "Write.", Number),
+        Endpoint("GET", "/large", large, "Be long."),
+    )
+    one = open_server(ServeConfig(**{**GIVEN, **paths, **keys}), RUNNER, (*ROUTES, ECHO, *own))
     print(one.port, flush=True)
     in_order = one.run(lambda: print("ready", flush=True), lambda *what: print(*what, file=sys.stderr, flush=True))
     print("torch" if "torch" in sys.modules else "light", flush=True)

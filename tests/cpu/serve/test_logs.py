@@ -75,7 +75,7 @@ def test_a_request_is_one_line_of_json(logged: Callable[[str], Lines], hooks: Ho
     assert found.pop("first_token_seconds") > 0
     assert found == {
         "level": "info", "logger": "penstock.serve", "message": "request", "request_id": "req-1", "method": "POST",
-        "route": "/v1/completions", "status": 200, "seconds": 0.25, "prompts": 2, "prompt_tokens": 6,
+        "route": "/v1/completions", "status": 200, "seconds": 0.25, "id": "cmpl-1", "prompts": 2, "prompt_tokens": 6,
         "generation_tokens": 4, "queue_seconds": 0.5, "prefill_seconds": 1.0, "decode_seconds": 1.499, "finish": "stop",
     }  # fmt: skip
     assert "secret" not in line

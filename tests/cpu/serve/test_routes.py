@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +11,9 @@ from typing import Any
 import httpx
 import jsonschema
 import pytest
+from starlette.responses import Response
 
+from penstock.serve.answers import answer
 from penstock.serve.openapi import document
 from penstock.serve.routes import ROUTES
 from penstock.serve.wire import Beat
@@ -40,9 +43,8 @@ def test_models() -> None:
 
 
 def test_health_says_how_it_is_without_waiting() -> None:
-    beat = Beat(
-        time.monotonic(), 5, time.monotonic() - 3.0, True, {"num_requests_running": 2, "num_requests_waiting": 1}
-    )
+    stats = {"requests_running": 2, "requests_waiting": 1}
+    beat = Beat(time.monotonic(), 5, time.monotonic() - 3.0, True, stats)
     well = ask("GET", "/health", StillEngine(beat=beat))
     assert well.status_code == 200
     told = well.json()
@@ -60,6 +62,18 @@ def test_tokenize_and_back() -> None:
         assert told["tokens"] == tokenizer.encode(text, special) and told["count"] == len(told["tokens"])
         assert told["token_strs"] is None and told["max_model_len"] == FACTS["max_seq_len"]
     assert ask("POST", "/detokenize", body={"tokens": told["tokens"]}).json() == {"prompt": text}
+
+
+def test_what_takes_long_of_a_text_is_done_beside_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, write = set[bool](), answer
+
+    def noted(told: Any) -> Response:
+        seen.add(threading.current_thread() is threading.main_thread())
+        return write(told)
+
+    monkeypatch.setattr("penstock.serve.routes.tokenize.answer", noted)
+    told = ask("POST", "/tokenize", body={"prompt": "a " * 6000, "return_token_strs": True}).json()
+    assert len(told["token_strs"]) == told["count"] > 6000 and seen == {False}
 
 
 @pytest.mark.parametrize("token", [-1, FACTS["vocab_size"], 2**70])

@@ -163,6 +163,60 @@ def test_a_port_in_use_is_told_before_anything_is_started(start: Start) -> None:
     assert "started" not in second.lines
 
 
+def test_who_reads_nothing_is_left(start: Start) -> None:
+    """Of a stream, of one long answer, and behind its end; who reads slowly is not."""
+    served = start(write_timeout=1.0)
+    head = b'POST /flood HTTP/1.1\r\nhost: a\r\ncontent-length: 11\r\n\r\n{"number":1}'.replace(b": 11", b": 12")
+    flood, long, closing, slow = (socket.create_connection(("127.0.0.1", served.port), 10) for _ in range(4))
+    with flood, long, closing, slow:
+        flood.sendall(head)
+        long.sendall(b"GET /large HTTP/1.1\r\nhost: a\r\n\r\n")
+        closing.sendall(b"GET /large HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n")
+        slow.sendall(head)
+        end = time.monotonic() + 4
+        while time.monotonic() < end:  # it takes a part of what is there now and again
+            assert len(slow.recv(1 << 20)) > 0
+            time.sleep(0.05)
+        assert served.lines.count("left") == 1
+        for each in (flood, long, closing):
+            with contextlib.suppress(ConnectionError):
+                assert len(read_all(each)) < 32 << 20, "it was cut off"
+        assert len(slow.recv(1 << 20)) > 0
+    assert served.end() == 0
+    assert not [line for line in served.errors if "Traceback" in line]
+
+
+def test_a_body_behind_its_answer_does_not_hold_the_connection(start: Start) -> None:
+    served = start(head_seconds=0.7, api_keys=["sk-of-the-test"])
+    head = b"POST /echo HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", served.port), 10) as slow:
+        slow.sendall(head)
+        assert slow.recv(1 << 16).startswith(b"HTTP/1.1 401 ")
+        end = time.monotonic() + 5
+        with contextlib.suppress(ConnectionError):
+            while time.monotonic() < end:
+                slow.sendall(b"1\r\nx\r\n")
+                time.sleep(0.1)
+        assert time.monotonic() < end, "it was closed"
+    with socket.create_connection(("127.0.0.1", served.port), 10) as whole:  # one that ends goes on
+        for _ in range(2):
+            whole.sendall(head)
+            answer = b""
+            while b'"invalid_api_key"}}' not in answer:
+                answer += whole.recv(1 << 16)
+            assert answer.startswith(b"HTTP/1.1 401 ")
+            whole.sendall(b"1\r\nx\r\n0\r\n\r\n")
+            time.sleep(0.9)
+    assert served.end() == 0
+
+
+def read_all(connection: socket.socket) -> bytes:
+    found = b""
+    while piece := connection.recv(1 << 20):
+        found += piece
+    return found
+
+
 HEAD = b"POST /echo HTTP/1.1\r\nhost: a\r\n"
 RAW = [
     (b"nonsense\r\n\r\n", 400),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import subprocess
 import sys
 import time
@@ -18,6 +19,7 @@ from penstock.serve import child, crash
 from penstock.serve.blackbox import read_box
 from penstock.serve.client import EngineClient, Frames, joined
 from penstock.serve.link import EngineDied, EngineUnready
+from penstock.serve.logs import TextLines
 from penstock.serve.supervisor import Supervisor
 from penstock.serve.wire import Beat, Failed, FromEngine, Part, Parts, Progress, Submit, frame
 
@@ -97,6 +99,67 @@ def test_a_death_is_reported_and_followed_by_another_start(
     run(dying())
 
 
+def test_one_that_is_never_ready_is_given_up(tmp_path: Path) -> None:
+    async def dying() -> None:
+        supervisor = pretending(tmp_path, "connect(); sys.exit(7)", most_backoff=0.01)
+        supervisor.start()
+        with pytest.raises(ExecutorError, match=r"ended 5 times before it was ready, .* exit code 7; .*crashes"):
+            await supervisor.ready()
+        assert supervisor.link.state == "stopped" and supervisor.link.restarts == 4
+        await supervisor.stop()
+
+    run(dying())
+    assert len([*(tmp_path / "crashes").iterdir()]) == 5
+
+
+def test_one_that_was_ready_is_not(tmp_path: Path) -> None:
+    """Its device may come back."""
+    once = f"""
+import pathlib
+connect()
+if not (mark := pathlib.Path({str(tmp_path / "once")!r})).exists():
+    mark.touch(); send(Ready({{}})); time.sleep(0.3)
+sys.exit(7)
+"""
+
+    async def dying() -> None:
+        supervisor = pretending(tmp_path, once, most_backoff=0.01)
+        supervisor.start()
+        await until(lambda: supervisor.link.restarts == 7)
+        assert supervisor.link.state in ("restarting", "ready")
+        await supervisor.stop()
+
+    run(dying())
+
+
+def test_what_it_prints_is_logged_line_by_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    source = """
+for part in ("one ", "line\\r\\n\\n", "x" * 5000, "\\ntwo\\x1b[31m\\n", "rest"):
+    print(part, end="", flush=True); time.sleep(0.05)
+sys.exit(7)
+"""
+    monkey = logging.getLogger("penstock")
+    before, monkey.propagate = monkey.propagate, True
+    try:
+        with caplog.at_level("INFO", "penstock.serve"):
+            run(_once(pretending(tmp_path, source)))
+    finally:
+        monkey.propagate = before
+    lines = [each.fields["line"] for each in caplog.records if hasattr(each, "fields") and "line" in each.fields]
+    assert [line for line in lines if not line.startswith("x")] == ["one line", "two\x1b[31m", "rest"]
+    assert all(len(line) <= child.LINE for line in lines)
+    ended = [each for each in caplog.records if each.getMessage() == "the engine process ended"]
+    assert ended and ended[0].levelname == "ERROR"
+    written = TextLines().format(next(each for each in caplog.records if "two" in str(getattr(each, "fields", ""))))
+    assert "\x1b" not in written and "\n" not in written, "nothing that a terminal would obey"
+
+
+async def _once(supervisor: Supervisor) -> None:
+    supervisor.start()
+    await until(lambda: supervisor.link.restarts == 1)
+    await supervisor.stop()
+
+
 def test_backoff_doubles(tmp_path: Path) -> None:
     async def dying() -> list[float]:
         starts: list[float] = []
@@ -142,6 +205,7 @@ def test_health_follows_the_beats(tmp_path: Path) -> None:
     link = supervisor.link
     link.take(Progress("compile", 2, 5))
     assert supervisor.healthy(0.0) == (False, "the engine is being opened: compile, 2 of 5")
+    link.connected(Ended())
     link.state = "ready"
 
     def beat(time: float, steps: int, stepped: float, busy: bool) -> None:
@@ -263,6 +327,36 @@ def test_errors_have_their_class_and_come_behind_the_parts() -> None:
             await strange.parts()
 
     run(fail())
+
+
+def test_a_connection_that_has_ended_takes_nothing(tmp_path: Path) -> None:
+    """Before anybody has seen the process end."""
+    supervisor = Supervisor({}, crash_dir=tmp_path)
+    client, frames, ended = supervisor.link, Frames(supervisor.link), Ended()
+
+    async def late() -> None:
+        frames.connection_made(ended)
+        client.state = "ready"
+        assert supervisor.healthy(0.0)[0]
+        reply = client.submit(Submit("a", [1]))
+        ended.closed = True
+        frames.connection_lost(None)
+        with pytest.raises(EngineUnready, match="the engine process has ended; try again in"):
+            client.submit(Submit("b", [1]))
+        reply.abort()
+        assert supervisor.healthy(0.0) == (False, "the engine process has ended")
+
+    run(late())
+
+
+class Ended(asyncio.Transport):
+    """As uvloop's: written to behind its end it raises."""
+
+    closed = False
+
+    def write(self, data: object) -> None:
+        if self.closed:
+            raise RuntimeError("unable to perform operation; the handler is closed")
 
 
 def test_parts_of_a_text_are_joined_in_order() -> None:
