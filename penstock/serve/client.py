@@ -17,7 +17,6 @@ from penstock.errors import ExecutorError, OptionError, PenstockError
 from penstock.serve.link import EngineDied, EngineUnready, State
 from penstock.serve.wire import (
     HEADER,
-    MOST_BYTES,
     Abort,
     Beat,
     Failed,
@@ -30,6 +29,7 @@ from penstock.serve.wire import (
     ToEngine,
     WireError,
     frame,
+    length_at,
     read_from_engine,
 )
 
@@ -133,6 +133,7 @@ def _behind(before: Part, part: Part) -> Part:
         logprobs=before.logprobs,
         prompt_logprobs=before.prompt_logprobs,
         notes=before.notes,
+        times=part.times or before.times,
     )
 
 
@@ -284,23 +285,17 @@ class Frames(asyncio.BufferedProtocol):
         """Every whole message; where the rest begins."""
         at, size = 0, HEADER.size
         while self._end - at >= size:
-            end = at + size + self._length(at)
+            end = at + size + length_at(self._view, at)
             if end > self._end:
                 break
             self._client.take(read_from_engine(self._view[at + size : end]))
             at = end
         return at
 
-    def _length(self, at: int) -> int:
-        length: int = HEADER.unpack_from(self._view, at)[0]
-        if not 0 < length <= MOST_BYTES:
-            raise WireError(f"a message of {length} bytes cannot be; they have 1 to {MOST_BYTES}")
-        return length
-
     def _move(self, start: int) -> None:
         """The rest to the front, with room for all of its message."""
         rest = self._end - start
-        size = self._length(start) + HEADER.size if rest >= HEADER.size else 0
+        size = length_at(self._view, start) + HEADER.size if rest >= HEADER.size else 0
         if size > len(self._buffer):
             buffer = bytearray(size + READ)
             buffer[:rest] = self._view[start : self._end]

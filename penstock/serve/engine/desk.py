@@ -28,6 +28,7 @@ class Desk:
         self._news: queue.SimpleQueue[tuple[str, News] | None] = queue.SimpleQueue()
         self._num_posted = self._num_taken = 0
         self._posted_at = 0.0
+        self.closed = False  # behind the last `wait`
 
     @property
     def busy(self) -> bool:
@@ -59,11 +60,12 @@ class Desk:
         while not self._news.empty():
             batch.append(self._news.get())
         news = [each for each in batch if each is not None]
+        self.closed = len(news) < len(batch)
         failed = [each for _, each in news if isinstance(each, Failed)]
         return [part for id, each in news if not isinstance(each, Failed) for part in _parts(id, each)], failed
 
-    def wake(self) -> None:
-        """Let `wait` return, with nothing perhaps."""
+    def close(self) -> None:
+        """Nothing is new from now on."""
         self._news.put(None)
 
     def _take(self, order: Order) -> None:

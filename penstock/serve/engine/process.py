@@ -22,7 +22,6 @@ from penstock.serve.engine.facts import facts_of
 from penstock.serve.opening import Opening
 from penstock.serve.wire import (
     HEADER,
-    MOST_BYTES,
     Abort,
     Beat,
     Failed,
@@ -35,6 +34,7 @@ from penstock.serve.wire import (
     Submit,
     WireError,
     frame,
+    length_at,
     read_to_engine,
 )
 
@@ -56,7 +56,7 @@ class Process:
         self._stopping = threading.Event()
         self._desk: Desk | None = None
         self._stats: dict[str, Any] = {}
-        self._stats_of = -1  # the move that they are from
+        self._settled = -1  # the move behind which they were taken, where there was no work
         self._asked = False  # for newer ones
         _start(self._read)
 
@@ -67,21 +67,19 @@ class Process:
         except Exception as error:
             self._send(Failed("", type(error).__name__, str(error)))
             raise
-        desk = self._open(llm)
+        desk = self._desk = self._open(llm)
+        self._send(Ready(facts_of(llm, self._opening.arguments)))
+        writer = _start(lambda: self._write_all(desk))
+        _start(lambda: self._beat_all(llm, desk))
         self._stopping.wait()
         llm.shutdown()  # which ends what runs with an error
-        desk.wake()
-        self._write(*desk.wait())
+        desk.close()
+        writer.join()
 
     def _open(self, llm: LLM) -> Desk:
         executor = llm._loop.executor
         executor.recorder = BlackBox(Path(self._opening.box), executor.scheduler.limits.max_batch_size).record
-        desk = Desk(llm._loop)
-        self._desk = desk
-        self._send(Ready(facts_of(llm, self._opening.arguments)))
-        _start(lambda: self._write_all(desk))
-        _start(lambda: self._beat_all(llm, desk))
-        return desk
+        return Desk(llm._loop)
 
     def _progress(self, stage: str, done: int, total: int) -> None:
         self._send(Progress(stage, done, total))
@@ -95,7 +93,7 @@ class Process:
         stream = self._socket.makefile("rb", buffering=1 << 18)
         try:
             while head := stream.read(HEADER.size):
-                self._take(stream.read(_length(head)))
+                self._take(stream.read(length_at(head)))
         except WireError as error:
             _die(BROKEN, str(error))
         except OSError:
@@ -120,7 +118,7 @@ class Process:
 
     def _write_all(self, desk: Desk) -> None:
         with suppress(OSError):  # the reader sees to it
-            while not self._stopping.is_set():
+            while not desk.closed:
                 self._write(*desk.wait())
 
     def _write(self, parts: list[Part], failed: list[Failed]) -> None:
@@ -157,12 +155,12 @@ class Process:
     def _ask(self, llm: LLM) -> None:
         """Have the counters taken where they are counted; whatever is there by then goes with the next beat."""
         executor = llm._loop.executor
-        if self._asked or (self._stats_of == executor.num_moves and not executor.busy):
+        if self._asked or (self._settled == executor.num_moves and not executor.busy):
             return
 
         def take() -> None:
             self._asked = False
-            self._stats_of, self._stats = executor.num_moves, executor.snapshot()
+            self._settled, self._stats = -1 if executor.busy else executor.num_moves, executor.snapshot()
 
         def failed(error: Exception) -> None:
             print(f"no counters: {error}", file=sys.stderr)
@@ -172,14 +170,16 @@ class Process:
             llm._loop.post(take, failed)
 
 
-def _start(work: Callable[[], None]) -> None:
+def _start(work: Callable[[], None]) -> threading.Thread:
     def run() -> None:
         try:
             work()
         except Exception as error:  # the thread's border: the others cannot do without it
             _die(BROKEN, f"{type(error).__name__}: {error}")
 
-    threading.Thread(target=run, daemon=True).start()
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    return thread
 
 
 def _useless(loop: Loop) -> str | None:
@@ -188,14 +188,6 @@ def _useless(loop: Loop) -> str | None:
         return str(loop.failure)
     failures = loop.executor.num_failures
     return f"{failures} steps have failed, one after another" if failures >= MOST_FAILURES else None
-
-
-def _length(head: bytes) -> int:
-    """Of the message that follows. Raises WireError."""
-    length: int = HEADER.unpack(head)[0] if len(head) == HEADER.size else 0
-    if not 0 < length <= MOST_BYTES:
-        raise WireError(f"a message of {length} bytes cannot be; they have 1 to {MOST_BYTES}")
-    return length
 
 
 def _die(code: int, reason: str) -> NoReturn:

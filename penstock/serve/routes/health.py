@@ -37,8 +37,8 @@ async def health(request: Request, serving: Serving) -> Response:
         state="draining" if serving.draining else link.state,
         reason=reason,
         progress=None if link.state == "ready" else f"{stage} {done}" + (f" of {total}" if total else ""),
-        running=stats.get("num_requests_running"),
-        waiting=stats.get("num_requests_waiting"),
+        running=stats.get("requests_running"),
+        waiting=stats.get("requests_waiting"),
         seconds_since_step=max(0.0, now - beat.stepped) if beat else None,
         restarts=link.restarts,
     )

@@ -9,8 +9,8 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from penstock.runtime.sampling.params import SamplingParams
 from penstock.serve.body import Body
+from penstock.serve.config import MOST_SECONDS, MOST_STOPS
 
-MOST_STOPS: Final = 16
 MOST_STOP_CHARACTERS: Final = 256  # of each: looking for them takes time with every token
 MOST_WORDS: Final = 128
 MOST_IDS: Final = 1024  # stop_token_ids, biases
@@ -76,13 +76,22 @@ class StructuredOutputs(Body):
     grammar: str | None = None
 
 
-class Sampling(Body):
-    """Of any request for text. The fields that OpenAI does not have are named as vLLM's."""
+class Queued(Body):
+    """Of any request to the engine. timeout, queue_timeout: seconds, the server's own where nothing is said."""
 
     model: str | None = Field(None, max_length=MOST_NAME)
+    user: str | None = Field(None, max_length=MOST_NAME)
+    priority: Annotated[int, Field(ge=-(2**31) + 1, le=2**31 - 1)] = 0
+    cache_salt: str | None = Field(None, min_length=1, max_length=MOST_NAME)
+    timeout: Annotated[float, Field(gt=0, le=MOST_SECONDS)] | None = None
+    queue_timeout: Annotated[float, Field(gt=0, le=MOST_SECONDS)] | None = None
+
+
+class Sampling(Queued):
+    """Of any request for text. The fields that OpenAI does not have are named as vLLM's."""
+
     stream: bool | None = False
     stream_options: StreamOptions | None = None
-    user: str | None = Field(None, max_length=MOST_NAME)
     n: int | None = None
     best_of: int | None = None
     temperature: float | None = None
@@ -108,10 +117,6 @@ class Sampling(Body):
     length_penalty: float | None = None
     early_stopping: bool | Literal["never"] | None = None
     prompt_logprobs: int | None = None
-    priority: Annotated[int, Field(ge=-(2**31) + 1, le=2**31 - 1)] = 0
-    cache_salt: str | None = Field(None, min_length=1, max_length=MOST_NAME)
-    timeout: Annotated[float, Field(gt=0, le=1e9)] | None = None
-    queue_timeout: Annotated[float, Field(gt=0, le=1e9)] | None = None
     response_format: ResponseFormat | None = None
     guided_json: dict[str, Any] | str | bool | None = None
     guided_regex: str | None = None
@@ -125,8 +130,15 @@ class Sampling(Body):
             raise ValueError("stream_options goes with stream=true alone; leave it out")
         if self.stream and self.prompt_logprobs is not None:
             raise ValueError("prompt_logprobs comes with the whole answer; leave it out, or stream=false")
+        if self.stream and self.best_of is not None and self.best_of > (self.n or 1):
+            raise ValueError("best_of above n cannot be streamed: which are the best is known at the end; stream=false")
         self.guided()
         return self
+
+    @property
+    def counted(self) -> StreamOptions:
+        """What a stream tells of its counts."""
+        return self.stream_options or StreamOptions()
 
     def params(self, **more: Any) -> SamplingParams:
         """All that it says of sampling, and `more`. Raises SamplingError for what is out of range."""

@@ -7,10 +7,11 @@ from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from penstock.ir.ops.control import MOST_LOGPROBS
 from penstock.runtime.sampling.params import SamplingParams
 from penstock.serve.body import Body
 from penstock.serve.schema.base import MOST_NAME, Sampling
-from penstock.serve.schema.completions import MOST_LOGPROBS, PromptLogprob, Usage
+from penstock.serve.schema.completions import PromptLogprob, Usage
 from penstock.serve.tools.schema import Tooled
 
 MOST_MESSAGES: Final = 10_000
@@ -137,8 +138,6 @@ class ChatRequest(Tooled, Sampling):
             raise ValueError("max_tokens and max_completion_tokens mean the same; give one of them")
         if self.top_logprobs is not None and not self.logprobs:
             raise ValueError("top_logprobs goes with logprobs=true alone; set that, or leave it out")
-        if self.stream and self.best_of is not None and self.best_of > (self.n or 1):
-            raise ValueError("best_of above n cannot be streamed: which are the best is known at the end; stream=false")
         if self.add_generation_prompt and self.continue_final_message:
             raise ValueError("add_generation_prompt begins a message and continue_final_message goes on with the last; "
                              "give one of them")  # fmt: skip

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final, Self
+from typing import Annotated, Any, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from penstock.ir.ops.control import MOST_LOGPROBS
 from penstock.runtime.sampling.params import SamplingParams
 from penstock.serve.body import Body
 from penstock.serve.schema.base import Sampling
 
-MOST_LOGPROBS: Final = 20
 Prompts = list[str] | list[list[int]]
 
 
@@ -46,8 +46,6 @@ class CompletionRequest(Sampling):
             raise ValueError("suffix: no model here fills in the middle; leave it out")
         if self.max_tokens == 0 and not (self.echo or self.prompt_logprobs is not None):
             raise ValueError("max_tokens=0 asks for nothing; give at least 1, or echo=true")
-        if self.stream and self.best_of is not None and self.best_of > (self.n or 1):
-            raise ValueError("best_of above n cannot be streamed: which are the best is known at the end; stream=false")
         return self
 
     @property
