@@ -13,7 +13,7 @@ from typing import Any, Final, cast
 import msgspec
 
 from penstock import errors
-from penstock.errors import ExecutorError, OptionError, PenstockError
+from penstock.errors import ExecutorError, OptionError, PenstockError, QueueFullError
 from penstock.serve.link import EngineDied, EngineUnready, State
 from penstock.serve.wire import (
     HEADER,
@@ -34,6 +34,7 @@ from penstock.serve.wire import (
 )
 
 MOST_WAITING: Final = 64  # parts of a reply that nobody takes, before those of a text become one
+MOST_UNREAD: Final = 256 << 20  # bytes that wait for a process that does not read, before requests are refused
 READ: Final = 1 << 18  # bytes of the buffer, at least
 
 
@@ -163,6 +164,8 @@ class EngineClient:
             raise self.refusal() if self.refusal else EngineUnready(f"the engine is {self.state}", 1.0)
         if new.id in self._replies:
             raise OptionError(f"request id {new.id!r} is taken by a request that has not finished; choose another")
+        if (unread := self._transport.get_write_buffer_size()) > MOST_UNREAD:
+            raise QueueFullError(f"{unread} bytes of requests wait for the engine to read them; try again later")
         data = frame(new)
         reply = EngineReply(self, new.id, _num_texts(new.params))
         self._replies[new.id] = reply

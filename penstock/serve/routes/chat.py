@@ -130,6 +130,6 @@ class _Form:
 ROUTES: Final = (
     Endpoint(
         "POST", "/v1/chat/completions", chat, "Go on with a conversation.", ChatRequest, ChatCompletion,
-        (400, 404, 429, 500, 503), streams=ChatChunk,
+        (404, 429, 500), streams=ChatChunk,
     ),
 )  # fmt: skip

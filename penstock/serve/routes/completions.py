@@ -137,6 +137,6 @@ class _Form:
 ROUTES: Final = (
     Endpoint(
         "POST", "/v1/completions", complete, "Go on with a text.", CompletionRequest, Completion,
-        (400, 404, 429, 500, 503), streams=Completion,
+        (404, 429, 500), streams=Completion,
     ),
 )  # fmt: skip

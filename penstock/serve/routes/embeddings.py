@@ -100,6 +100,6 @@ def _written(vector: Vector, body: EmbeddingRequest) -> Any:
 ROUTES: Final = (
     Endpoint(
         "POST", "/v1/embeddings", embed, "Vectors of texts.", EmbeddingRequest, Embeddings,
-        (400, 404, 429, 500, 503),
+        (404, 429, 500),
     ),
 )  # fmt: skip
