@@ -11,11 +11,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from penstock.errors import OptionError
-from penstock.ir.ops.control import MOST_LOGPROBS
 from penstock.serve.tools.manner import check_parsers
 
 MOST_SECONDS: Final = 1e9
-MOST_STOPS: Final = 256
 _KEY_BYTES: Final = 8  # of the shortest API key
 _LEVELS: Final = ("debug", "info", "warning", "error")
 
@@ -75,9 +73,6 @@ class ServeConfig:
         for name in ("max_body_bytes", "max_prompts", "max_n", "max_stop", "max_logprobs"):
             if getattr(self, name) < 1:
                 raise OptionError(f"{name}={getattr(self, name)} lets nothing through; give at least 1")
-        for name, most in (("max_stop", MOST_STOPS), ("max_logprobs", MOST_LOGPROBS)):
-            if getattr(self, name) > most:
-                raise OptionError(f"{name}={getattr(self, name)} is more than any request can have, {most}; give less")
         for name in ("drain_timeout", "stall_timeout", "hang_timeout", "body_timeout", "timeout", "queue_timeout"):
             value, least = getattr(self, name), 0.0 if name in ("drain_timeout", "hang_timeout") else 1e-3
             if value is not None and not least <= value <= MOST_SECONDS:  # NaN too

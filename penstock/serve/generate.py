@@ -17,7 +17,8 @@ from penstock.runtime.sampling.params import SamplingParams
 from penstock.serve.choices import Usage
 from penstock.serve.config import ServeConfig
 from penstock.serve.errors import RequestError
-from penstock.serve.schema.base import Queued
+from penstock.serve.schema.base import Sampling
+from penstock.serve.schema.embeddings import EmbeddingRequest
 from penstock.serve.serving import Serving
 from penstock.serve.texts import Answer, Prompt, Text, wire_params
 from penstock.serve.wire import Submit
@@ -40,7 +41,7 @@ def check_limits(config: ServeConfig, prompts: int, params: SamplingParams) -> N
             raise RequestError(400, f"{name}: {value} of one request, at most {most}; ask for less", None, name)
 
 
-def admission(body: Queued, config: ServeConfig) -> tuple[int, str, float | None, float | None]:
+def admission(body: Sampling | EmbeddingRequest, config: ServeConfig) -> tuple[int, str, float | None, float | None]:
     """Priority, cache salt, queue timeout and timeout, as Submit has them."""
     queued = config.queue_timeout if body.queue_timeout is None else body.queue_timeout
     return body.priority, body.cache_salt or "", queued, config.timeout if body.timeout is None else body.timeout
@@ -77,7 +78,7 @@ class Generation:
     """The answers to a request's prompts. Use as a context manager: what has not ended is aborted when it is left."""
 
     def __init__(
-        self, serving: Serving, request: Request, body: Queued, kind: str, model: str, prompts: Sequence[Prompt],
+        self, serving: Serving, request: Request, body: Sampling, kind: str, model: str, prompts: Sequence[Prompt],
         params: SamplingParams, tokenizer: Tokenizer, grammar: bytes | None = None,
         shown: Collection[int] = (),
     ) -> None:  # fmt: skip

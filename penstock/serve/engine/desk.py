@@ -25,10 +25,10 @@ class Desk:
 
     def __init__(self, loop: Loop) -> None:
         self._loop = loop
+        self.closed = False  # behind the last `wait`
         self._news: queue.SimpleQueue[tuple[str, News] | None] = queue.SimpleQueue()
         self._num_posted = self._num_taken = 0
         self._posted_at = 0.0
-        self.closed = False  # behind the last `wait`
 
     @property
     def busy(self) -> bool:

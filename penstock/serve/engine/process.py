@@ -56,7 +56,7 @@ class Process:
         self._stopping = threading.Event()
         self._desk: Desk | None = None
         self._stats: dict[str, Any] = {}
-        self._settled = -1  # the move behind which they were taken, where there was no work
+        self._stats_of = -1, True  # the move that they are from, and whether there was work
         self._asked = False  # for newer ones
         _start(self._read)
 
@@ -67,19 +67,21 @@ class Process:
         except Exception as error:
             self._send(Failed("", type(error).__name__, str(error)))
             raise
-        desk = self._desk = self._open(llm)
-        self._send(Ready(facts_of(llm, self._opening.arguments)))
-        writer = _start(lambda: self._write_all(desk))
-        _start(lambda: self._beat_all(llm, desk))
+        desk, writer = self._open(llm)
         self._stopping.wait()
         llm.shutdown()  # which ends what runs with an error
         desk.close()
         writer.join()
 
-    def _open(self, llm: LLM) -> Desk:
+    def _open(self, llm: LLM) -> tuple[Desk, threading.Thread]:
         executor = llm._loop.executor
         executor.recorder = BlackBox(Path(self._opening.box), executor.scheduler.limits.max_batch_size).record
-        return Desk(llm._loop)
+        desk = Desk(llm._loop)
+        self._desk = desk
+        self._send(Ready(facts_of(llm, self._opening.arguments)))
+        writer = _start(lambda: self._write_all(desk))
+        _start(lambda: self._beat_all(llm, desk))
+        return desk, writer
 
     def _progress(self, stage: str, done: int, total: int) -> None:
         self._send(Progress(stage, done, total))
@@ -155,12 +157,12 @@ class Process:
     def _ask(self, llm: LLM) -> None:
         """Have the counters taken where they are counted; whatever is there by then goes with the next beat."""
         executor = llm._loop.executor
-        if self._asked or (self._settled == executor.num_moves and not executor.busy):
+        if self._asked or (self._stats_of == (executor.num_moves, False) and not executor.busy):
             return
 
         def take() -> None:
             self._asked = False
-            self._settled, self._stats = -1 if executor.busy else executor.num_moves, executor.snapshot()
+            self._stats_of, self._stats = (executor.num_moves, executor.busy), executor.snapshot()
 
         def failed(error: Exception) -> None:
             print(f"no counters: {error}", file=sys.stderr)

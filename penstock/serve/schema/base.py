@@ -9,8 +9,8 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from penstock.runtime.sampling.params import SamplingParams
 from penstock.serve.body import Body
-from penstock.serve.config import MOST_SECONDS, MOST_STOPS
 
+MOST_STOPS: Final = 16
 MOST_STOP_CHARACTERS: Final = 256  # of each: looking for them takes time with every token
 MOST_WORDS: Final = 128
 MOST_IDS: Final = 1024  # stop_token_ids, biases
@@ -76,22 +76,13 @@ class StructuredOutputs(Body):
     grammar: str | None = None
 
 
-class Queued(Body):
-    """Of any request to the engine. timeout, queue_timeout: seconds, the server's own where nothing is said."""
-
-    model: str | None = Field(None, max_length=MOST_NAME)
-    user: str | None = Field(None, max_length=MOST_NAME)
-    priority: Annotated[int, Field(ge=-(2**31) + 1, le=2**31 - 1)] = 0
-    cache_salt: str | None = Field(None, min_length=1, max_length=MOST_NAME)
-    timeout: Annotated[float, Field(gt=0, le=MOST_SECONDS)] | None = None
-    queue_timeout: Annotated[float, Field(gt=0, le=MOST_SECONDS)] | None = None
-
-
-class Sampling(Queued):
+class Sampling(Body):
     """Of any request for text. The fields that OpenAI does not have are named as vLLM's."""
 
+    model: str | None = Field(None, max_length=MOST_NAME)
     stream: bool | None = False
     stream_options: StreamOptions | None = None
+    user: str | None = Field(None, max_length=MOST_NAME)
     n: int | None = None
     best_of: int | None = None
     temperature: float | None = None
@@ -117,6 +108,10 @@ class Sampling(Queued):
     length_penalty: float | None = None
     early_stopping: bool | Literal["never"] | None = None
     prompt_logprobs: int | None = None
+    priority: Annotated[int, Field(ge=-(2**31) + 1, le=2**31 - 1)] = 0
+    cache_salt: str | None = Field(None, min_length=1, max_length=MOST_NAME)
+    timeout: Annotated[float, Field(gt=0, le=1e9)] | None = None
+    queue_timeout: Annotated[float, Field(gt=0, le=1e9)] | None = None
     response_format: ResponseFormat | None = None
     guided_json: dict[str, Any] | str | bool | None = None
     guided_regex: str | None = None

@@ -7,11 +7,10 @@ from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from penstock.ir.ops.control import MOST_LOGPROBS
 from penstock.runtime.sampling.params import SamplingParams
 from penstock.serve.body import Body
 from penstock.serve.schema.base import MOST_NAME, Sampling
-from penstock.serve.schema.completions import PromptLogprob, Usage
+from penstock.serve.schema.completions import MOST_LOGPROBS, PromptLogprob, Usage
 from penstock.serve.tools.schema import Tooled
 
 MOST_MESSAGES: Final = 10_000

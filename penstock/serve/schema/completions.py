@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Final, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from penstock.ir.ops.control import MOST_LOGPROBS
 from penstock.runtime.sampling.params import SamplingParams
 from penstock.serve.body import Body
 from penstock.serve.schema.base import Sampling
 
+MOST_LOGPROBS: Final = 20
 Prompts = list[str] | list[list[int]]
 
 

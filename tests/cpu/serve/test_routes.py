@@ -40,7 +40,8 @@ def test_models() -> None:
 
 
 def test_health_says_how_it_is_without_waiting() -> None:
-    beat = Beat(time.monotonic(), 5, time.monotonic() - 3.0, True, {"requests_running": 2, "requests_waiting": 1})
+    stats = {"requests_running": 2, "requests_waiting": 1}
+    beat = Beat(time.monotonic(), 5, time.monotonic() - 3.0, True, stats)
     well = ask("GET", "/health", StillEngine(beat=beat))
     assert well.status_code == 200
     told = well.json()

@@ -19,7 +19,6 @@ from penstock.runtime.schedule.request import Request
 from penstock.runtime.tokens import TokenStream
 from penstock.serve import client
 from penstock.serve.client import EngineClient, joined
-from penstock.serve.config import ServeConfig
 from penstock.serve.engine.desk import Desk
 from penstock.serve.wire import Failed, Part, Submit, Times
 from penstock.text import Tokenizer
@@ -94,9 +93,3 @@ def test_a_ctrl_c_at_the_terminal_is_not_for_the_process_of_grammars() -> None:
         assert os.getpgid(compiler._process.pid) == compiler._process.pid != os.getpgrp()
     finally:
         compiler.close()
-
-
-@pytest.mark.parametrize("more", [{"max_stop": 257}, {"max_logprobs": 33}])
-def test_a_limit_beyond_what_any_request_can_ask_is_refused(more: dict[str, int]) -> None:
-    with pytest.raises(OptionError, match="give less"):
-        ServeConfig(**more)  # type: ignore[arg-type]
