@@ -53,7 +53,7 @@ class Process:
         self._socket = socket.socket(socket.AF_UNIX)
         self._socket.connect(opening.socket)
         self._sending = threading.Lock()
-        self._stopping = threading.Event()
+        self._stopping, self._written = threading.Event(), threading.Event()
         self._desk: Desk | None = None
         self._stats: dict[str, Any] = {}
         self._stats_of = -1, True  # the move that they are from, and whether there was work
@@ -67,21 +67,21 @@ class Process:
         except Exception as error:
             self._send(Failed("", type(error).__name__, str(error)))
             raise
-        desk, writer = self._open(llm)
+        desk = self._open(llm)
         self._stopping.wait()
         llm.shutdown()  # which ends what runs with an error
         desk.close()
-        writer.join()
+        self._written.wait()
 
-    def _open(self, llm: LLM) -> tuple[Desk, threading.Thread]:
+    def _open(self, llm: LLM) -> Desk:
         executor = llm._loop.executor
         executor.recorder = BlackBox(Path(self._opening.box), executor.scheduler.limits.max_batch_size).record
         desk = Desk(llm._loop)
         self._desk = desk
         self._send(Ready(facts_of(llm, self._opening.arguments)))
-        writer = _start(lambda: self._write_all(desk))
+        _start(lambda: self._write_all(desk))
         _start(lambda: self._beat_all(llm, desk))
-        return desk, writer
+        return desk
 
     def _progress(self, stage: str, done: int, total: int) -> None:
         self._send(Progress(stage, done, total))
@@ -122,6 +122,7 @@ class Process:
         with suppress(OSError):  # the reader sees to it
             while not desk.closed:
                 self._write(*desk.wait())
+        self._written.set()
 
     def _write(self, parts: list[Part], failed: list[Failed]) -> None:
         if parts:
@@ -172,16 +173,14 @@ class Process:
             llm._loop.post(take, failed)
 
 
-def _start(work: Callable[[], None]) -> threading.Thread:
+def _start(work: Callable[[], None]) -> None:
     def run() -> None:
         try:
             work()
         except Exception as error:  # the thread's border: the others cannot do without it
             _die(BROKEN, f"{type(error).__name__}: {error}")
 
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    return thread
+    threading.Thread(target=run, daemon=True).start()
 
 
 def _useless(loop: Loop) -> str | None:
