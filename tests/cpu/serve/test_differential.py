@@ -43,13 +43,15 @@ def told(output: CompletionOutput, spelling: Spelling) -> list[Any]:
     """What a choice has to say of it."""
     scores = None
     if output.logprobs is not None:
-        each = [(spelling.of(t)[0], s[t]) for t, s in zip(output.token_ids, output.logprobs, strict=True)]
-        scores = [[text for text, _ in each], [value for _, value in each]]
+        rows = [*zip(output.token_ids, output.logprobs, strict=True)]
+        named = [sorted((spelling.of(token)[0], value) for token, value in row.items()) for _, row in rows]
+        scores = [[spelling.of(token)[0] for token, _ in rows], [row[token] for token, row in rows], named]
     return [output.index, output.text, output.finish_reason, output.stop_reason, scores]
 
 
 def said(choice: dict[str, Any]) -> list[Any]:
-    scores = choice["logprobs"] and [choice["logprobs"]["tokens"], choice["logprobs"]["token_logprobs"]]
+    scores = choice["logprobs"] and [choice["logprobs"][name] for name in ("tokens", "token_logprobs", "top_logprobs")]
+    scores = scores and [*scores[:2], [sorted(row.items()) for row in scores[2]]]
     return [choice["index"], choice["text"], choice["finish_reason"], choice["stop_reason"], scores]
 
 
