@@ -123,8 +123,9 @@ class Guide:
             )
 
     def _follow(self, tokens: Sequence[int]) -> None:
-        same = next((i for i, (a, b) in enumerate(zip(self._tokens, tokens, strict=False)) if a != b), None)
-        same = min(len(self._tokens), len(tokens)) if same is None else same
+        same = len(self._tokens)
+        if self._tokens != tokens[:same]:  # which is rare; to look token by token at each step would take long
+            same = next((i for i, (a, b) in enumerate(zip(self._tokens, tokens, strict=False)) if a != b), len(tokens))
         if back := len(self._tokens) - same:
             self._matcher.rollback(back)
             del self._tokens[same:]

@@ -138,6 +138,7 @@ class Compiler:
                 [sys.executable, "-m", "penstock.grammar.worker", str(fd)],
                 pass_fds=[fd],
                 stdin=subprocess.DEVNULL,
+                process_group=0,  # a Ctrl-C is its parent's, which ends it
             )
         control.settimeout(_START_SECONDS)
         self._control = control

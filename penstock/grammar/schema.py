@@ -48,7 +48,7 @@ def checked(text: str) -> str:
         raise SamplingError(f"the schema is no JSON: {str(error)[:200]}") from None
     if not isinstance(schema, dict):
         raise SamplingError(f"the schema is {text[:60]!r}; give an object")
-    _check_size(schema)
+    check_size(schema)
     _check(schema, "schema", schema)
     return json.dumps(schema)
 
@@ -59,7 +59,7 @@ def checked_tag(text: str) -> str:
         tag = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise SamplingError(f"the structural tag is no JSON: {str(error)[:200]}") from None
-    _check_size(tag)
+    check_size(tag)
     for each in _within(tag):
         if isinstance(each, dict) and isinstance(own := each.get("json_schema"), dict):
             _check(own, "schema", own)
@@ -86,8 +86,8 @@ def _no_number(text: str) -> Any:
     raise ValueError(f"{text} is no number of JSON")
 
 
-def _check_size(schema: Any) -> None:
-    """Level by level, so that no depth of it matters here."""
+def check_size(schema: Any) -> None:
+    """Level by level, so that no depth of it matters here. Raises SamplingError."""
     level, count = [schema], 0
     for _ in range(MOST_DEPTH):
         level = [part for each in level for part in _parts(each)]

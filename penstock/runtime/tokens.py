@@ -46,6 +46,8 @@ class TokenStream(Stream):
     def take(self) -> Taken:
         ended = self._ended  # before the tokens, which are complete if it is set
         start, end = self._num_taken, len(self.tokens)
+        if not ended and end > start and self.tokens[end - 1] in self.request.end_ids:
+            end -= 1  # the end is on its way, and says that this token has no text
         self._num_taken = end
         wanted = self.params.logprobs is not None or self.params.width > self.params.n
         return Taken(start == 0, self.tokens[start:end], self.logprobs[start:end] if wanted else None, ended)

@@ -44,12 +44,14 @@ def chat_logprobs(scored: Iterable[Scored], spelling: Spelling, top: int) -> dic
     return {"content": [_token(each, spelling, top) for each in scored], "refusal": None}
 
 
-def prompt_logprobs(found: Iterable[Mapping[int, float] | None], spelling: Spelling) -> list[Any]:
-    """As vLLM's: of each token of the prompt, by token id."""
-    return [
-        scores and {str(i): {"logprob": max(p, _LEAST), "decoded_token": spelling.of(i)[0]} for i, p in scores.items()}
-        for scores in found
-    ]
+def prompt_logprobs(found: Iterable[Mapping[int, float] | None], spelling: Spelling, top: int) -> list[Any]:
+    """As vLLM's: of each token of the prompt, itself and the `top` likeliest by token id."""
+    return [scores and _by_id(scores, spelling, top) for scores in found]
+
+
+def _by_id(scores: Mapping[int, float], spelling: Spelling, top: int) -> dict[str, Any]:
+    kept = dict([next(iter(scores.items())), *_likeliest(scores, top)])
+    return {str(i): {"logprob": max(p, _LEAST), "decoded_token": spelling.of(i)[0]} for i, p in kept.items()}
 
 
 def _own(scored: Scored) -> float | None:

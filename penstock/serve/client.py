@@ -13,11 +13,10 @@ from typing import Any, Final, cast
 import msgspec
 
 from penstock import errors
-from penstock.errors import ExecutorError, OptionError, PenstockError
+from penstock.errors import ExecutorError, OptionError, PenstockError, QueueFullError
 from penstock.serve.link import EngineDied, EngineUnready, State
 from penstock.serve.wire import (
     HEADER,
-    MOST_BYTES,
     Abort,
     Beat,
     Failed,
@@ -30,10 +29,12 @@ from penstock.serve.wire import (
     ToEngine,
     WireError,
     frame,
+    length_at,
     read_from_engine,
 )
 
 MOST_WAITING: Final = 64  # parts of a reply that nobody takes, before those of a text become one
+MOST_UNREAD: Final = 256 << 20  # bytes that wait for a process that does not read, before requests are refused
 READ: Final = 1 << 18  # bytes of the buffer, at least
 
 
@@ -133,6 +134,7 @@ def _behind(before: Part, part: Part) -> Part:
         logprobs=before.logprobs,
         prompt_logprobs=before.prompt_logprobs,
         notes=before.notes,
+        times=part.times or before.times,
     )
 
 
@@ -162,6 +164,8 @@ class EngineClient:
             raise self.refusal() if self.refusal else EngineUnready(f"the engine is {self.state}", 1.0)
         if new.id in self._replies:
             raise OptionError(f"request id {new.id!r} is taken by a request that has not finished; choose another")
+        if (unread := self._transport.get_write_buffer_size()) > MOST_UNREAD:
+            raise QueueFullError(f"{unread} bytes of requests wait for the engine to read them; try again later")
         data = frame(new)
         reply = EngineReply(self, new.id, _num_texts(new.params))
         self._replies[new.id] = reply
@@ -294,23 +298,17 @@ class Frames(asyncio.BufferedProtocol):
         """Every whole message; where the rest begins."""
         at, size = 0, HEADER.size
         while self._end - at >= size:
-            end = at + size + self._length(at)
+            end = at + size + length_at(self._view, at)
             if end > self._end:
                 break
             self._client.take(read_from_engine(self._view[at + size : end]))
             at = end
         return at
 
-    def _length(self, at: int) -> int:
-        length: int = HEADER.unpack_from(self._view, at)[0]
-        if not 0 < length <= MOST_BYTES:
-            raise WireError(f"a message of {length} bytes cannot be; they have 1 to {MOST_BYTES}")
-        return length
-
     def _move(self, start: int) -> None:
         """The rest to the front, with room for all of its message."""
         rest = self._end - start
-        size = self._length(start) + HEADER.size if rest >= HEADER.size else 0
+        size = length_at(self._view, start) + HEADER.size if rest >= HEADER.size else 0
         if size > len(self._buffer):
             buffer = bytearray(size + READ)
             buffer[:rest] = self._view[start : self._end]

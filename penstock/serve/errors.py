@@ -103,6 +103,12 @@ TABLE: Final = (
 )
 
 
+def too_late(what: str) -> RequestError:
+    """Of a request whose deadline came before any of its answer."""
+    said = f"no {what} came within the request's timeout or queue_timeout; try again later, or allow more"
+    return RequestError(503, said, "timeout", headers={"retry-after": "1"})
+
+
 def refusal(error: Exception) -> Refusal:
     """What the caller is told of an error. A message of ours goes out, bounded; of anything else nothing does."""
     if isinstance(error, RequestError):

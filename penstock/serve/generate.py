@@ -5,24 +5,26 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Sequence
 from contextlib import ExitStack
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 from starlette.requests import Request
 
-from penstock.errors import LengthError
+from penstock.grammar import GuidedDecoding
 from penstock.runtime.sampling.params import SamplingParams
 from penstock.serve.choices import Usage
 from penstock.serve.config import ServeConfig
 from penstock.serve.errors import RequestError
 from penstock.serve.schema.base import Sampling
+from penstock.serve.schema.embeddings import EmbeddingRequest
 from penstock.serve.serving import Serving
 from penstock.serve.texts import Answer, Prompt, Text, wire_params
 from penstock.serve.wire import Submit
 from penstock.text import Tokenizer
 
+T = TypeVar("T")
 News = Callable[[int, Answer, list[Text]], Awaitable[None]]
 
 
@@ -39,10 +41,37 @@ def check_limits(config: ServeConfig, prompts: int, params: SamplingParams) -> N
             raise RequestError(400, f"{name}: {value} of one request, at most {most}; ask for less", None, name)
 
 
-def check_length(length: int, most: int) -> None:
-    """`most`: tokens of a request, of which one has to be left."""
-    if length >= most:
-        raise LengthError(f"the prompt has {length} tokens, the limit is {most - 1}; shorten it")
+def admission(body: Sampling | EmbeddingRequest, config: ServeConfig) -> tuple[int, str, float | None, float | None]:
+    """Priority, cache salt, queue timeout and timeout, as Submit has them."""
+    queued = config.queue_timeout if body.queue_timeout is None else body.queue_timeout
+    return body.priority, body.cache_salt or "", queued, config.timeout if body.timeout is None else body.timeout
+
+
+async def grammar_of(asked: dict[str, Any], params: SamplingParams, serving: Serving) -> bytes | None:
+    """The compiled grammar of GuidedDecoding's arguments; None where nothing is asked.
+
+    Raises SamplingError for what cannot be compiled, or cannot be where the text may not end by itself.
+    """
+    if not asked:
+        return None
+    guided = GuidedDecoding(**asked)
+    params.refuse_ends()
+    return await (await serving.grammars()).compile(guided)
+
+
+async def together(work: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """What each gives, in their order. The first error ends the others, and is raised."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(each) for each in work]
+    except* Exception as errors:
+        raise _first(errors) from None
+    return [task.result() for task in tasks]
+
+
+def _first(errors: BaseExceptionGroup[Exception]) -> Exception:
+    found = errors.exceptions[0]
+    return _first(found) if isinstance(found, BaseExceptionGroup) else found
 
 
 class Generation:
@@ -95,38 +124,16 @@ class Generation:
 
     async def each(self, news: News) -> None:
         """Tell `news` of whatever grows, prompt by prompt, until all have ended. Raises the first error."""
-        if len(self.answers) == 1:
-            return await _follow(0, self.answers[0], news)
-        try:
-            async with asyncio.TaskGroup() as group:
-                for i, answer in enumerate(self.answers):
-                    group.create_task(_follow(i, answer, news))
-        except* Exception as errors:
-            raise first_error(errors) from None
+        await together(_follow(i, answer, news) for i, answer in enumerate(self.answers))
 
     async def all(self) -> list[list[Text]]:
         """The chosen texts of each prompt. Raises the first error."""
-        found: list[list[Text]] = [[] for _ in self.answers]
-
-        async def wait(i: int, answer: Answer) -> None:
-            found[i] = await answer.all()
-
-        try:
-            async with asyncio.TaskGroup() as group:
-                for i, answer in enumerate(self.answers):
-                    group.create_task(wait(i, answer))
-        except* Exception as errors:
-            raise first_error(errors) from None
-        return found
+        return await together(answer.all() for answer in self.answers)
 
     def _submit(self, number: int, prompt: Prompt) -> Submit:
-        body, config = self._body, self._serving.config
-        return Submit(
-            self.id if len(self._prompts) == 1 else f"{self.id}-{number}", prompt.tokens, wire_params(self.params),
-            self._arrival, body.priority, body.cache_salt or "",
-            config.queue_timeout if body.queue_timeout is None else body.queue_timeout,
-            config.timeout if body.timeout is None else body.timeout, self._grammar,
-        )  # fmt: skip
+        id = self.id if len(self._prompts) == 1 else f"{self.id}-{number}"
+        limits = admission(self._body, self._serving.config)
+        return Submit(id, prompt.tokens, wire_params(self.params), self._arrival, *limits, self._grammar)
 
     def _sent(self, number: int, prompt: Prompt) -> Answer:
         new, started = self._submit(number, prompt), self._serving.hooks.started
@@ -140,8 +147,3 @@ class Generation:
 async def _follow(number: int, answer: Answer, news: News) -> None:
     while not answer.done:
         await news(number, answer, await answer.more())
-
-
-def first_error(errors: BaseExceptionGroup[Exception]) -> Exception:
-    found = errors.exceptions[0]
-    return first_error(found) if isinstance(found, BaseExceptionGroup) else found

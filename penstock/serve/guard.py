@@ -21,7 +21,7 @@ from penstock.serve.serving import Answered, Serving
 _SANE_ID: Final = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 _LINGER: Final = 1.0  # seconds
 OPEN: Final = frozenset({"/", "/health"})  # without a key, for reading
-WATCHED: Final = frozenset({"/health", "/metrics", "/live"})  # until the end
+WATCHED: Final = frozenset({"/health", "/metrics", "/live"})  # every few seconds, until the end
 
 
 class ClientGone(Exception):

@@ -203,8 +203,8 @@ class Metrics:
             known[labels] = Histogram(TABLE[name].buckets)
         return known[labels]
 
-    def count(self, name: str, *labels: str, by: int = 1) -> None:
-        self._counts[name][labels] += by
+    def count(self, name: str, *labels: str) -> None:
+        self._counts[name][labels] += 1
 
     def collect(self) -> Iterator[Metric]:
         """In the order of TABLE."""

@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from penstock.serve.answers import JSON, answer
-from penstock.serve.guard import OPEN
+from penstock.serve.guard import OPEN, WATCHED
 from penstock.serve.serving import Endpoint, Serving
 from penstock.version import __version__
 
@@ -89,15 +89,15 @@ def _operation(endpoint: Endpoint, schemas: Schemas, keyed: bool) -> dict[str, A
 def _responses(endpoint: Endpoint, schemas: Schemas, keyed: bool) -> dict[str, Any]:
     error = {JSON: {"schema": schemas[Error, "serialization"]}}
     statuses = {*endpoint.errors, *((401,) if keyed else ()), *((400, 408, 413) if endpoint.body else ())}
+    statuses |= set() if endpoint.path in WATCHED else {503}  # while the server shuts down
     made = {status: {"description": SAYS[status], "content": error} for status in statuses}
     if endpoint.gives is not None:
         made[200] = {"description": SAYS[200], "content": _content(endpoint, schemas)}
     for status, model in endpoint.also:
         made[status] = {"description": SAYS[status], "content": {JSON: {"schema": schemas[model, "serialization"]}}}
-    for status in {429, 503} & made.keys():
-        if status in endpoint.errors:
-            about = {"description": "Seconds to wait.", "schema": {"type": "integer"}}
-            made[status]["headers"] = {"Retry-After": about}
+    for status in {429, 503} & statuses:
+        about = {"description": "Seconds to wait.", "schema": {"type": "integer"}}
+        made[status]["headers"] = {"Retry-After": about}
     return {str(status): made[status] for status in sorted(made)}
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import Any, Final, TypeVar
 
 from penstock.errors import LengthError, PromptError, TokenizerError
+from penstock.runtime.prompt import prompt_numbers
 from penstock.serve.schema.chat import ChatRequest
 from penstock.serve.serving import Texts, aside
 from penstock.text import Tokenizer
@@ -25,6 +26,28 @@ async def encode(tokenizer: Tokenizer, texts: Sequence[str], special: bool, most
     for text in texts:
         _refuse_long(text, tokenizer, most)
     return await aside(sum(map(len, texts)), tokenizer.encode_batch, texts, special)
+
+
+async def prompt_ids(
+    given: Sequence[str] | Sequence[Sequence[int]], special: bool, tokenizer: Tokenizer, facts: Mapping[str, Any]
+) -> list[list[int]]:
+    """Of prompts, texts or ids, each as short as the engine takes. Raises as `encode`, and PromptError for
+    ids that it does not have."""
+    most = int(facts["max_seq_len"])
+    if isinstance(given[0], str):
+        ids = await encode(tokenizer, [str(each) for each in given], special, most)
+    else:
+        ids = [[*map(int, each)] for each in given]
+    for each in ids:
+        check_length(len(each), most)
+        prompt_numbers(each, int(facts["vocab_size"]))
+    return ids
+
+
+def check_length(length: int, most: int) -> None:
+    """`most`: tokens of a request, of which one has to be left. Raises LengthError."""
+    if length >= most:
+        raise LengthError(f"the prompt has {length} tokens, the limit is {most - 1}; shorten it")
 
 
 async def chat_text(texts: Texts, body: ChatRequest) -> str:

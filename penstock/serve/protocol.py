@@ -5,10 +5,9 @@ from __future__ import annotations
 from asyncio import TimerHandle, Transport
 from typing import Any, Final
 
-import msgspec
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from penstock.serve.answers import JSON
+from penstock.serve.answers import JSON, to_json
 from penstock.serve.errors import INVALID, Refusal
 
 MOST_BYTES: Final = 64 << 10  # of request line and headers
@@ -121,7 +120,7 @@ class Protocol(HttpToolsProtocol):
         if not self.pipeline and (cycle is None or cycle.response_complete or not cycle.response_started):
             if cycle is not None:
                 cycle.disconnected = True  # nothing that it sends goes out any more
-            body = msgspec.json.encode(Refusal(status, message, INVALID).body)
+            body = to_json(Refusal(status, message, INVALID).body)
             head = f"content-type: {JSON}\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n"
             self.transport.write(STATUS_LINE[status] + head.encode() + body)
         self.transport.close()

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import Final, Literal
 
 from penstock.serve.tools.events import CallStart, Event, Parser, PlainText, Reasoning, WasReasoning, append
-from penstock.serve.tools.parser import SPACE, overlap
+from penstock.serve.tools.parser import SPACE
+from penstock.text.detokenize import overlap
 
 OPEN: Final = "<think>"
 CLOSE: Final = "</think>"

@@ -187,8 +187,9 @@ Handler = Callable[[Request, Serving], Coroutine[Any, Any, Response]]
 @dataclass(frozen=True)
 class Endpoint:
     """One method of one path. body: what it takes; gives: what it answers with, a model of pydantic or a media type,
-    or nothing; errors: the statuses, besides those that any path has, that it may answer with; also: those with
-    another body than an error's; streams: one event, where it can stream; parameters: of the path, (name, what it is).
+    or nothing; errors: the statuses that it may answer with, besides those that any path has, or any with a body;
+    also: those with another body than an error's; streams: one event, where it can stream; parameters: of the path,
+    (name, what it is).
     """
 
     method: str

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from penstock.serve.sse import to_json
+from penstock.serve.answers import to_json
 from penstock.serve.texts import Text
 from penstock.serve.tools.events import (
     Arguments,

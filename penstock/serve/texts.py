@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple
 
 from penstock.errors import ExecutorError
 from penstock.runtime.sampling.params import SamplingParams
-from penstock.serve.errors import RequestError
+from penstock.serve.errors import too_late
 from penstock.serve.link import Reply
 from penstock.serve.serving import Watcher
 from penstock.serve.wire import Part
@@ -172,10 +172,7 @@ class Answer:
 
     def _refuse_unstarted(self) -> None:
         if all(text.stop_reason == "timeout" and not text.num_tokens for text in self.texts):
-            raise RequestError(
-                503, "no token came within the request's timeout or queue_timeout; try again later, or allow more",
-                "timeout", headers={"retry-after": "1"},
-            )  # fmt: skip
+            raise too_late("token")
 
     def __enter__(self) -> Answer:
         return self

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from penstock.errors import QueueFullError
-from penstock.serve.guard import ClientGone
+from penstock.serve.guard import WATCHED, ClientGone
 from penstock.serve.logs import say
 from penstock.serve.metrics import REASONS, REJECTIONS, Metrics
 from penstock.serve.serving import Answered, Hooks
@@ -19,7 +19,6 @@ from penstock.serve.tracing import Tracer
 from penstock.serve.wire import Part, Submit, Times
 
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-_POLLED: Final = frozenset({"/health", "/metrics", "/live"})  # asked for every few seconds
 _CARRIED: Final = (b"traceparent", b"tracestate")
 _STAGES: Final = ("queue", "prefill", "decode", "inference")
 
@@ -62,7 +61,7 @@ class Watch:
             "client_gone": record.gone or None,
             **(totals.fields() if totals else {}),
         }
-        say("request", fields, logging.DEBUG if route in _POLLED and record.status in (200, 503) else logging.INFO)
+        say("request", fields, logging.DEBUG if route in WATCHED and record.status in (200, 503) else logging.INFO)
 
     def failed(self, request_id: str, error: Exception) -> None:
         """An HTTP request met an error that nobody expected."""

@@ -145,6 +145,14 @@ def frame(message: ToEngine | FromEngine) -> bytes:
     return HEADER.pack(len(body)) + body
 
 
+def length_at(buffer: bytes | bytearray | memoryview, at: int = 0) -> int:
+    """Bytes of the message whose length stands there. Raises WireError."""
+    length: int = HEADER.unpack_from(buffer, at)[0] if len(buffer) - at >= HEADER.size else 0
+    if not 0 < length <= MOST_BYTES:
+        raise WireError(f"a message of {length} bytes cannot be; they have 1 to {MOST_BYTES}")
+    return length
+
+
 def read_to_engine(body: bytes | bytearray | memoryview) -> ToEngine:
     """Raises WireError."""
     try:

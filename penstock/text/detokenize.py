@@ -177,12 +177,12 @@ class StopStrings:
         return min(matches)[1:] if matches else None
 
     def _longest_beginning(self, text: str) -> int:
-        return max((_overlap(text, stop) for stop in self._stops), default=0)
+        return max((overlap(text, stop) for stop in self._stops), default=0)
 
 
-def _overlap(text: str, stop: str) -> int:
-    """The length of the longest end of `text` that is a beginning of `stop`, shorter than all of it."""
-    longest = min(len(text), len(stop) - 1)
+def overlap(text: str, stop: str, begin: int = 0) -> int:
+    """The length of the longest end of `text`, from `begin`, that is a beginning of `stop`, shorter than all of it."""
+    longest = min(len(text) - begin, len(stop) - 1)
     return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)
 
 

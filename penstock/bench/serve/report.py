@@ -6,7 +6,7 @@ import asyncio
 import importlib.util
 import platform
 import sys
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -185,8 +185,9 @@ def _told(wish: Wish, url: str, ran: Ran) -> Told:
         "runs": [each.to_json() for each in ran.figures], "records": [asdict(r) for r in records],
     }  # fmt: skip
     title = f"{ran.model} at {url}{PATHS[wish.endpoint]}, prompts as {ran.form}"
-    return Told("\n".join([title, *(each.text() for each in ran.figures)]), data, records, _any_good(ran.figures))
-
-
-def _any_good(figures: Sequence[Figures]) -> bool:
-    return any(each.good for each in figures)
+    return Told(
+        "\n".join([title, *(each.text() for each in ran.figures)]),
+        data,
+        records,
+        any(each.good for each in ran.figures),
+    )

@@ -25,6 +25,7 @@ class Desk:
 
     def __init__(self, loop: Loop) -> None:
         self._loop = loop
+        self.closed = False  # behind the last `wait`
         self._news: queue.SimpleQueue[tuple[str, News] | None] = queue.SimpleQueue()
         self._num_posted = self._num_taken = 0
         self._posted_at = time.monotonic()  # or when it began
@@ -59,11 +60,12 @@ class Desk:
         while not self._news.empty():
             batch.append(self._news.get())
         news = [each for each in batch if each is not None]
+        self.closed = len(news) < len(batch)
         failed = [each for _, each in news if isinstance(each, Failed)]
         return [part for id, each in news if not isinstance(each, Failed) for part in _parts(id, each)], failed
 
-    def wake(self) -> None:
-        """Let `wait` return, with nothing perhaps."""
+    def close(self) -> None:
+        """Nothing is new from now on."""
         self._news.put(None)
 
     def _take(self, order: Order) -> None:

@@ -24,7 +24,6 @@ from penstock.serve.engine.facts import facts_of
 from penstock.serve.opening import Opening
 from penstock.serve.wire import (
     HEADER,
-    MOST_BYTES,
     Abort,
     Beat,
     Failed,
@@ -37,6 +36,7 @@ from penstock.serve.wire import (
     Submit,
     WireError,
     frame,
+    length_at,
     read_to_engine,
 )
 
@@ -56,7 +56,7 @@ class Process:
         self._socket = socket.socket(socket.AF_UNIX)
         self._socket.connect(opening.socket)
         self._sending = threading.Lock()
-        self._stopping = threading.Event()
+        self._stopping, self._written = threading.Event(), threading.Event()
         self._desk: Desk | None = None
         self._stats: dict[str, Any] = {}
         self._stats_of = -1, True  # the move that they are from, and whether there was work
@@ -73,8 +73,8 @@ class Process:
         desk = self._open(llm)
         self._stopping.wait()
         llm.shutdown()  # which ends what runs with an error
-        desk.wake()
-        self._write(*desk.wait())
+        desk.close()
+        self._written.wait()
 
     def _open(self, llm: LLM) -> Desk:
         executor = llm._loop.executor
@@ -101,7 +101,7 @@ class Process:
         stream = self._socket.makefile("rb", buffering=1 << 18)
         try:
             while head := stream.read(HEADER.size):
-                self._take(stream.read(_length(head)))
+                self._take(stream.read(length_at(head)))
         except WireError as error:
             _die(BROKEN, str(error))
         except OSError:
@@ -126,8 +126,9 @@ class Process:
 
     def _write_all(self, desk: Desk) -> None:
         with suppress(OSError):  # the reader sees to it
-            while not self._stopping.is_set():
+            while not desk.closed:
                 self._write(*desk.wait())
+        self._written.set()
 
     def _write(self, parts: list[Part], failed: list[Failed]) -> None:
         if parts:
@@ -205,14 +206,6 @@ def _useless(loop: Loop) -> str | None:
         return str(loop.failure)
     failures = loop.executor.num_failures
     return f"{failures} steps have failed, one after another" if failures >= MOST_FAILURES else None
-
-
-def _length(head: bytes) -> int:
-    """Of the message that follows. Raises WireError."""
-    length: int = HEADER.unpack(head)[0] if len(head) == HEADER.size else 0
-    if not 0 < length <= MOST_BYTES:
-        raise WireError(f"a message of {length} bytes cannot be; they have 1 to {MOST_BYTES}")
-    return length
 
 
 def _die(code: int, reason: str) -> NoReturn:

@@ -13,9 +13,8 @@ from penstock.serve.app import while_connected
 from penstock.serve.body import read_json
 from penstock.serve.choices import chat_logprobs, prompt_logprobs
 from penstock.serve.errors import RequestError
-from penstock.serve.generate import Generation, check_length, check_limits
-from penstock.serve.guided import grammar_of
-from penstock.serve.prompts import chat_text, encode
+from penstock.serve.generate import Generation, check_limits, grammar_of
+from penstock.serve.prompts import chat_text, check_length, encode
 from penstock.serve.reasoning import prompt_state
 from penstock.serve.schema.chat import ChatChunk, ChatCompletion, ChatRequest
 from penstock.serve.serving import Endpoint, Serving
@@ -77,9 +76,7 @@ class _Form:
         self._body, self._generation, self._spelling, self._speech = body, generation, spelling, speech
         self._speeches: dict[int, Speech] = {}
         self._top = body.top_logprobs or 0
-        options = body.stream_options
-        self._usage = options is not None and options.include_usage
-        self._counts = options is not None and options.continuous_usage_stats
+        self._usage, self._counts = body.counted.include_usage, body.counted.continuous_usage_stats
 
     async def whole(self) -> dict[str, Any]:
         with self._generation as generation:
@@ -87,8 +84,8 @@ class _Form:
         found = generation.common("chat.completion")
         found["choices"] = [self._choice(i, text) for i, text in enumerate(texts[0])]
         found["usage"] = generation.usage.json()
-        if self._body.prompt_logprobs is not None:
-            found["prompt_logprobs"] = prompt_logprobs(generation.answers[0].prompt_logprobs or (), self._spelling)
+        if (top := self._body.prompt_logprobs) is not None:
+            found["prompt_logprobs"] = prompt_logprobs(generation.answers[0].prompt_logprobs or (), self._spelling, top)
         return found
 
     async def stream(self, events: Events) -> None:
@@ -133,6 +130,6 @@ class _Form:
 ROUTES: Final = (
     Endpoint(
         "POST", "/v1/chat/completions", chat, "Go on with a conversation.", ChatRequest, ChatCompletion,
-        (400, 404, 429, 500, 503), streams=ChatChunk,
+        (404, 429, 500), streams=ChatChunk,
     ),
 )  # fmt: skip

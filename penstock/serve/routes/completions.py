@@ -8,17 +8,16 @@ from typing import Any, Final
 from starlette.requests import Request
 from starlette.responses import Response
 
-from penstock.runtime.prompt import prompt_numbers
 from penstock.serve.answers import answer as answered
+from penstock.serve.answers import to_json
 from penstock.serve.app import while_connected
 from penstock.serve.body import read_json
 from penstock.serve.choices import Usage, completion_logprobs, prompt_logprobs
-from penstock.serve.generate import Generation, check_length, check_limits
-from penstock.serve.guided import grammar_of
-from penstock.serve.prompts import encode
+from penstock.serve.generate import Generation, check_limits, grammar_of
+from penstock.serve.prompts import prompt_ids
 from penstock.serve.schema.completions import Completion, CompletionRequest
 from penstock.serve.serving import Endpoint, Serving
-from penstock.serve.sse import Chunks, Events, Stream, to_json
+from penstock.serve.sse import Chunks, Events, Stream
 from penstock.serve.texts import Answer, Prompt, Scored, Text, scored_prompt
 from penstock.text import Tokenizer
 from penstock.text.spelling import Spelling
@@ -42,15 +41,8 @@ async def complete(request: Request, serving: Serving) -> Response:
 
 
 async def _prompts(body: CompletionRequest, tokenizer: Tokenizer, facts: Mapping[str, Any]) -> list[Prompt]:
-    most, vocab_size = int(facts["max_seq_len"]), int(facts["vocab_size"])
     given, skip = body.prompts, body.skip_special_tokens is not False
-    if isinstance(given[0], str):
-        ids = await encode(tokenizer, [str(each) for each in given], body.add_special_tokens is not False, most)
-    else:
-        ids = [[*map(int, each)] for each in given]
-    for each in ids:
-        check_length(len(each), most)
-        prompt_numbers(each, vocab_size)
+    ids = await prompt_ids(given, body.add_special_tokens is not False, tokenizer, facts)
     if not body.echo:
         return [Prompt(each) for each in ids]
     said = [each if isinstance(each, str) else tokenizer.decode(each, skip) for each in given]
@@ -66,9 +58,7 @@ class _Form:
         self._body, self._generation, self._spelling, self._tokenizer = body, generation, spelling, tokenizer
         self._wanted = body.max_tokens != 0  # else the prompt alone is
         self._begun: set[int] = set()  # texts whose echo is written
-        options = body.stream_options
-        self._usage = options is not None and options.include_usage
-        self._counts = options is not None and options.continuous_usage_stats
+        self._usage, self._counts = body.counted.include_usage, body.counted.continuous_usage_stats
 
     async def whole(self) -> dict[str, Any]:
         with self._generation as generation:
@@ -97,12 +87,12 @@ class _Form:
         if echoes and self._body.logprobs is not None:
             if answer.prompt_logprobs is None:  # which come with the first text, and all begin with
                 return b""
-            if number * len(answer.texts) not in self._begun:
+            if number * self._generation.params.n not in self._begun:
                 grown = answer.texts
         usage = self._used().json() if self._counts else None
         written: list[bytes] = []
         for text in grown:
-            index = number * len(answer.texts) + text.index
+            index = number * self._generation.params.n + text.index
             said, logprobs = self._said(answer, text, echoes and index not in self._begun)
             self._begun.add(index)
             if said or logprobs or text.finish:
@@ -115,8 +105,8 @@ class _Form:
         finish, stop_reason = self._finish(text)
         found = {"index": index, "text": said, "logprobs": logprobs}
         found |= {"finish_reason": finish, "stop_reason": stop_reason}
-        if self._body.prompt_logprobs is not None:
-            found["prompt_logprobs"] = prompt_logprobs(answer.prompt_logprobs or (), self._spelling)
+        if (top := self._body.prompt_logprobs) is not None:
+            found["prompt_logprobs"] = prompt_logprobs(answer.prompt_logprobs or (), self._spelling, top)
         return found
 
     def _said(self, answer: Answer, text: Text, echo: bool) -> tuple[str, dict[str, Any] | None]:
@@ -147,6 +137,6 @@ class _Form:
 ROUTES: Final = (
     Endpoint(
         "POST", "/v1/completions", complete, "Go on with a text.", CompletionRequest, Completion,
-        (400, 404, 429, 500, 503), streams=Completion,
+        (404, 429, 500), streams=Completion,
     ),
 )  # fmt: skip

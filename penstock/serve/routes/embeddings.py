@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import secrets
 import time
@@ -16,15 +15,13 @@ from penstock.runtime.embedding import Vector, normalized
 from penstock.serve.answers import answer
 from penstock.serve.app import while_connected
 from penstock.serve.body import read_json
-from penstock.serve.errors import RequestError
-from penstock.serve.generate import check_length, first_error
+from penstock.serve.errors import RequestError, too_late
+from penstock.serve.generate import admission, together
 from penstock.serve.link import Reply
-from penstock.serve.prompts import encode
+from penstock.serve.prompts import prompt_ids
 from penstock.serve.schema.embeddings import EmbeddingRequest, Embeddings
 from penstock.serve.serving import Endpoint, Serving, Watcher
 from penstock.serve.wire import Submit
-
-_LATE: Final = "no vector came within the request's timeout or queue_timeout; try again later, or allow more"
 
 
 async def embed(request: Request, serving: Serving) -> Response:
@@ -32,8 +29,10 @@ async def embed(request: Request, serving: Serving) -> Response:
     body = await read_json(request, EmbeddingRequest)
     model = serving.check_model(body.model)
     _check(body, serving)
-    ids = await _tokens(body, serving)
-    vectors = await while_connected(request, _vectors(_submits(ids, body, serving), serving, request))
+    tokenizer = (await serving.texts()).tokenizer
+    ids = await prompt_ids(body.inputs, body.add_special_tokens is not False, tokenizer, serving.link.facts)
+    work = (_vector(each, serving, request) for each in _submits(ids, body, serving))
+    vectors = await while_connected(request, together(work))
     count = sum(map(len, ids))
     data = [
         {"object": "embedding", "index": i, "embedding": _written(vector, body)} for i, vector in enumerate(vectors)
@@ -58,38 +57,9 @@ def _check(body: EmbeddingRequest, serving: Serving) -> None:
         )
 
 
-async def _tokens(body: EmbeddingRequest, serving: Serving) -> list[list[int]]:
-    tokenizer, most = (await serving.texts()).tokenizer, int(serving.link.facts["max_seq_len"])
-    if isinstance(body.inputs[0], str):
-        texts = [str(each) for each in body.inputs]
-        ids = await encode(tokenizer, texts, body.add_special_tokens is not False, most)
-    else:
-        ids = [[*map(int, each)] for each in body.inputs]
-    for each in ids:
-        check_length(len(each), most)
-    return ids
-
-
 def _submits(ids: list[list[int]], body: EmbeddingRequest, serving: Serving) -> list[Submit]:
-    config, id = serving.config, f"embd-{secrets.token_hex(12)}"
-    queued = config.queue_timeout if body.queue_timeout is None else body.queue_timeout
-    timeout = config.timeout if body.timeout is None else body.timeout
-    return [
-        Submit(
-            f"{id}-{i}", each, {}, time.monotonic(), body.priority, body.cache_salt or "", queued, timeout, embed=True
-        )
-        for i, each in enumerate(ids)
-    ]
-
-
-async def _vectors(submits: list[Submit], serving: Serving, request: Request) -> list[Vector]:
-    """In their order. Raises the first error; whatever has not ended then is aborted."""
-    try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(_vector(each, serving, request)) for each in submits]
-        return [task.result() for task in tasks]
-    except* Exception as errors:
-        raise first_error(errors) from None
+    id, limits = f"embd-{secrets.token_hex(12)}", admission(body, serving.config)
+    return [Submit(f"{id}-{i}", each, {}, time.monotonic(), *limits, embed=True) for i, each in enumerate(ids)]
 
 
 async def _vector(new: Submit, serving: Serving, request: Request) -> Vector:
@@ -116,7 +86,7 @@ async def _heard(reply: Reply, watcher: Watcher | None) -> Vector:
             if part.vector is not None:
                 return np.frombuffer(part.vector, "<f4")
             if part.finish is not None:
-                raise RequestError(503, _LATE, "timeout", headers={"retry-after": "1"})
+                raise too_late("vector")
 
 
 def _written(vector: Vector, body: EmbeddingRequest) -> Any:
@@ -130,6 +100,6 @@ def _written(vector: Vector, body: EmbeddingRequest) -> Any:
 ROUTES: Final = (
     Endpoint(
         "POST", "/v1/embeddings", embed, "Vectors of texts.", EmbeddingRequest, Embeddings,
-        (400, 404, 408, 413, 429, 500, 503),
+        (404, 429, 500),
     ),
 )  # fmt: skip

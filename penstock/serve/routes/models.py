@@ -67,11 +67,9 @@ async def adapters(request: Request, serving: Serving) -> NoReturn:
 
 _BY_NAME: Final = (("model", "A name of /v1/models."),)
 ROUTES: Final = (
-    Endpoint("GET", "/v1/models", models, "The names of the model.", gives=ModelList, errors=(503,)),
-    Endpoint(
-        "GET", "/v1/models/{model:path}", model, "One of them.", gives=Model, errors=(404, 503), parameters=_BY_NAME
-    ),
+    Endpoint("GET", "/v1/models", models, "The names of the model.", gives=ModelList),
+    Endpoint("GET", "/v1/models/{model:path}", model, "One of them.", gives=Model, errors=(404,), parameters=_BY_NAME),
     Endpoint("GET", "/version", version, "The server's version.", gives=Version),
-    Endpoint("POST", "/v1/load_lora_adapter", adapters, "Not built yet.", Adapter, None, (400,)),
-    Endpoint("POST", "/v1/unload_lora_adapter", adapters, "Not built yet.", Adapter, None, (400,)),
+    Endpoint("POST", "/v1/load_lora_adapter", adapters, "Not built yet.", Adapter),
+    Endpoint("POST", "/v1/unload_lora_adapter", adapters, "Not built yet.", Adapter),
 )

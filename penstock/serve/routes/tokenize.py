@@ -84,8 +84,6 @@ async def detokenize(request: Request, serving: Serving) -> Response:
 
 
 ROUTES: Final = (
-    Endpoint("POST", "/tokenize", tokenize, "The ids of a text.", TokenizeRequest, TokenizeResponse, (400, 404, 503)),
-    Endpoint(
-        "POST", "/detokenize", detokenize, "The text of ids.", DetokenizeRequest, DetokenizeResponse, (400, 404, 503)
-    ),
+    Endpoint("POST", "/tokenize", tokenize, "The ids of a text.", TokenizeRequest, TokenizeResponse, (404,)),
+    Endpoint("POST", "/detokenize", detokenize, "The text of ids.", DetokenizeRequest, DetokenizeResponse, (404,)),
 )

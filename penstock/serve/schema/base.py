@@ -171,8 +171,15 @@ class Sampling(Labels, Undone):
             raise ValueError("stream_options goes with stream=true alone; leave it out")
         if self.stream and self.prompt_logprobs is not None:
             raise ValueError("prompt_logprobs comes with the whole answer; leave it out, or stream=false")
+        if self.stream and self.best_of is not None and self.best_of > (self.n or 1):
+            raise ValueError("best_of above n cannot be streamed: which are the best is known at the end; stream=false")
         self.guided()
         return self
+
+    @property
+    def counted(self) -> StreamOptions:
+        """What a stream tells of its counts."""
+        return self.stream_options or StreamOptions()
 
     def params(self, **more: Any) -> SamplingParams:
         """All that it says of sampling, and `more`. Raises SamplingError for what is out of range."""

@@ -152,8 +152,6 @@ class ChatRequest(Tooled, Sampling):
             raise ValueError("max_tokens and max_completion_tokens mean the same; give one of them")
         if self.top_logprobs and not self.logprobs:
             raise ValueError("top_logprobs goes with logprobs=true alone; set that, or leave it out")
-        if self.stream and self.best_of is not None and self.best_of > (self.n or 1):
-            raise ValueError("best_of above n cannot be streamed: which are the best is known at the end; stream=false")
         if self.add_generation_prompt and self.continue_final_message:
             raise ValueError("add_generation_prompt begins a message and continue_final_message goes on with the last; "
                              "give one of them")  # fmt: skip

@@ -46,8 +46,6 @@ class CompletionRequest(Sampling):
             raise ValueError("suffix: no model here fills in the middle; leave it out")
         if self.max_tokens == 0 and not (self.echo or self.prompt_logprobs is not None):
             raise ValueError("max_tokens=0 asks for nothing; give at least 1, or echo=true")
-        if self.stream and self.best_of is not None and self.best_of > (self.n or 1):
-            raise ValueError("best_of above n cannot be streamed: which are the best is known at the end; stream=false")
         return self
 
     @property

@@ -14,6 +14,7 @@ from typing import ClassVar, Final, Literal
 
 from penstock.serve.tools.call import CallReader
 from penstock.serve.tools.events import Arguments, CallStart, Content, Event, Withdrawn, append
+from penstock.text.detokenize import overlap
 
 SPACE: Final = " \t\r\n"
 
@@ -248,9 +249,3 @@ STYLES: Final[dict[StyleName, type[ToolParser]]] = {
     "hermes": HermesParser,
     "mistral": MistralParser,
 }
-
-
-def overlap(text: str, marker: str, begin: int = 0) -> int:
-    """The length of the longest end of `text`, from `begin`, that is a beginning of `marker`, shorter than all."""
-    longest = min(len(text) - begin, len(marker) - 1)
-    return next((n for n in range(longest, 0, -1) if text.endswith(marker[:n])), 0)

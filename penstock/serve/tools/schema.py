@@ -9,11 +9,11 @@ from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import Field, model_validator
 
+from penstock.grammar.schema import check_size
 from penstock.serve.body import Body
 
 MOST_TOOLS: Final = 128
 MOST_CHARACTERS: Final = 1 << 18  # of all tools, as JSON
-MOST_DEPTH: Final = 64
 _OBJECT: Final[Mapping[str, Any]] = {"type": "object"}
 
 Name = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
@@ -82,7 +82,7 @@ class Tooled(Body):
             raise ValueError("tool_choice asks for a call, and there are no tools; give tools, or leave it out")
         if isinstance(self.tool_choice, NamedTool) and (name := self.tool_choice.function.name) not in names:
             raise ValueError(f"tool_choice: there is no tool {name!r}; there are {', '.join(names[:10])}")
-        _check_size([tool.function.parameters for tool in self.tools or ()])
+        check_size([tool.function.parameters for tool in self.tools or ()])  # before anything that would go deep
         if (size := len(json.dumps(self._plain(), allow_nan=False))) > MOST_CHARACTERS:
             raise ValueError(f"tools: {size} characters of JSON, at most {MOST_CHARACTERS}; say less")
         return self
@@ -104,16 +104,3 @@ class Tooled(Body):
 
     def _plain(self) -> list[dict[str, Any]]:
         return [tool.model_dump(exclude_none=True) for tool in self.tools or ()]
-
-
-def _check_size(schemas: Any) -> None:
-    """Level by level, before anything reads them that would go deep."""
-    level = [schemas]
-    for _ in range(MOST_DEPTH):
-        level = [part for each in level for part in _parts(each)]
-    if level:
-        raise ValueError(f"tools: parameters nested over {MOST_DEPTH} levels deep; make them flatter")
-
-
-def _parts(value: Any) -> list[Any]:
-    return list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []

@@ -155,7 +155,7 @@ class Engine(asyncio.Protocol):
                 self.write()
             if now >= beat:
                 beat = now + BEAT
-                stats = {"num_requests_running": len({id for id, _ in self.running}), "aborted": self.aborted}
+                stats = {"requests_running": len({id for id, _ in self.running}), "aborted": self.aborted}
                 self.send(Beat(now, self.steps, now, bool(self.running), stats))
             due = max(due + self.step, time.monotonic())
             await asyncio.wait([self.over], timeout=due - loop.time())

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from penstock import LLM, SamplingParams
-from penstock.errors import OptionError, PenstockError, PromptError, QueueFullError, SamplingError, UnsupportedError
+from penstock.errors import OptionError, PenstockError, PromptError, QueueFullError, SamplingError
 from penstock.runtime.requests import CompletionOutput
 from penstock.serve.client import EngineReply
 from penstock.serve.link import EngineDied, EngineUnready
@@ -164,7 +164,7 @@ REFUSED: list[tuple[dict[str, Any], dict[str, Any], type[PenstockError], str]] =
     ({}, {"priority": 2**40}, OptionError, "priority"),
     ({"guided_decoding": {"regex": "a"}}, {}, SamplingError, "guided_decoding"),
     ({}, {"grammar": b"x"}, SamplingError, "not compiled for this engine"),
-    ({}, {"embed": True}, UnsupportedError, "embed"),
+    ({}, {"embed": True}, OptionError, "embed"),
 ]
 
 

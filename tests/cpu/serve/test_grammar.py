@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -167,6 +168,40 @@ def test_a_preempted_text_goes_on_in_its_grammar(either: LLM) -> None:
         executor.step = step  # type: ignore[method-assign]
     assert [output.outputs[0] for output in again] == whole
     assert sum(output.metrics.preemptions for output in again) > 2
+
+
+def test_every_token_is_of_its_grammar_whatever_happens_beside_it(either: LLM) -> None:
+    """Several texts of a prompt, preempted and aborted at random, next to free ones: read by matchers that are new."""
+    executor, numbers = either._loop.executor, random.Random(0)
+    forms: list[dict[str, Any]] = [{"json": SCHEMA}, {"regex": REGEX}, {"grammar": 'root ::= ("ab" | "c")+'}]
+    asked = [*(GuidedDecoding(**form) for form in forms), None]
+    each = [asked[i % 4] for i in range(24)]
+    params = [ask(i, n=1 + i % 3, max_tokens=40, guided_decoding=guided) for i, guided in enumerate(each)]
+    step, aborted = executor.step, set[str]()
+
+    def disturbed() -> bool:
+        if numbers.random() < 0.1:
+            executor.scheduler._preempt()
+        if numbers.random() < 0.03 and executor._orders:
+            aborted.add(name := numbers.choice([*executor._orders]))
+            executor.abort(name)
+        return step()
+
+    executor.step = disturbed  # type: ignore[method-assign]
+    try:
+        outputs = either.generate([f"{PROMPT} {i}" for i in range(24)], params)
+    finally:
+        executor.step = step  # type: ignore[method-assign]
+    assert len(aborted) > 1 and sum(output.metrics.preemptions for output in outputs) > 5
+    ends = 0
+    for guided, output in zip(each, outputs, strict=True):
+        for text in output.outputs if guided is not None else ():
+            assert guided is not None
+            matcher = executor._intake._grammars.guide(executor._intake._compiler.compile(guided))._matcher
+            assert all(matcher.accept_token(token) for token in text.token_ids)
+            assert matcher.is_terminated() == (text.finish_reason == "stop")
+            ends += text.finish_reason == "stop"
+    assert ends > 5
 
 
 def test_a_grammar_that_fails_ends_its_request_alone(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:

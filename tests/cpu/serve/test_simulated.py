@@ -95,7 +95,7 @@ def test_a_token_each_step_until_the_end_or_an_abort(line: Line) -> None:
     line.send(Abort("b", 0))
     beats = [line.read() for _ in range(60)]
     last = [message for message in beats if isinstance(message, Beat)][-1]
-    assert last.stats == {"num_requests_running": 1, "aborted": 1} and last.busy
+    assert last.stats == {"requests_running": 1, "aborted": 1} and last.busy
 
 
 def test_what_is_not_read_waits_and_comes_as_one_part(line: Line) -> None:

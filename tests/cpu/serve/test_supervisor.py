@@ -284,6 +284,9 @@ class Wire:
     def write(self, data: bytes) -> None:
         self.sent += data
 
+    def get_write_buffer_size(self) -> int:
+        return 0
+
     def come(self, data: bytes, pieces: int = 1 << 30) -> None:
         for at in range(0, len(data), pieces):
             piece = data[at : at + pieces]
