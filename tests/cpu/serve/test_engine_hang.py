@@ -77,6 +77,7 @@ async def fail_steps(supervisor: Supervisor, fail: Path) -> None:
     assert "steps have failed, one after another" in json.loads(supervisor.last_crash.read_text())["stderr"]
 
 
+@pytest.mark.long  # waits for a hang; pretended engines hang in test_supervisor.py
 def test_steps_that_fail_and_one_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "standing.py").write_text(PLUGIN)
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{ROOT}")
