@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 
@@ -13,7 +12,7 @@ from penstock.engine.program import Site
 from penstock.ir.op import get
 from penstock.kernels.attention.ragged import Ragged
 from penstock.kernels.attention.shape import Parts, Shape
-from penstock.kernels.tactic import Draft, KernelUse
+from penstock.kernels.tactic import KernelUse
 from tests.kernels import interpreted
 from tests.kernels.cases.attention import FP8, Rows, attention, on_attention, sizes
 from tests.kernels.subprocess_cases import differences, expected, poisoned
@@ -55,22 +54,17 @@ def _cut(site: Site, rows: Rows) -> bool:
     assert example is not None
     tensors = example(site.inputs, dict(site.attrs), AT, torch.Generator().manual_seed(len(rows)), "cpu")
     inputs = on_attention(site, list(tensors), AT, rows)
-    got = poisoned(site, AT, inputs)
-    interpreted.run(draft, inputs, got)
+    got, memory = poisoned(site, AT, inputs), interpreted.memory_of(draft)
+    single, long = draft.steps  # neither needs the other, so what is found after the long rows is theirs
+    assert isinstance(single, KernelUse) and isinstance(long, KernelUse)
+    interpreted.launch(long, {"in": inputs, "out": got}, memory)
+    touched = bool((memory["workspace"] != 0xFF).any())
+    interpreted.launch(single, {"in": inputs, "out": got}, memory)
+    interpreted.check(draft, memory)
     assert not (found := differences(site, inputs, expected(site, AT, inputs), got)), (rows, found)
     assert got[0].isfinite().all()
     assert parts.aim > 1
-    return _touched(draft, inputs, poisoned(site, AT, inputs))
-
-
-def _touched(draft: Draft, inputs: list[Any], outputs: list[Any]) -> bool:
-    """Whether the launch of long rows alone leaves something in the workspace."""
-    memory = {"workspace": torch.full((draft.workspace + 8,), 0xFF, dtype=torch.uint8)}
-    memory["zeroed"] = torch.zeros(draft.zeroed + 8, dtype=torch.uint8)
-    long = draft.steps[1]
-    assert isinstance(long, KernelUse)
-    interpreted.launch(long, {"in": inputs, "out": outputs}, memory)
-    return bool((memory["workspace"] != 0xFF).any())
+    return touched
 
 
 if __name__ == "__main__":
