@@ -9,7 +9,7 @@ costs seconds.
 Every case has a run for every tactic of its op that supports it (one must): the first case of a tactic in all its
 configurations (less those that differ in warps or stages alone: the interpreter has neither), later ones in the best.
 Where that takes minutes a test says `sample=True`, and makes the runs that compile something which no smaller one of
-the op has (`_sample`); `make test-long` makes all of every topic (tests/long/test_every_kernel_case.py).
+the op has (`_sample`); `make test-long` makes all of them (tests/long/test_every_kernel_case.py).
 Outputs start as NaN or an extreme integer, so what a kernel leaves unwritten shows. Inputs that the op does not write
 must come back unchanged. A topic may also define
 

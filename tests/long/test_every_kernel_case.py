@@ -7,7 +7,7 @@ import pytest
 from tests.kernels.subprocess_cases import results
 from tests.long import results as kept
 
-TOPICS = ("attention", "encoder", "extras", "linear")
+TOPICS = ("attention", "encoder", "extras")
 
 
 @pytest.mark.long  # minutes of interpreting

@@ -6,4 +6,4 @@ from tests.kernels.subprocess_cases import failures
 
 
 def test_agree_with_the_references() -> None:
-    assert failures("tests.kernels.cases.linear", sample=True) == []
+    assert failures("tests.kernels.cases.linear") == []
