@@ -60,18 +60,28 @@ def patch() -> None:
     interpreter.InterpreterBuilder.create_dot = dot
 
 
+Memory = Mapping[str, torch.Tensor]  # "workspace", "zeroed"
+
+
+def memory_of(draft: Draft) -> Memory:
+    """Full of NaN, since nothing may rely on zeros, but where zeros are promised."""
+    workspace = torch.full((draft.workspace + SLACK,), 0xFF, dtype=torch.uint8)
+    return {"workspace": workspace, "zeroed": torch.zeros(draft.zeroed + 8, dtype=torch.uint8)}
+
+
+def check(draft: Draft, memory: Memory) -> None:
+    """After all steps."""
+    assert (memory["workspace"][draft.workspace :] == 0xFF).all(), "something was written behind the workspace"
+    assert not memory["zeroed"].any(), "the zeroed memory must be left zero"
+
+
 def run(draft: Draft, inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor]) -> None:
     """Run every kernel of the draft, in order, on whole tensors. Calls are not interpreted."""
-    workspace = torch.full((draft.workspace + SLACK,), 0xFF, dtype=torch.uint8)  # NaN: nothing may rely on zeros
-    zeroed = torch.zeros(draft.zeroed + 8, dtype=torch.uint8)
+    memory = memory_of(draft)
     for step in draft.steps:
         assert not isinstance(step, Call), "only kernels are interpreted"
-        launch(step, {"in": inputs, "out": outputs}, {"workspace": workspace, "zeroed": zeroed})
-    assert (workspace[draft.workspace :] == 0xFF).all(), "something was written behind the workspace"
-    assert not zeroed.any(), "the zeroed memory must be left zero"
-
-
-Memory = Mapping[str, torch.Tensor]  # "workspace", "zeroed"
+        launch(step, {"in": inputs, "out": outputs}, memory)
+    check(draft, memory)
 
 
 def launch(use: KernelUse, tensors: Mapping[str, Sequence[torch.Tensor]], memory: Memory) -> None:

@@ -1,12 +1,15 @@
 """Run a topic's cases through Triton's interpreter, in one process of their own (TRITON_INTERPRET must precede triton).
 
-A topic is a module with `CASES`, a list of (Site, sizes). A test is one line:
+A topic is a module with `CASES`, a list of (Site, sizes). A test is one line, as few processes as may be: each start
+costs seconds.
 
     assert failures("tests.kernels.cases.small") == []              # all cases; or only some ops:
     assert failures("tests.kernels.cases.small", ("sample",)) == []
 
-Every case runs through every tactic of its op that supports it (one must): the first case of a tactic in all its
+Every case has a run for every tactic of its op that supports it (one must): the first case of a tactic in all its
 configurations (less those that differ in warps or stages alone: the interpreter has neither), later ones in the best.
+Where that takes minutes a test says `sample=True`, and makes the runs that compile something which no smaller one of
+the op has (`_sample`); `make test-long` makes all of them (tests/long/test_every_kernel_case.py).
 Outputs start as NaN or an extreme integer, so what a kernel leaves unwritten shows. Inputs that the op does not write
 must come back unchanged. A topic may also define
 
@@ -25,6 +28,7 @@ import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from importlib import import_module
+from math import prod
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -34,21 +38,29 @@ from penstock.engine.program import Call, Site, Sizes
 from penstock.formats.tolerance import tolerance
 from penstock.ir.op import get
 from penstock.kernels.registry import tactics
-from penstock.kernels.tactic import Config, KernelUse, Tactic, TritonKernel
+from penstock.kernels.tactic import Config, Draft, KernelUse, Tactic, TritonKernel
 
 ROOT = Path(__file__).parents[2]
 SECONDS = 280
+Run = tuple[int, Tactic | None, Config]  # which case
 
 
-def failures(module: str, ops: Sequence[str] = ()) -> list[str]:
-    """What went wrong, one line or traceback for each case; empty when all agree."""
+def failures(module: str, ops: Sequence[str] = (), sample: bool = False) -> list[str]:
+    """What went wrong, one line or traceback for each run; empty when all agree."""
+    return [f"{line['what']}: {line['error']}" for line in results(module, ops, sample) if line["error"]]
+
+
+def results(module: str, ops: Sequence[str], sample: bool, seconds: float = SECONDS) -> list[dict[str, str]]:
+    """{"what", "error"} of each run."""
     env = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "tests.kernels.subprocess_cases", module, *ops]
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=SECONDS, check=False)
+    which = "sample" if sample else "every"
+    command = [sys.executable, "-m", "tests.kernels.subprocess_cases", which, module, *ops]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=seconds, check=False)
     lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     if done.returncode or not lines:
-        return [f"the worker ended with {done.returncode} after {len(lines)} cases: {done.stderr[-3000:]}"]
-    return [f"{line['what']}: {line['error']}" for line in lines if line["error"]]
+        error = f"the worker ended with {done.returncode} after {len(lines)} runs: {done.stderr[-3000:]}"
+        return [*lines, {"what": module, "error": error}]
+    return lines
 
 
 def variants(topic: ModuleType, site: Site, sizes: Sizes, seed: int, device: str = "cpu") -> list[list[Any]]:
@@ -104,7 +116,7 @@ def differences(site: Site, inputs: Sequence[Any], want: Sequence[Any], got: Seq
     return "; ".join(problems)
 
 
-def _runs(cases: Sequence[tuple[Site, Sizes]], ops: Sequence[str]) -> Iterator[tuple[int, Tactic | None, Config]]:
+def _runs(cases: Sequence[tuple[Site, Sizes]], ops: Sequence[str]) -> Iterator[Run]:
     seen: set[Tactic] = set()
     for index, (site, sizes) in enumerate(cases):
         if ops and site.op not in ops:
@@ -118,6 +130,43 @@ def _runs(cases: Sequence[tuple[Site, Sizes]], ops: Sequence[str]) -> Iterator[t
                 continue  # a library's function or a CUDA kernel: nothing to interpret
             yield from ((index, tactic, c) for c in (configs[:1] if tactic in seen else configs))
             seen.add(tactic)
+
+
+def _sample(cases: Sequence[tuple[Site, Sizes]], runs: Sequence[Run]) -> Iterator[Run]:
+    """Of runs from few programs to many, those with a fact that none before has; and what no tactic supports."""
+    drafts = [tactic.plan(*cases[index], H200, config) if tactic else None for index, tactic, config in runs]
+    seen: set[Any] = set()
+    for run, draft in sorted(zip(runs, drafts, strict=True), key=lambda x: _programs(x[1])):
+        facts = {("no tactic", run[0])} if draft is None else _facts(cases[run[0]][0].op, run[1], draft)
+        if not facts <= seen:
+            yield run
+        seen |= facts
+
+
+def _programs(draft: Draft | None) -> int:
+    return sum(prod(step.grid) for step in draft.steps if isinstance(step, KernelUse)) if draft else 0
+
+
+def _facts(op: str, tactic: Tactic | None, draft: Draft) -> set[Any]:
+    """What a kernel is compiled and called with: types, constants and whole numbers, of sizes only their kind."""
+    assert tactic is not None
+    uses = [step for step in draft.steps if isinstance(step, KernelUse)]
+    told = [(use.kernel.source, *pair) for use in uses for pair in use.kernel.signature]
+    told += [(use.kernel.source, name, _kind(value)) for use in uses for name, value in use.kernel.constants]
+    told += [
+        (use.kernel.source, name, _kind(arg.value))
+        for use in uses
+        for (name, _), arg in zip(use.kernel.signature, use.args, strict=True)
+        if arg.kind == "int"
+    ]
+    return {(op, tactic.name, len(uses)), *((op, *fact) for fact in told)}
+
+
+def _kind(value: Any) -> Any:
+    """0, 1, a power of two, another whole number, another number; or what it is."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or value in (0, 1):
+        return value
+    return "real" if isinstance(value, float) else "power" if value & (value - 1) == 0 else "whole"
 
 
 def _is_triton(step: KernelUse | Call) -> bool:
@@ -157,7 +206,7 @@ def _same_bits(a: Any, b: Any) -> bool:
     return torch.equal(*(x.contiguous().flatten().view(torch.uint8) for x in (a, b)))
 
 
-def _work(module: str, ops: Sequence[str]) -> None:
+def _work(which: str, module: str, ops: Sequence[str]) -> None:
     """The process under TRITON_INTERPRET=1: one JSON line for each run."""
     import torch
 
@@ -166,7 +215,8 @@ def _work(module: str, ops: Sequence[str]) -> None:
     torch.set_num_threads(1)
     interpreted.patch()
     topic = import_module(module)
-    for index, tactic, config in _runs(topic.CASES, ops):
+    runs = list(_runs(topic.CASES, ops))
+    for index, tactic, config in _sample(topic.CASES, runs) if which == "sample" else runs:
         site, sizes = topic.CASES[index]
         what = f"case {index}, {site.key}, {dict(sizes)}, {tactic.name if tactic else 'no tactic'} {dict(config)}"
         try:
@@ -177,4 +227,4 @@ def _work(module: str, ops: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    _work(sys.argv[1], sys.argv[2:])
+    _work(sys.argv[1], sys.argv[2], sys.argv[3:])

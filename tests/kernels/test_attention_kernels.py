@@ -27,18 +27,21 @@ from tests.kernels.resources import compile_problems, compiled, count
 from tests.kernels.subprocess_cases import ROOT, failures
 
 TOPIC = "tests.kernels.cases.attention"
-OPS = ("attention", "rope_attention", "rope_append", "rope", "kv_append")
+OPS = ("attention", "rope", "kv_append", "rope_attention", "rope_append")
+LONG = pytest.mark.long
 
 
-@pytest.mark.parametrize("op", OPS)
-def test_kernels_agree_with_the_references(op: str) -> None:
-    assert failures(TOPIC, (op,)) == []
+@pytest.mark.parametrize("ops", [OPS[:3], OPS[3:]], ids="-".join)
+def test_kernels_agree_with_the_references(ops: tuple[str, ...]) -> None:
+    assert failures(TOPIC, ops, sample=True) == []
 
 
-@pytest.mark.parametrize("worker", ["attention_stale", "attention_chunks"])
-def test_interpreted_in_a_process_of_its_own(worker: str) -> None:
+@pytest.mark.parametrize(
+    "words", [("attention_stale",), ("attention_chunks",), pytest.param(("attention_chunks", "every"), marks=LONG)]
+)
+def test_interpreted_in_a_process_of_its_own(words: tuple[str, ...]) -> None:
     """A stale cache changes no bit; chunks behind many keys, cut and joined, agree with the reference."""
-    command = [sys.executable, "-m", f"tests.kernels.interpret.{worker}"]
+    command = [sys.executable, "-m", f"tests.kernels.interpret.{words[0]}", *words[1:]]
     env = {**os.environ, "TRITON_INTERPRET": "1"}
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=200, check=False)
     assert done.stdout.strip() == "equal", done.stderr[-2000:]

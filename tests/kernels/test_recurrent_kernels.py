@@ -11,9 +11,8 @@ from tests.kernels.resources import compile_problems
 from tests.kernels.subprocess_cases import failures
 
 
-@pytest.mark.parametrize("op", ["causal_conv", "selective_scan", "delta_scan"])
-def test_agrees_with_reference(op: str) -> None:
-    assert failures("tests.kernels.cases.recurrent", (op,)) == []
+def test_agree_with_the_references() -> None:
+    assert failures("tests.kernels.cases.recurrent") == []
 
 
 @pytest.mark.long  # minutes of compiling

@@ -159,7 +159,8 @@ def test_load_config(text: str | bytes | None, message: str, tmp_path: Path) -> 
 def test_architecture_goes_before_model_type() -> None:
     assert family_of({"architectures": ["MistralForCausalLM"], "model_type": "llama"}).name == "mistral"
     assert family_of({"model_type": "qwen2"}).name == family_of({"architectures": [], "model_type": "qwen2"}).name
-    for wrong in ("LlamaForSequenceClassification", "LlamaModel", "Qwen3ForTokenClassification"):
+    assert family_of({"architectures": ["LlamaModel"], "model_type": "qwen2"}).name == "llama"  # a model without a head
+    for wrong in ("LlamaForSequenceClassification", "UnknownModel", "Qwen3ForTokenClassification"):
         with pytest.raises(
             UnsupportedArchitectureError, match=rf"{wrong}.*known are .*GemmaForCausalLM, .*LLaMAForCausalLM"
         ):

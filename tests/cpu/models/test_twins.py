@@ -25,8 +25,8 @@ from penstock.spec import ModelSpec
 from tests.cpu.models.harness import Pool, Request, greedy, load_tensors, request_freqs, run_step
 from tests.cpu.models.twins import CASES, save_twin, truth
 
-NEW = 64
-PROMPTS = (5, 21, 34)  # lengths; each request reaches its length + NEW - 1 tokens of context
+NEW = 32
+PROMPTS = (5, 53, 66)  # lengths; each request reaches its length + NEW - 1 tokens of context
 
 
 @dataclass

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -54,62 +55,75 @@ registry.register(Standing())
 '''
 
 
-async def fail_steps(supervisor: Supervisor, fail: Path) -> None:
-    """One, and then all."""
-
-    async def one(name: str) -> None:
-        await supervisor.link.submit(Submit(name, [5, 6], {"max_tokens": 2}, time.monotonic())).parts()
-
-    fail.touch()
-    with pytest.raises(ExecutorError, match="on demand"):
-        await one("first")
-    fail.unlink()
-    await one("good")
-    fail.touch()
-    for i in range(5):
-        with pytest.raises(ExecutorError, match="on demand"):
-            await one(f"bad-{i}")
-    while supervisor.link.state == "ready":
-        await asyncio.sleep(0.05)
-    fail.unlink()
-    await supervisor.ready()
-    assert supervisor.last_crash is not None
-    assert "steps have failed, one after another" in json.loads(supervisor.last_crash.read_text())["stderr"]
-
-
-def test_steps_that_fail_and_one_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def standing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Supervisor:
     (tmp_path / "standing.py").write_text(PLUGIN)
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{ROOT}")
     arguments = {"device": "cpu", "cache_dir": str(tmp_path / "cache")}
     arguments |= {"plugins": ["standing"], "tactics": {"take_rows": "standing"}}
+    return Supervisor(arguments, crash_dir=tmp_path / "crashes", hang_timeout=4.0, stall_timeout=1.0)
 
-    async def hanging() -> None:
-        supervisor = Supervisor(arguments, crash_dir=tmp_path / "crashes", hang_timeout=4.0, stall_timeout=1.0)
+
+def run(supervisor: Supervisor, test: Callable[[Supervisor], Awaitable[None]]) -> None:
+    async def opened() -> None:
         try:
             supervisor.start()
             await supervisor.ready()
-            await fail_steps(supervisor, tmp_path / "fail")
-            new = Submit("stuck", [5, 6, 7], {"max_tokens": 900, "ignore_eos": True}, time.monotonic())
-            reply = supervisor.link.submit(new)
-            await reply.parts()
-            (tmp_path / "stand").touch()
-            stood = time.monotonic()
-            while supervisor.healthy()[0]:
-                await asyncio.sleep(0.05)
-                assert time.monotonic() - stood < 4, "it was never unhealthy"
-            assert "no step has ended" in supervisor.healthy()[1]
-            assert supervisor.link.beat is not None and time.monotonic() - supervisor.link.beat.time < 1, (
-                "it beats still"
-            )
-            with pytest.raises(EngineDied):
-                while True:
-                    await asyncio.wait_for(reply.parts(), 15)
-            assert 3.5 < time.monotonic() - stood < 10
-            assert supervisor.last_crash is not None
-            report = json.loads(supervisor.last_crash.read_text())
-            assert "it hung" in report["reason"] and "stand_and_wait" in report["stacks"]
-            assert [row["request"] for row in report["steps"][0]["rows"]] == ["stuck"]
+            await test(supervisor)
         finally:
             await supervisor.stop()
 
-    asyncio.run(hanging())
+    asyncio.run(opened())
+
+
+def test_steps_that_fail(standing: Supervisor, tmp_path: Path) -> None:
+    """One, and then all."""
+    fail = tmp_path / "fail"
+
+    async def failing(supervisor: Supervisor) -> None:
+        async def one(name: str) -> None:
+            await supervisor.link.submit(Submit(name, [5, 6], {"max_tokens": 2}, time.monotonic())).parts()
+
+        fail.touch()
+        with pytest.raises(ExecutorError, match="on demand"):
+            await one("first")
+        fail.unlink()
+        await one("good")
+        fail.touch()
+        for i in range(5):
+            with pytest.raises(ExecutorError, match="on demand"):
+                await one(f"bad-{i}")
+        while supervisor.link.state == "ready":
+            await asyncio.sleep(0.05)
+        fail.unlink()
+        await supervisor.ready()
+        assert supervisor.last_crash is not None
+        assert "steps have failed, one after another" in json.loads(supervisor.last_crash.read_text())["stderr"]
+
+    run(standing, failing)
+
+
+@pytest.mark.long  # waits for a hang; engines that only pretend to be one hang in test_supervisor.py
+def test_a_step_that_hangs(standing: Supervisor, tmp_path: Path) -> None:
+    async def hanging(supervisor: Supervisor) -> None:
+        new = Submit("stuck", [5, 6, 7], {"max_tokens": 900, "ignore_eos": True}, time.monotonic())
+        reply = supervisor.link.submit(new)
+        await reply.parts()
+        (tmp_path / "stand").touch()
+        stood = time.monotonic()
+        while supervisor.healthy()[0]:
+            await asyncio.sleep(0.05)
+            assert time.monotonic() - stood < 4, "it was never unhealthy"
+        assert "no step has ended" in supervisor.healthy()[1]
+        beat = supervisor.link.beat
+        assert beat is not None and time.monotonic() - beat.time < 1, "it beats still"
+        with pytest.raises(EngineDied):
+            while True:
+                await asyncio.wait_for(reply.parts(), 15)
+        assert 3.5 < time.monotonic() - stood < 10
+        assert supervisor.last_crash is not None
+        report = json.loads(supervisor.last_crash.read_text())
+        assert "it hung" in report["reason"] and "stand_and_wait" in report["stacks"]
+        assert [row["request"] for row in report["steps"][0]["rows"]] == ["stuck"]
+
+    run(standing, hanging)

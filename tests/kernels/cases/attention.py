@@ -128,7 +128,7 @@ CASES: list[tuple[Site, Sizes]] = [
     (rope_attention("bf16", 4, 1, 128), sizes(48, 6, 16)),
     (rope("bf16", 8, 128, 64), sizes(5, 2, 2)),
     (rope("f32", 3, 80, 20, "S", scale=1.1), sizes(6, 3, 2)),
-    (rope("f16", 71, 64, 32), sizes(65, 2, 2)),
+    (rope("f16", 71, 64, 32), sizes(9, 2, 2)),
     (kv_append("bf16", 8, 128, 64), sizes(5, 3, 3)),
     (kv_append("f32", 3, 80, 16), sizes(66, 2, 9)),
     (attention("bf16", 8, 2, 128, pool=FP8), sizes(13, 4, 2)),
