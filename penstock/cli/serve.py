@@ -62,7 +62,7 @@ ENGINE = (
     "gpu_memory_utilization", "max_gpu_bytes", "max_num_queued_reqs", "max_num_queued_tokens",
 )  # fmt: skip
 CONFIG = (
-    "host", "port", "api_keys", "max_body_bytes", "max_prompts", "max_n", "max_stop", "max_logprobs", "timeout",
+    "host", "port", "max_body_bytes", "max_prompts", "max_n", "max_stop", "max_logprobs", "timeout",
     "queue_timeout", "drain_timeout", "write_timeout", "stall_timeout", "hang_timeout", "ssl_certfile", "ssl_keyfile",
     "log_format", "log_level", "otlp_traces_endpoint", "crash_dir", "tool_call_parser", "reasoning_parser",
 )  # fmt: skip
@@ -114,16 +114,11 @@ def serve(
     asked = locals()
     try:
         from penstock.serve import server
-        from penstock.serve.config import ServeConfig, read_keys
         from penstock.serve.supervisor import Supervisor
     except ImportError as error:
         raise OptionError(f"serving needs {error.name}; install it: pip install 'penstock[serve]'") from error
-    given = dict(asked, api_keys=(*(api_key or ()), *(read_keys(api_key_file) if api_key_file else ())))
-    arguments = _engine_arguments(given)
-    config = ServeConfig(
-        engine=arguments, served_model_names=tuple(served_model_name or ()), cors_origins=tuple(cors_origin or ()),
-        **{name: given[name] for name in CONFIG},
-    )  # fmt: skip
+    arguments = _engine_arguments(asked)
+    config = _config(asked, arguments)
     _warn(config, bool(api_key))
     with Progress() as progress:
         watched = Supervisor(arguments, crash_dir=crash_dir, hang_timeout=hang_timeout, stall_timeout=stall_timeout)
@@ -136,6 +131,17 @@ def _engine_arguments(given: Mapping[str, Any]) -> dict[str, Any]:
     folder = given["cache_dir"]
     own = {"cache_dir": None if folder is None else str(folder), "plugins": given["plugin"] or []}
     return {name: given[name] for name in ENGINE} | own
+
+
+def _config(asked: Mapping[str, Any], engine: dict[str, Any]) -> ServeConfig:
+    from penstock.serve.config import ServeConfig, read_keys
+
+    names, origins, file = asked["served_model_name"], asked["cors_origin"], asked["api_key_file"]
+    return ServeConfig(
+        engine=engine, served_model_names=tuple(names or ()), cors_origins=tuple(origins or ()),
+        api_keys=(*(asked["api_key"] or ()), *(read_keys(file) if file else ())),
+        **{name: asked[name] for name in CONFIG},
+    )  # fmt: skip
 
 
 def _warn(config: ServeConfig, in_argv: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import subprocess
 import sys
@@ -21,7 +22,7 @@ PATIENCE: Final = 60.0  # seconds to end, with nothing running
 
 @contextmanager
 def served(words: Sequence[str], patience: float) -> Iterator[str]:
-    """`penstock serve WORDS` on a free port; its URL, once /health says 200.
+    """`penstock serve WORDS` on a free port; its URL, once /health says 200 and warm.
 
     Raises ServerError where it ends, or is not ready in `patience` seconds; its last words are in the message.
     """
@@ -48,7 +49,7 @@ def _until_ready(process: subprocess.Popen[bytes], url: str, end: float, said: I
 def _healthy(url: str) -> bool:
     try:
         with urllib.request.urlopen(f"{url}/health", timeout=5) as answer:
-            return bool(answer.status == 200)
+            return bool(answer.status == 200 and json.load(answer)["warm"])
     except (urllib.error.URLError, OSError):
         return False
 

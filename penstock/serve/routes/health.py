@@ -15,7 +15,8 @@ from penstock.serve.serving import Endpoint, Serving
 
 class Health(BaseModel):
     """`state`: of the engine, or draining. progress: of opening it. `running`, `waiting`: requests.
-    `seconds_since_step`: none before the first beat of an engine. `restarts`: of the engine since the start."""
+    `seconds_since_step`: none before the first beat of an engine. warm: whether every graph is captured; before, some
+    steps run padded. `restarts`: of the engine since the start."""
 
     status: Literal["ok", "unhealthy"]
     state: str
@@ -24,6 +25,7 @@ class Health(BaseModel):
     running: int | None
     waiting: int | None
     seconds_since_step: float | None
+    warm: bool
     restarts: int
 
 
@@ -40,6 +42,7 @@ async def health(request: Request, serving: Serving) -> Response:
         running=stats.get("requests_running"),
         waiting=stats.get("requests_waiting"),
         seconds_since_step=max(0.0, now - beat.stepped) if beat else None,
+        warm=bool(stats) and stats.get("buckets_captured") == stats.get("buckets"),
         restarts=link.restarts,
     )
     return answer(told, 200 if well else 503)

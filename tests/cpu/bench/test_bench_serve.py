@@ -238,7 +238,8 @@ def test_an_own_server_is_started_and_ended(monkeypatch: pytest.MonkeyPatch) -> 
     program = (
         "import sys, http.server as h\n"
         "class H(h.BaseHTTPRequestHandler):\n"
-        "    def do_GET(self): self.send_response(200 if self.path == '/health' else 404); self.end_headers()\n"
+        "    def do_GET(self): self.send_response(200 if self.path == '/health' else 404); self.end_headers(); "
+        "self.wfile.write(b'{\"warm\": true}')\n"
         "assert sys.argv[1:4] == ['serve', 'model', '--port'], sys.argv\n"
         "h.HTTPServer(('127.0.0.1', int(sys.argv[4])), H).serve_forever()"
     )
