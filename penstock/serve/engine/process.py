@@ -163,8 +163,9 @@ class Process:
 
     def _ask(self, llm: LLM) -> None:
         """Have the counters taken where they are counted; whatever is there by then goes with the next beat."""
-        executor = llm._loop.executor
-        if self._asked or (self._stats_of == (executor.num_moves, False) and not executor.busy):
+        executor, stats = llm._loop.executor, self._stats
+        is_warm = stats.get("buckets_captured") == stats.get("buckets")  # else idle moments go on capturing
+        if self._asked or (is_warm and self._stats_of == (executor.num_moves, False) and not executor.busy):
             return
 
         def take() -> None:
