@@ -180,8 +180,17 @@ def _number(value: float) -> str:
 
 
 def _environments(records: Sequence[Record]) -> list[str]:
-    texts = (", ".join(f"{k} {v}" for k, v in sorted(r.get("environment", {}).items())) for r in records)
+    texts = (", ".join(_facts(r.get("environment", {}))) for r in records)
     return [f"Measured with {text}." for text in dict.fromkeys(texts) if text]
+
+
+def _facts(environment: Mapping[str, Any], of: str = "") -> Iterator[str]:
+    """Each with its name; those of a part, such as a client, with the part's in front."""
+    for name, value in sorted(environment.items()):
+        if isinstance(value, Mapping):
+            yield from _facts(value, f"{name}'s ")
+        else:
+            yield f"{of}{name} {value}"
 
 
 def pages() -> list[Path]:
