@@ -25,7 +25,10 @@ def test_steps_ask_a_backend_for_nothing_but_steps(tiny_engine: Path) -> None:
         blocks, weights = backend.num_blocks, {name: w.data_ptr() for name, w in backend.weights.items()}
         params = [SamplingParams(max_tokens=3 + i % 9, seed=i, ignore_eos=True) for i in range(20)]
         llm.generate([{"prompt_token_ids": list(range(3, 4 + i * 2))} for i in range(20)], params)
-        assert asked <= {"launch", "read", "idle", "steps_in_flight", "slow_steps"} and {"launch", "read"} <= asked
+        assert (
+            asked <= {"launch", "read", "idle", "meanwhile", "steps_in_flight", "slow_steps"}
+            and {"launch", "read"} <= asked
+        )
         assert {name: state.data_ptr() for name, state in backend.states.items()} == places
         assert {name: w.data_ptr() for name, w in backend.weights.items()} == weights
         assert backend.num_blocks == blocks == (llm._loop.executor.kv.num_usable + 1,)

@@ -361,6 +361,9 @@ class Ended(asyncio.Transport):
         if self.closed:
             raise RuntimeError("unable to perform operation; the handler is closed")
 
+    def get_write_buffer_size(self) -> int:
+        return 0
+
 
 def test_parts_of_a_text_are_joined_in_order() -> None:
     parts = [Part("a", i % 3, [i], logprobs=[{i: -1.0}], notes=["n"] if i < 3 else []) for i in range(30)]
