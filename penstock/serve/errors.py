@@ -103,10 +103,13 @@ TABLE: Final = (
 )
 
 
-def too_late(what: str) -> RequestError:
-    """Of a request whose deadline came before any of its answer."""
+def too_late(what: str, own: bool) -> RequestError:
+    """Of a request whose deadline came before any of its answer; `own`: one that it stated itself, not the server's."""
     said = f"no {what} came within the request's timeout or queue_timeout; try again later, or allow more"
-    return RequestError(503, said, "timeout", headers={"retry-after": "1"})
+    again = {"retry-after": "1"}
+    return (
+        RequestError(408, said, "timeout", headers=again) if own else RequestError(503, said, "timeout", headers=again)
+    )
 
 
 def refusal(error: Exception) -> Refusal:

@@ -47,6 +47,11 @@ def admission(body: Sampling | EmbeddingRequest, config: ServeConfig) -> tuple[i
     return body.priority, body.cache_salt or "", queued, config.timeout if body.timeout is None else body.timeout
 
 
+def has_deadline(body: Sampling | EmbeddingRequest) -> bool:
+    """One of its own."""
+    return body.timeout is not None or body.queue_timeout is not None
+
+
 async def grammar_of(asked: dict[str, Any], params: SamplingParams, serving: Serving) -> bytes | None:
     """The compiled grammar of GuidedDecoding's arguments; None where nothing is asked.
 
@@ -141,7 +146,7 @@ class Generation:
         watcher = None
         if started is not None:
             watcher = started(request.scope["state"]["request_id"], new, self.params.max_tokens, request.headers.raw)
-        return Answer(reply, prompt, self.params, self._tokenizer, watcher, self._shown)
+        return Answer(reply, prompt, self.params, self._tokenizer, watcher, self._shown, has_deadline(self._body))
 
 
 async def _follow(number: int, answer: Answer, news: News) -> None:

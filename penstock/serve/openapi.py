@@ -22,7 +22,7 @@ SAYS: Final = {
     400: "What the caller can mend: the message says what.",
     401: "No API key, or a wrong one.",
     404: "No such model.",
-    408: "The body did not come in time.",
+    408: "The body, or the answer's beginning, did not come in the time that the request gave.",
     413: "The body is too large.",
     429: "The queue is full; try again later.",
     500: "The engine process ended while it ran this request.",

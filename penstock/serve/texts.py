@@ -112,9 +112,10 @@ class Answer:
         tokenizer: Tokenizer,
         watcher: Watcher | None = None,
         shown: Collection[int] = (),
+        own_deadline: bool = False,
     ) -> None:
-        """`shown`: special tokens that have a text, since a parser reads them."""
-        self._reply, self._watcher, self._params = reply, watcher, params
+        """`shown`: special tokens that have a text, since a parser reads them. own_deadline: the request stated one."""
+        self._reply, self._watcher, self._params, self._own = reply, watcher, params, own_deadline
         self.prompt = prompt
         width = params.n if params.use_beam_search else params.width
         self.texts = [Text(i, _growth(params, prompt.tokens, tokenizer, shown)) for i in range(width)]
@@ -172,7 +173,7 @@ class Answer:
 
     def _refuse_unstarted(self) -> None:
         if all(text.stop_reason == "timeout" and not text.num_tokens for text in self.texts):
-            raise too_late("token")
+            raise too_late("token", self._own)
 
     def __enter__(self) -> Answer:
         return self

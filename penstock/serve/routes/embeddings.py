@@ -16,7 +16,7 @@ from penstock.serve.answers import answer
 from penstock.serve.app import while_connected
 from penstock.serve.body import read_json
 from penstock.serve.errors import RequestError, too_late
-from penstock.serve.generate import admission, together
+from penstock.serve.generate import admission, has_deadline, together
 from penstock.serve.link import Reply
 from penstock.serve.prompts import prompt_ids
 from penstock.serve.schema.embeddings import EmbeddingRequest, Embeddings
@@ -31,7 +31,7 @@ async def embed(request: Request, serving: Serving) -> Response:
     _check(body, serving)
     tokenizer = (await serving.texts()).tokenizer
     ids = await prompt_ids(body.inputs, body.add_special_tokens is not False, tokenizer, serving.link.facts)
-    work = (_vector(each, serving, request) for each in _submits(ids, body, serving))
+    work = (_vector(each, serving, request, has_deadline(body)) for each in _submits(ids, body, serving))
     vectors = await while_connected(request, together(work))
     count = sum(map(len, ids))
     data = [
@@ -62,12 +62,12 @@ def _submits(ids: list[list[int]], body: EmbeddingRequest, serving: Serving) -> 
     return [Submit(f"{id}-{i}", each, {}, time.monotonic(), *limits, embed=True) for i, each in enumerate(ids)]
 
 
-async def _vector(new: Submit, serving: Serving, request: Request) -> Vector:
+async def _vector(new: Submit, serving: Serving, request: Request, own_deadline: bool) -> Vector:
     reply, started = serving.link.submit(new), serving.hooks.started
     watcher = started(request.scope["state"]["request_id"], new, None, request.headers.raw) if started else None
     error: BaseException | None = None
     try:
-        return await _heard(reply, watcher)
+        return await _heard(reply, watcher, own_deadline)
     except BaseException as raised:
         error = raised
         raise
@@ -77,7 +77,7 @@ async def _vector(new: Submit, serving: Serving, request: Request) -> Vector:
             watcher.ended(error)
 
 
-async def _heard(reply: Reply, watcher: Watcher | None) -> Vector:
+async def _heard(reply: Reply, watcher: Watcher | None, own_deadline: bool) -> Vector:
     while True:
         parts = await reply.parts()
         if watcher is not None:
@@ -86,7 +86,7 @@ async def _heard(reply: Reply, watcher: Watcher | None) -> Vector:
             if part.vector is not None:
                 return np.frombuffer(part.vector, "<f4")
             if part.finish is not None:
-                raise too_late("vector")
+                raise too_late("vector", own_deadline)
 
 
 def _written(vector: Vector, body: EmbeddingRequest) -> Any:

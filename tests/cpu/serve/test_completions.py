@@ -217,9 +217,13 @@ def test_a_deadline_is_the_servers_or_the_requests(engine: RealEngine) -> None:
         assert (choice["finish_reason"], choice["stop_reason"]) == ("length", "timeout") and choice["text"]
         own = (await ask("completions", prompt=PROMPT, timeout=60.0)).json()["choices"][0]
         assert (own["finish_reason"], own["stop_reason"]) == ("length", None)
-        assert (await ask("completions", **long, timeout=1e-6)).status_code == 503
+        assert (await ask("completions", **long, timeout=1e-6)).status_code == 408
+
+    async def at_once(ask: Ask) -> None:
+        assert (await ask("completions", **long)).status_code == 503
 
     asking(engine, work, timeout=0.3)
+    asking(engine, at_once, timeout=1e-3)
 
 
 def test_an_engine_that_dies_ends_a_stream_with_an_error_and_anything_else_with_its_status(engine: RealEngine) -> None:
