@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[3]
 KEY = "sk-of-the-test-1234"
 
 
-def started(folder: Path, *words: str) -> tuple[subprocess.Popen[str], list[str]]:
+def started(folder: Path, *words: str, patience: float = 120) -> tuple[subprocess.Popen[str], list[str]]:
     """The process, and what it says on stderr as it says it."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
     code = "import sys; from penstock.cli import main; sys.exit(main())"
@@ -54,14 +54,14 @@ def started(folder: Path, *words: str) -> tuple[subprocess.Popen[str], list[str]
             said.extend(process.stderr)
 
     threading.Thread(target=read, daemon=True).start()
-    threading.Thread(target=_end, args=(process,), daemon=True).start()
+    threading.Thread(target=_end, args=(process, patience), daemon=True).start()
     return process, said
 
 
-def _end(process: subprocess.Popen[str]) -> None:
+def _end(process: subprocess.Popen[str], patience: float) -> None:
     """One that hangs must not keep its reader waiting."""
     try:
-        process.wait(120)
+        process.wait(patience)
     except subprocess.TimeoutExpired:
         process.kill()
 
@@ -121,7 +121,7 @@ CHECKS = "positive_data_acceptance"  # a schema cannot say which ids, names and 
 
 def documented(folder: Path, examples: int, phases: str) -> dict[str, Any]:
     """What schemathesis finds, with so many examples of each endpoint."""
-    process, said = started(folder, "--timeout", "20", "--crash_dir", str(folder / "crashes"))
+    process, said = started(folder, "--timeout", "20", "--crash_dir", str(folder / "crashes"), patience=3600)
     assert process.stdout is not None
     with process.stdout:
         try:
