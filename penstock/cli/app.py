@@ -81,8 +81,10 @@ def run(args: Sequence[str] | None = None) -> int:
     """Run one command; `args` None: those of the process. Returns its exit code."""
     command = get_command(app)
     words, debug = split_debug(command, list(sys.argv[1:] if args is None else args))
+    if words in ([], ["bench"]):  # no verb: what there are
+        words.append("--help")
     try:
-        result = command.main(words or ["--help"], prog_name="penstock", standalone_mode=False)
+        result = command.main(words, prog_name="penstock", standalone_mode=False)
     except _UsageError as error:
         say(f"error: {_message(error)}; see `penstock --help` or `penstock VERB --help`")
         return 2

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from penstock.bench.kernels import Timed
     from penstock.bench.records import Record
 
-app = typer.Typer(help="Measure a model or an engine, against the roof of this machine.", no_args_is_help=True)
+app = typer.Typer(help="Measure a model or an engine, against the roof of this machine.")
 
 Subject = Annotated[
     str | None,

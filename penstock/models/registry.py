@@ -84,7 +84,8 @@ def family_of(config: Mapping[str, Any]) -> Family:
             return family
     raise UnsupportedArchitectureError(
         f"no family implements architectures {stated} (model_type {config.get('model_type')!r}); known are "
-        f"{', '.join(sorted(_FAMILIES))}; a package may add one under the entry point penstock.plugins"
+        f"{', '.join(sorted(_FAMILIES))}; "
+        "a plugin may add one: --plugin MODULE, or a package's entry point penstock.plugins"
     )
 
 

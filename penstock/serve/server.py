@@ -28,6 +28,7 @@ from penstock.serve.serving import Endpoint, Hooks, Serving
 Progress = Callable[[str, int, int], None]
 
 _TICK: Final = 0.05  # seconds between looks at the engine's state while it opens
+_OVER: Final = (1, 1)  # done and total of a stage that has ended
 _GRACE: Final = 5.0  # seconds that answers have to go out once the engine has ended
 _COLLECT: Final = (20_000, 20, 20)  # as gc.set_threshold: with 500 streams a full pass holds them up for 30 ms
 KEEP_ALIVE: Final = 60  # seconds that an idle connection is kept
@@ -140,13 +141,13 @@ async def _watch(server: _Server, runner: Runner, ready: Callable[[], None], pro
     told: tuple[str, int, int] | None = None
     while link.state in ("loading", "restarting"):
         if link.progress != told:
-            if told is not None and told[0] != link.progress[0]:
-                progress(told[0], 1, 1)
+            if told is not None and told[0] != link.progress[0] and told[1:] != _OVER:
+                progress(told[0], *_OVER)
             told = link.progress
             progress(*told)
         await asyncio.sleep(_TICK)
-    if told is not None:
-        progress(told[0], 1, 1)
+    if told is not None and told[1:] != _OVER:
+        progress(told[0], *_OVER)
     if link.state == "ready":
         # What is there by now stays. Looked through again and again it would hold up all streams for 0.1 s each time.
         gc.collect()

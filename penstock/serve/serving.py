@@ -116,6 +116,12 @@ class Serving:
             )
         return name or names[0]
 
+    def check_text(self) -> None:
+        """Raises RequestError where the engine gives vectors. Its facts are known."""
+        if self.link.facts["embeds"]:
+            said = "this engine gives vectors and no text; start one of a model with a head, without --task embed"
+            raise RequestError(400, said, "unsupported")
+
     def unready(self) -> EngineUnready:
         """Why there is no engine just now."""
         if self.draining:

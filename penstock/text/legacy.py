@@ -46,6 +46,7 @@ from penstock.text.files import (
 REMEDY = (
     "write one where transformers is installed: AutoTokenizer.from_pretrained(DIR, use_fast=True).save_pretrained(DIR)"
 )
+WITHOUT = "in Python LLM(DIR, skip_tokenizer_init=True) takes prompts of token ids without one"
 
 
 @dataclass(frozen=True)
@@ -145,9 +146,14 @@ def copy_text(source: Path, target: Path) -> None:
 def convert(directory: Path) -> tokenizers.Tokenizer:
     """The tokenizer of a directory without tokenizer.json. Raises TokenizerError with the remedy where it cannot be."""
     files = found_files(directory)
+    if not files and not any((directory / name).is_file() for name in ("config.json", "engine.json")):
+        raise TokenizerError(
+            f"{directory} has no tokenizer.json (no other tokenizer file either), and neither config.json nor "
+            "engine.json: it holds no model; name the directory of one, or of an engine"
+        )
     if not files or files[0] in ("vocab.txt", "tekken.json"):
         found = f"only {', '.join(files)}" if files else "no other tokenizer file either"
-        raise TokenizerError(f"{directory} has no tokenizer.json ({found}); {REMEDY}")
+        raise TokenizerError(f"{directory} has no tokenizer.json ({found}); {REMEDY}; {WITHOUT}")
     config = read_json(directory / "tokenizer_config.json")
     convention = _convention(directory, config, files[0])
     source = _read(directory / files[0], convention, config)

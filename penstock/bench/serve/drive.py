@@ -129,11 +129,16 @@ async def _json(session: aiohttp.ClientSession, target: Target, path: str) -> An
         async with session.get(target.url + path, headers=target.headers, timeout=timeout) as response:
             body = await response.read()
             if response.status != 200:
-                raise ServerError(f"{target.url}{path}: HTTP {response.status}: {body[:200].decode(errors='replace')}")
+                said = f"HTTP {response.status}: {body[:200].decode(errors='replace')}"
+                raise ServerError(f"{target.url}{path}: {said}{_remedy(f'HTTP {response.status}')}")
             return json.loads(body)
     except (aiohttp.ClientError, ValueError, TimeoutError, OSError) as error:
         why = str(error) or type(error).__name__
         raise ServerError(f"{target.url}{path}: {why}; start the server, or mend --base_url") from None
+
+
+def _remedy(error: str) -> str:
+    return "; give a key of that server as --api_key" if error == "HTTP 401" else ""
 
 
 async def settle(session: aiohttp.ClientSession, target: Target, say: Callable[[str], None]) -> tuple[Target, int]:
@@ -151,7 +156,7 @@ async def settle(session: aiohttp.ClientSession, target: Target, say: Callable[[
     text = replace(target, ids=False)
     it = await answers_to(session, text, Asked(PROBE, 1))
     if it.error:
-        raise ServerError(f"{target.url} does not answer a first request ({it.error}): {it.detail}")
+        raise ServerError(f"{target.url} does not answer a first request ({it.error}): {it.detail}{_remedy(it.error)}")
     if refused:
         say(f"prompts go as text, since token ids were refused: {refused}")
     return text, VOCAB

@@ -117,9 +117,10 @@ async def _one(
     for _ in range(wish.warmups):
         if (it := await answers_to(session, target, requests[0])).error:
             say(f"a warm-up failed: {it.error}: {it.detail}")
-    say(f"measuring {len(requests)} requests of {work.name}, at most {at_once or len(requests)} at once ...")
+    name = _name(wish, work, at_once)
+    say(f"measuring {len(requests)} requests of {name}{f', at most {at_once} at once' if at_once else ''} ...")
     run = await drive(session, target, requests, at_once)
-    return Figures(_name(wish, work, at_once), run, at_once, work.given.rate, wish.goals)
+    return Figures(name, run, at_once, work.given.rate, wish.goals)
 
 
 def _at_once(wish: Wish, work: Workload) -> int | None:

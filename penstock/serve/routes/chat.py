@@ -28,6 +28,7 @@ async def chat(request: Request, serving: Serving) -> Response:
     """The handler."""
     body = await read_json(request, ChatRequest)
     model, most = serving.check_model(body.model), int(serving.link.facts["max_seq_len"])
+    serving.check_text()
     check_limits(serving.config, 1, body.sampling(most))
     texts = await serving.texts()
     tools, manner = body.asked_tools(), texts.manner

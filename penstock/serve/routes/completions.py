@@ -29,6 +29,7 @@ async def complete(request: Request, serving: Serving) -> Response:
     """The handler."""
     body = await read_json(request, CompletionRequest)
     model, params = serving.check_model(body.model), body.sampling()
+    serving.check_text()
     check_limits(serving.config, len(body.prompts), params)
     tokenizer = (await serving.texts()).tokenizer
     prompts = await _prompts(body, tokenizer, serving.link.facts)

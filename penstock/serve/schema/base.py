@@ -191,8 +191,8 @@ class Sampling(Labels, Undone):
     def guided(self) -> dict[str, Any]:
         """The arguments of GuidedDecoding; empty where the text is free. Raises ValueError for several."""
         found = [each for each in (self._formatted(), self._guided(), self._structured()) if each]
-        if len(found) > 1:
-            raise ValueError("response_format, guided_* and structured_outputs hold the same text; give one of them")
+        if len(found) > 1 or any(len(each) > 1 for each in found):
+            raise ValueError("several forms for one text; give one, by response_format, guided_* or structured_outputs")
         return found[0] if found else {}
 
     def _formatted(self) -> dict[str, Any]:

@@ -171,7 +171,9 @@ def test_keys_records_and_usage(capsys: pytest.CaptureFixture[str], tmp_path: Pa
     with serving(Fake(first=0.0, gap=0.0, key="secret", usage=False)) as fake:
         words = f"bench serve --base_url {fake.url} --workload 4/3:2,5/2:2@1 --out {out} --commit abc"
         code, _, said = run(capsys, words)
-        assert code == 1 and "HTTP 401" in said and not out.exists()
+        assert code == 1 and "HTTP 401" in said and said.strip().endswith("as --api_key") and not out.exists()
+        code, _, said = run(capsys, f"{words} --model fake")
+        assert code == 1 and "does not answer a first request (HTTP 401)" in said and said.strip().endswith("--api_key")
         code, text, _ = run(capsys, f"{words} --api_key secret")
     assert code == 0 and "2 answers came without usage" in text and "secret" not in text
     records = [json.loads(line) for line in out.read_text().splitlines()]

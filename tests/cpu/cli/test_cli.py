@@ -396,7 +396,7 @@ def test_the_distance_from_the_roof_is_arithmetic(engine: Path) -> None:
     assert "at most 400 tok/s" in text and "reached 100.0, 25.0% of it" in text
 
 
-@pytest.mark.parametrize("word", ["--help", "--version", "build --help", "bench latency --help"])
+@pytest.mark.parametrize("word", ["--help", "--version", "build --help", "bench", "bench latency --help"])
 def test_asking_for_help_is_quick_and_loads_nothing_heavy(word: str) -> None:
     code = (
         "import sys; from penstock.cli import main; code = main(sys.argv[1:])\n"

@@ -21,6 +21,7 @@ from penstock import LLM, SamplingParams
 from penstock.compiler.refit import refit
 from penstock.errors import ConfigError, OptionError, PenstockError, UnsupportedError
 from penstock.models.pooling import open_for
+from penstock.serve import routes
 from penstock.serve.app import create_app
 from penstock.serve.config import ServeConfig
 from penstock.serve.engine.desk import Desk
@@ -187,6 +188,20 @@ async def post(llm: LLM, **body: Any) -> httpx.Response:
     async with client_of(create_app(ServeConfig(max_prompts=4), DeskEngine(llm), routes=ROUTES)) as client:
         found: httpx.Response = await client.post("/v1/embeddings", json=body)
     return found
+
+
+def test_texts_are_refused(llm: LLM) -> None:
+    async def run() -> None:
+        async with client_of(create_app(ServeConfig(), DeskEngine(llm), routes=routes.ROUTES)) as client:
+            for path, body in (
+                ("completions", {"prompt": "a"}),
+                ("chat/completions", {"messages": [{"role": "user", "content": "a"}]}),
+            ):
+                found = await client.post(f"/v1/{path}", json=body)
+                error = found.json()["error"]
+                assert (found.status_code, error["code"]) == (400, "unsupported") and "--task embed" in error["message"]
+
+    asyncio.run(run())
 
 
 def test_the_official_client_reads_it(llm: LLM) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -16,10 +17,13 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import pytest
+
+from penstock.serve.server import _watch
 
 ROOT = Path(__file__).resolve().parents[3]
 Start = Callable[..., "Served"]
@@ -100,6 +104,24 @@ def test_it_listens_at_once_and_says_what_it_does_until_it_is_ready(start: Start
     assert served.end() == 0
     served.wait_for("light")  # no torch
     assert "weights 1 2" in served.errors and "weights 1 1" in served.errors
+
+
+def test_a_stage_ends_once() -> None:
+    link = SimpleNamespace(state="loading", progress=("cached", 1, 1))
+    server: Any = SimpleNamespace()
+    runner: Any = SimpleNamespace(link=link)
+    told: list[tuple[str, int, int]] = []
+
+    async def run() -> None:
+        watch = asyncio.create_task(_watch(server, runner, lambda: None, lambda *news: told.append(news)))
+        await asyncio.sleep(0.3)
+        link.progress = ("load", 0, 2)
+        await asyncio.sleep(0.3)
+        link.state = "stopped"
+        await watch
+
+    asyncio.run(run())
+    assert told == [("cached", 1, 1), ("load", 0, 2), ("load", 1, 1)]
 
 
 @pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGINT])

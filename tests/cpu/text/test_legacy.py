@@ -298,6 +298,8 @@ WRONG: list[tuple[dict[str, bytes | str], dict[str, Any], str]] = [
     ({"tokenizer.model": "x"}, {"tokenizer_class": "NewTokenizer"}, "class 'NewTokenizer' of its tokenizer.model"),
     ({"vocab.txt": "x"}, {}, r"no tokenizer.json \(only vocab.txt\); write one where transformers"),
     ({}, {}, "no other tokenizer file either"),
+    ({}, {}, "neither config.json nor engine.json: it holds no model"),
+    ({"config.json": "{}"}, {}, r"AutoTokenizer.*; in Python LLM\(DIR, skip_tokenizer_init=True\)"),
     ({"vocab.json": "{}", "merges.txt": ""}, {"tokenizer_class": "GPT2Tokenizer"}, "must map each token to an id"),
     ({"vocab.json": '{"a": 0, "b": 0}'}, {"tokenizer_class": "GPT2Tokenizer"}, "must map each token to an id"),
     ({"vocab.json": '{"a": 0}'}, {"tokenizer_class": "GPT2Tokenizer"}, "merges.txt"),
