@@ -108,7 +108,8 @@ def _content(endpoint: Endpoint, schemas: Schemas) -> dict[str, Any]:
     content = {JSON: {"schema": schemas[endpoint.gives, "serialization"]}}
     if endpoint.streams:
         event = schemas[endpoint.streams, "serialization"]
-        content[EVENTS] = {"schema": {"type": "string", "contentSchema": event}}
+        data = {"type": "string", "contentMediaType": JSON, "contentSchema": event}
+        content[EVENTS] = {"schema": {"type": "object", "properties": {"data": data}, "required": ["data"]}}
     return content
 
 

@@ -147,7 +147,7 @@ def test_aiperf(url: str, tmp_path: Path) -> None:
     own = {"HF_HOME": str(tmp_path / "home"), "PATH": f"{programs}:{os.environ['PATH']}"}
     _, seconds = run(
         programs / "aiperf", "profile", "--model", "bundled", "--url", url, "--endpoint-type", "completions",
-        "--streaming", "--tokenizer", "builtin", "--concurrency", "4", "--request-count", "32",
+        "--streaming", "--tokenizer", bundled.target(), "--concurrency", "4", "--request-count", "32",
         "--synthetic-input-tokens-mean", "48", "--output-tokens-mean", "16", "--extra-inputs", "ignore_eos:true",
         "--ui", "none", "--artifact-dir", out, more=own,
     )  # fmt: skip
