@@ -258,8 +258,8 @@ class CudaBackend:
         return self._capture(self.graphs.capture_next)
 
     def meanwhile(self) -> None:
-        if self.graphs.misses_some:
-            self._capture(self.graphs.capture_missed)
+        if self.graphs.is_due:
+            self._capture(self.graphs.capture_due)
 
     def _capture(self, one: Callable[[], bool]) -> bool:
         before = _allocations()

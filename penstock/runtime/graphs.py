@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -121,7 +120,8 @@ class Graphs:
         self.larger = 0  # steps that ran in a larger bucket than their own, for want of its capture
         self.late = 0  # controlled steps that had to wait for their capture
         self._parts_wanted = False
-        self._missed: Counter[tuple[Key, Kind]] = Counter()  # how often steps ran in a larger bucket than these
+        self._missed: set[tuple[Key, Kind]] = set()  # a step ran in a larger bucket than these
+        self._due: dict[tuple[Key, Kind], None] = {}  # and a second one, so that they will be wanted again
         self._captured: dict[tuple[Key, Kind], Captured] = {}
         self._wanted = [(key, Kind.WHOLE) for key in bucket_keys(engine.profile, limits)]
         self._wanted += [(key, Kind.SINGLES) for key in single_keys(engine, limits)]
@@ -170,17 +170,20 @@ class Graphs:
         return missing is not None
 
     @property
-    def misses_some(self) -> bool:
-        """Whether a step has run in a larger bucket than its own, which is not there yet."""
-        return bool(self._missed)
+    def is_due(self) -> bool:
+        """Whether steps have missed a bucket more than once."""
+        return bool(self._due)
 
-    def capture_missed(self) -> bool:
-        """The bucket that steps have missed most, if they did more than once: it will be wanted again."""
-        (bucket, misses), *_ = self._missed.most_common(1)
-        if misses < 2:
-            return False
-        self.capture(*bucket)
-        return True
+    def capture_due(self) -> bool:
+        """The one that they missed twice first; False where none is left."""
+        self.capture(*next(iter(self._due)))
+        return self.is_due
+
+    def _miss(self, key: Key, kind: Kind) -> None:
+        self.larger += 1
+        if (key, kind) in self._missed:
+            self._due[key, kind] = None
+        self._missed.add((key, kind))
 
     def find(self, tokens: int, rows: int, logits: int) -> Captured:
         """The smallest captured bucket that holds the step; a larger one than its own is counted."""
@@ -189,8 +192,7 @@ class Graphs:
         own = next((self._captured[key, kind] for kind in kinds if (key, kind) in self._captured), None)
         if own is not None:
             return own
-        self.larger += 1
-        self._missed[key, next(kind for kind in kinds if (key, kind) in self._every)] += 1
+        self._miss(key, next(kind for kind in kinds if (key, kind) in self._every))
         fits = ((k, found) for (k, kind), found in self._captured.items() if kind in kinds)
         return min((fit for fit in fits if fit[0][0] >= key[0] and fit[0][1] >= key[1]), key=lambda fit: fit[0])[1]
 
@@ -213,8 +215,7 @@ class Graphs:
         if (key, Kind.FRONT) not in self._captured:
             near = [k for k, kind in self._captured if kind is Kind.FRONT and _little_larger(key, k)]
             if near:
-                self.larger += 1
-                self._missed[key, Kind.FRONT] += 1
+                self._miss(key, Kind.FRONT)
                 key = min(near)
             else:
                 self.late += 1
@@ -237,7 +238,8 @@ class Graphs:
 
     def capture(self, key: Key, kind: Kind) -> None:
         """Bind the nodes of a bucket to its memory, and capture those of that kind; with a FRONT its TAIL."""
-        self._missed.pop((key, kind), None)
+        self._missed.discard((key, kind))
+        self._due.pop((key, kind), None)
         if kind is Kind.ENCODER:
             bound = self._bound(self.engine.programs[ENCODE], encoder_bucket(key[0]), False, FRONT)
             self._captured[key, kind] = Captured(self._recorded(bound), bound.named)
