@@ -19,11 +19,16 @@ def _attention(
     q: Type, kv: Type, query_start: Type, query_len: Type, context_len: Type, block_table: Type, *given: Type,
     heads: int, scale: float, window: int = 0, softcap: float = 0.0, extras: tuple[str, ...] = (),
 ) -> Type:  # fmt: skip
+    check_cache(q, kv, heads)
+    _check_extras(given, extras, heads)
+    return q
+
+
+def check_cache(q: Type, kv: Type, heads: int) -> None:
+    """Raises ValueError where [T,H*D] queries cannot look into [N,2,K,B,D]."""
     _, two, kv_heads, _, size = kv.shape
     if two != 2 or heads % int(kv_heads) or q.shape[-1] != heads * int(size):
         raise ValueError(f"{heads} heads do not fit queries of {q.shape[-1]} and a cache of {kv}")
-    _check_extras(given, extras, heads)
-    return q
 
 
 def _check_extras(given: Sequence[Type], names: Sequence[str], heads: int) -> None:

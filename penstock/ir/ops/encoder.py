@@ -8,7 +8,7 @@ from typing import Any
 from penstock.ir.graph import Type
 from penstock.ir.lazy import torch
 from penstock.ir.op import op
-from penstock.ir.ops.attention import attend_tile, gathered, query_tiles
+from penstock.ir.ops.attention import attend_tile, check_cache, gathered, query_tiles
 from penstock.ir.ops.examples import context_of, fill, ragged, table
 
 
@@ -61,9 +61,7 @@ def _cross_attention(
     q: Type, kv: Type, query_start: Type, query_len: Type, context_len: Type, encoder_len: Type, block_table: Type, *,
     heads: int, scale: float,
 ) -> Type:  # fmt: skip
-    _, two, kv_heads, _, size = kv.shape
-    if two != 2 or heads % int(kv_heads) or q.shape[-1] != heads * int(size):
-        raise ValueError(f"{heads} heads do not fit queries of {q.shape[-1]} and a cache of {kv}")
+    check_cache(q, kv, heads)
     return q
 
 
