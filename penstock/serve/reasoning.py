@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final, Literal
 
-from penstock.serve.tools.events import CallStart, Event, Parser, PlainText, Reasoning, WasReasoning, append
+from penstock.serve.tools.events import CallStart, Event, Parser, PlainText, Reader, Reasoning, WasReasoning, append
 from penstock.serve.tools.parser import SPACE
 from penstock.text.detokenize import overlap
 
@@ -27,7 +27,7 @@ def prompt_state(prompt: str) -> Literal["open", "closed", "none"]:
     return "open" if end.endswith(OPEN) else "closed" if end.endswith(CLOSE) else "none"
 
 
-class ReasoningParser:
+class ReasoningParser(Reader):
     """Splits the text before `</think>` from the answer, and gives the answer to `inner`.
 
     The thought begins where the prompt opened it, or with a `<think>` that begins the text. Where neither was but an
@@ -37,21 +37,10 @@ class ReasoningParser:
 
     def __init__(self, prompt: str = "", inner: Callable[[], Parser] = PlainText) -> None:
         state = prompt_state(prompt)
-        self._state: Callable[[str, int], int]
-        self._state = {"open": self._in_thought, "closed": self._in_answer, "none": self._first}[state]
+        super().__init__({"open": self._in_thought, "closed": self._in_answer, "none": self._first}[state])
         self._make = inner
         self._inner = inner()
-        self._events: list[Event] = []
-        self._held = ""  # perhaps the beginning of a marker
-        self._space: list[str] = []  # part of the text, unless a marker follows
         self._spoke = self._called = False
-
-    def feed(self, text: str) -> list[Event]:
-        text, self._held = self._held + text, ""
-        at = 0
-        while at < len(text):
-            at = self._state(text, at)
-        return self._take()
 
     def finish(self) -> list[Event]:
         if self._state == self._in_thought:
@@ -60,10 +49,6 @@ class ReasoningParser:
             self._answer("".join(self._space) + self._held)
         self._add(self._inner.finish())
         return self._take()
-
-    def _take(self) -> list[Event]:
-        events, self._events = self._events, []
-        return events
 
     def _add(self, events: list[Event]) -> None:
         for event in events:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -109,6 +109,28 @@ def gather(events: Iterable[Event]) -> Message:
     for call, pieces in calls.values():
         call.arguments = "".join(pieces)
     return Message("".join(content), "".join(reasoning), [call for call, _ in calls.values()])
+
+
+class Reader:
+    """The loop of a parser: a state reads on from a place in the piece and says how far it came; it always moves, or
+    changes the state. What may be the beginning of a marker is held for the next piece."""
+
+    def __init__(self, state: Callable[[str, int], int]) -> None:
+        self._state = state
+        self._events: list[Event] = []
+        self._held = ""  # perhaps the beginning of a marker
+        self._space: list[str] = []  # part of the text, unless a marker follows
+
+    def feed(self, text: str) -> list[Event]:
+        text, self._held = self._held + text, ""
+        at = 0
+        while at < len(text):
+            at = self._state(text, at)
+        return self._take()
+
+    def _take(self) -> list[Event]:
+        events, self._events = self._events, []
+        return events
 
 
 def append(events: list[Event], event: Event) -> None:

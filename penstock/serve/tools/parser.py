@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection
 from typing import ClassVar, Final, Literal
 
 from penstock.serve.tools.call import CallReader
-from penstock.serve.tools.events import Arguments, CallStart, Content, Event, Withdrawn, append
+from penstock.serve.tools.events import Arguments, CallStart, Content, Event, Reader, Withdrawn, append
 from penstock.text.detokenize import overlap
 
 SPACE: Final = " \t\r\n"
@@ -23,9 +23,8 @@ _ID: Final = string.ascii_letters + string.digits
 StyleName = Literal["llama3_json", "hermes", "mistral"]
 
 
-class ToolParser:
-    """What all styles share: content until a marker, then one object or several. A state reads on from a place in the
-    piece and says how far it came; it always moves, or changes the state."""
+class ToolParser(Reader):
+    """What all styles share: content until a marker, then one object or several."""
 
     begin: ClassVar[str]  # opens calls
     end: ClassVar[str] = ""  # closes them
@@ -37,10 +36,7 @@ class ToolParser:
         self._new_id = new_id or self._make_id
         self._markers = [marker for marker in (self.begin, self.end) if marker]
         self._search = re.compile("|".join(map(re.escape, self._markers))).search
-        self._state: Callable[[str, int], int] = self._in_text
-        self._events: list[Event] = []
-        self._held = ""  # perhaps the beginning of a marker
-        self._space: list[str] = []  # content, unless a call follows
+        super().__init__(self._in_text)
         self._raw: list[str] = []  # of what may become a call
         self._call: CallReader | None = None
         self._started = False
@@ -51,13 +47,6 @@ class ToolParser:
     def _make_id(self) -> str:
         return f"call_{secrets.token_hex(12)}"
 
-    def feed(self, text: str) -> list[Event]:
-        text, self._held = self._held + text, ""
-        at = 0
-        while at < len(text):
-            at = self._state(text, at)
-        return self._take()
-
     def finish(self) -> list[Event]:
         if self._raw:
             self._give_back()
@@ -65,10 +54,6 @@ class ToolParser:
         if not self._beside_call:
             self._emit(Content("".join(self._space)))
         return self._take()
-
-    def _take(self) -> list[Event]:
-        events, self._events = self._events, []
-        return events
 
     def _emit(self, event: Event) -> None:
         if not isinstance(event, Content) or event.text:
