@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from penstock.engine.device import Device
 from penstock.engine.program import Site, Sizes
-from penstock.kernels import gpu
 from penstock.kernels.encoder_attention import whole
-from penstock.kernels.tactic import Config, Draft, Tactic, inputs, outputs
+from penstock.kernels.tactic import Config, Draft, Tactic
 
 
 class Whole(Tactic):
@@ -21,13 +20,5 @@ class Whole(Tactic):
         return whole.configs(site, sizes)
 
     def plan(self, site: Site, sizes: Sizes, device: Device, config: Config) -> Draft:
-        pool = site.inputs[1]
-        own: dict[str, int | None] = {"K": int(pool.shape[2]), "B": int(pool.shape[3])}
-        signature = (
-            ("q_ptr", gpu.pointer(site.inputs[0])), ("kv_ptr", gpu.pointer(pool)), ("query_start_ptr", "*i32"),
-            ("query_len_ptr", "*i32"), ("encoder_len_ptr", "*i32"), ("table_ptr", "*i32"),
-            ("out_ptr", gpu.pointer(site.outputs[0])), ("T", "i32"), ("S", "i32"), ("M", "i32"),
-        )  # fmt: skip
-        numbers = gpu.integers(sizes["T"], sizes["S"], sizes["M"])
-        args = (*inputs(0, 1, 2, 3, 5, 6), *outputs(0), *numbers)
-        return whole.draft("over_pages", signature, args, own, site, sizes, device, config)
+        rows = {"query_start_ptr": 2, "query_len_ptr": 3, "encoder_len_ptr": 5, "table_ptr": 6}
+        return whole.draft_over_cache("over_pages", rows, site, sizes, device, config)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from penstock.engine.device import Device
 from penstock.engine.program import Arg, Site, Sizes
 from penstock.kernels import gpu
@@ -69,6 +71,20 @@ def configs(site: Site, sizes: Sizes) -> tuple[Config, ...]:
     small = {"QT": 16, "BN": keys, "warps": 4, "stages": 3}
     large = {"QT": 64, "BN": keys, "warps": warps, "stages": 2}
     return (large, small) if sizes["T"] >= 16 * sizes["S"] else (small, large)
+
+
+def draft_over_cache(
+    function: str, rows: Mapping[str, int], site: Site, sizes: Sizes, device: Device, config: Config
+) -> Draft:
+    """Of queries, input 0, over a cache, input 1. rows: of numbers a sequence, each pointer's name and its input."""
+    pool = site.inputs[1]
+    own: dict[str, int | None] = {"K": int(pool.shape[2]), "B": int(pool.shape[3])}
+    signature = (
+        ("q_ptr", gpu.pointer(site.inputs[0])), ("kv_ptr", gpu.pointer(pool)), *((name, "*i32") for name in rows),
+        ("out_ptr", gpu.pointer(site.outputs[0])), ("T", "i32"), ("S", "i32"), ("M", "i32"),
+    )  # fmt: skip
+    args = (*inputs(0, 1, *rows.values()), *outputs(0), *gpu.integers(sizes["T"], sizes["S"], sizes["M"]))
+    return draft(function, signature, args, own, site, sizes, device, config)
 
 
 def draft(
