@@ -84,19 +84,11 @@ def over_rows(
 
 
 @triton.jit
-def over_pages(
-    q_ptr, kv_ptr, query_start_ptr, query_len_ptr, encoder_len_ptr, table_ptr, out_ptr, T, S, M, H: tl.constexpr,
-    K: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, B: tl.constexpr, SP: tl.constexpr, QT: tl.constexpr,
-    BN: tl.constexpr, SCALE: tl.constexpr, PDL: tl.constexpr,
+def _tile_over_pages(
+    q_ptr, kv_ptr, table, out_ptr, start, count, length, own, head, H: tl.constexpr, K: tl.constexpr, D: tl.constexpr,
+    DP: tl.constexpr, B: tl.constexpr, QT: tl.constexpr, BN: tl.constexpr, SCALE: tl.constexpr,
 ):  # fmt: skip
-    """Grid: (tiles at most, H). Each row sees the first `encoder_len` places of its table."""
-    if PDL:
-        tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
-    head = tl.program_id(1)
-    row, _, start, count = _tile(query_start_ptr, query_len_ptr, tl.program_id(0), T, S, SP, QT)
-    length = tl.load(encoder_len_ptr + row, mask=row >= 0, other=0)
-    table = table_ptr + row.to(tl.int64) * M
+    """A tile of queries over the first `length` places of a table; of these query r sees own[r], or all if None."""
     r, d = tl.arange(0, QT), tl.arange(0, DP)
     place = ((start + r).to(tl.int64) * H + head)[:, None] * D + d[None, :]
     mask = (r < count)[:, None] & (d < D)[None, :]
@@ -111,9 +103,31 @@ def over_pages(
         keep = seen[:, None] & (d < D)[None, :]
         k = tl.load(kv_ptr + keys, mask=keep, other=0.0)
         v = tl.load(kv_ptr + K * B * D + keys, mask=keep, other=0.0)
-        m, total, acc = _fold(q, k, v, None, seen, m, total, acc, SCALE)
+        hidden = own
+        if hidden is not None:  # no row hides the first key
+            hidden = tl.where(n[None, :] < own[:, None], 0.0, float("-inf"))
+        m, total, acc = _fold(q, k, v, hidden, seen, m, total, acc, SCALE)
     y = acc / tl.where(total > 0, total, 1.0)[:, None]
     tl.store(out_ptr + place, y.to(out_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def over_pages(
+    q_ptr, kv_ptr, query_start_ptr, query_len_ptr, encoder_len_ptr, table_ptr, out_ptr, T, S, M, H: tl.constexpr,
+    K: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, B: tl.constexpr, SP: tl.constexpr, QT: tl.constexpr,
+    BN: tl.constexpr, SCALE: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """Grid: (tiles at most, H). Each row sees the first `encoder_len` places of its table."""
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
+    head = tl.program_id(1)
+    row, _, start, count = _tile(query_start_ptr, query_len_ptr, tl.program_id(0), T, S, SP, QT)
+    length = tl.load(encoder_len_ptr + row, mask=row >= 0, other=0)
+    table = table_ptr + row.to(tl.int64) * M
+    _tile_over_pages(
+        q_ptr, kv_ptr, table, out_ptr, start, count, length, None, head, H, K, D, DP, B, QT, BN, SCALE
+    )  # fmt: skip
 
 
 @triton.jit
@@ -132,23 +146,8 @@ def over_prefix(
     prefix = tl.minimum(tl.load(prefix_len_ptr + row, mask=row >= 0, other=0), context)
     at = context - tl.load(query_len_ptr + row, mask=row >= 0, other=0) + first
     length = tl.where(row >= 0, tl.maximum(at + count, prefix), 0)
+    own = tl.maximum(at + tl.arange(0, QT) + 1, prefix)
     table = table_ptr + row.to(tl.int64) * M
-    r, d = tl.arange(0, QT), tl.arange(0, DP)
-    place = ((start + r).to(tl.int64) * H + head)[:, None] * D + d[None, :]
-    mask = (r < count)[:, None] & (d < D)[None, :]
-    q = tl.load(q_ptr + place, mask=mask, other=0.0)
-    m, total = tl.full((QT,), float("-inf"), tl.float32), tl.zeros((QT,), tl.float32)
-    acc = tl.zeros((QT, DP), tl.float32)
-    own = tl.maximum(at + r + 1, prefix)
-    for begin in range(0, length, BN):
-        n = begin + tl.arange(0, BN)
-        seen = n < length
-        block = tl.load(table + n // B, mask=seen, other=0).to(tl.int64)
-        keys = (block * (2 * K * B) + head // (H // K) * B + n % B)[:, None] * D + d[None, :]
-        keep = seen[:, None] & (d < D)[None, :]
-        k = tl.load(kv_ptr + keys, mask=keep, other=0.0)
-        v = tl.load(kv_ptr + K * B * D + keys, mask=keep, other=0.0)
-        hidden = tl.where(n[None, :] < own[:, None], 0.0, float("-inf"))  # no row hides the first key
-        m, total, acc = _fold(q, k, v, hidden, seen, m, total, acc, SCALE)
-    y = acc / tl.where(total > 0, total, 1.0)[:, None]
-    tl.store(out_ptr + place, y.to(out_ptr.dtype.element_ty), mask=mask)
+    _tile_over_pages(
+        q_ptr, kv_ptr, table, out_ptr, start, count, length, own, head, H, K, D, DP, B, QT, BN, SCALE
+    )  # fmt: skip
