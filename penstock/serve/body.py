@@ -6,10 +6,10 @@ import asyncio
 import json
 from typing import Any, Final, NoReturn, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 from starlette.requests import Request
 
-from penstock.serve.errors import RequestError, bounded
+from penstock.serve.errors import RequestError, bounded, invalid
 
 MOST_OBJECTS: Final = 50_000  # in one body
 MOST_KEYS: Final = 10_000  # of one object
@@ -32,7 +32,7 @@ class Body(BaseModel):
 
 
 async def read_json(request: Request, model: type[M]) -> M:
-    """The body, whatever its content type says. Raises RequestError and pydantic's ValidationError, both a 400."""
+    """The body, whatever its content type says. Raises RequestError, a 400."""
     body = await request.body()
     if len(body) > _ASIDE:
         return await asyncio.to_thread(parse, body, model)
@@ -42,7 +42,10 @@ async def read_json(request: Request, model: type[M]) -> M:
 def parse(body: bytes, model: type[M]) -> M:
     """As `read_json`."""
     check_json(body)
-    return model.model_validate_json(body)
+    try:
+        return model.model_validate_json(body)
+    except ValidationError as error:
+        raise invalid(error, model.model_fields) from None
 
 
 def check_json(body: bytes) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from difflib import get_close_matches
 from typing import Any, Final, NamedTuple
 
 from pydantic import ValidationError
@@ -25,6 +26,8 @@ MOST_SHOWN: Final = 100  # of a value in one
 MOST_ERRORS: Final = 3  # of a body, told
 _COUNTED: Final = 1000  # errors of a body, above which none is looked at: making them takes time
 _PARAM: Final = re.compile(r"([a-z_]{1,40})=")  # how the package's messages begin where a parameter is wrong
+
+CODES: Final = {"extra_forbidden": "unknown_parameter", "missing": "missing_required_parameter"}  # by pydantic's type
 
 INVALID, SERVER = "invalid_request_error", "server_error"
 INTERNAL: Final = "internal_error"
@@ -78,11 +81,11 @@ class _Row(NamedTuple):
     headers: Mapping[str, str] = {}
 
 
-# The first row that fits. RequestError has a status of its own, ValidationError several messages: they are not here.
+# The first row that fits. RequestError has a status of its own, and is not here.
 TABLE: Final = (
     _Row(LengthError, 400, INVALID, "context_length_exceeded"),
     _Row(QueueFullError, 429, "rate_limit_error", "queue_full", headers={"retry-after": "1"}),
-    _Row(InputError, 400, INVALID, None),
+    _Row(InputError, 400, INVALID, "invalid_value"),
     _Row(UnsupportedError, 400, INVALID, "unsupported"),
     _Row(EngineUnready, 503, SERVER, "engine_unready"),
     _Row(
@@ -96,7 +99,7 @@ TABLE: Final = (
         TokenizerError,
         400,
         INVALID,
-        None,
+        "invalid_template",
         "the model's tokenizer or chat template cannot take this; the server's log says why",
     ),
     _Row(Exception, 500, SERVER, INTERNAL, "the server failed at this request; its log says why"),
@@ -117,8 +120,6 @@ def refusal(error: Exception) -> Refusal:
     if isinstance(error, RequestError):
         kind = INVALID if error.status < 500 else SERVER
         return Refusal(error.status, bounded(str(error)), kind, error.param, error.code, error.headers)
-    if isinstance(error, ValidationError):
-        return _invalid(error)
     row = next(row for row in TABLE if isinstance(error, row.kind))
     message = row.says or bounded(str(error))
     headers = (
@@ -136,22 +137,25 @@ def bounded(text: str, most: int = MOST_CHARACTERS) -> str:
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
-def _invalid(error: ValidationError) -> Refusal:
-    """pydantic's errors in one sentence that names the fields."""
+def invalid(error: ValidationError, fields: Collection[str]) -> RequestError:
+    """pydantic's errors in one sentence that names the fields. `fields`: what the body may hold."""
     count = error.error_count()
     if count > _COUNTED:
-        return Refusal(400, f"the body has {count} errors against what this path takes; see /openapi.json", INVALID)
+        said = f"the body has {count} errors against what this path takes; see /openapi.json"
+        return RequestError(400, said, "invalid_value")
     found = error.errors(include_url=False, include_context=False)
-    told = "; ".join(_sentence(each["loc"], each["type"], each["msg"], each["input"]) for each in found[:MOST_ERRORS])
+    told = [_sentence(each["loc"], each["type"], each["msg"], each["input"], fields) for each in found[:MOST_ERRORS]]
     more = f"; and {count - MOST_ERRORS} more" if count > MOST_ERRORS else ""
-    first = found[0]["loc"]
-    return Refusal(400, bounded(told + more), INVALID, bounded(str(first[0]), MOST_SHOWN) if first else None)
+    first = (*found[0]["loc"], told[0].partition(":")[0])[0]  # of an error between fields, the one it begins with
+    param = bounded(str(first), MOST_SHOWN) if found[0]["loc"] or first in fields else None
+    return RequestError(400, "; ".join(told) + more, CODES.get(found[0]["type"], "invalid_value"), param)
 
 
-def _sentence(where: tuple[int | str, ...], kind: str, message: str, value: object) -> str:
+def _sentence(where: tuple[int | str, ...], kind: str, message: str, value: object, fields: Collection[str]) -> str:
     place = bounded(".".join(map(str, where)), MOST_SHOWN)
     if kind == "extra_forbidden":
-        return f"unknown field {place!r}"
+        near = get_close_matches(place, fields, 1) if len(where) == 1 else []
+        return f"unknown field {place!r}" + "".join(f", did you mean {name!r}?" for name in near)
     if kind == "missing":
         return f"{place}: is required"
     said = message.removeprefix("Value error, ")

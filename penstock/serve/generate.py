@@ -38,7 +38,9 @@ def check_limits(config: ServeConfig, prompts: int, params: SamplingParams) -> N
         ("logprobs", max(params.logprobs or 0, params.prompt_logprobs or 0), config.max_logprobs),
     ):
         if value > most:
-            raise RequestError(400, f"{name}: {value} of one request, at most {most}; ask for less", None, name)
+            raise RequestError(
+                400, f"{name}: {value} of one request, at most {most}; ask for less", "invalid_value", name
+            )
 
 
 def admission(body: Sampling | EmbeddingRequest, config: ServeConfig) -> tuple[int, str, float | None, float | None]:

@@ -53,30 +53,26 @@ class Answering:
                 ended = not message.get("more_body", False)
             await send(message)
 
-        gone = False
+        gone, refused = False, None
         try:
             await self._app(scope, receive, tell)
         except (ClientGone, ClientDisconnect):
             gone = True
         except Exception as error:  # a border: whatever a request raises ends that request alone
-            await self._refuse(error, request_id, status, scope, receive, tell)
+            found = refusal(error)
+            refused = found.code
+            if found.unexpected:
+                for failed in self._serving.hooks.failed:
+                    failed(request_id, error)
+            if status:
+                raise
+            await found.response()(scope, receive, tell)
         finally:
             seconds, route = time.monotonic() - started, scope["state"]["route"]
-            record = Answered(request_id, scope["method"], route, status, started, seconds, gone or not ended)
+            gone = gone or not ended
+            record = Answered(request_id, scope["method"], route, status, started, seconds, gone, refused)
             for hook in self._serving.hooks.answered:
                 hook(record)
-
-    async def _refuse(
-        self, error: Exception, request_id: str, status: int, scope: Scope, receive: Receive, send: Send
-    ) -> None:
-        found = refusal(error)
-        if found.unexpected:
-            for hook in self._serving.hooks.failed:
-                hook(request_id, error)
-        if not status:
-            await found.response()(scope, receive, send)
-        else:
-            raise error
 
 
 def _request_id(scope: Scope) -> str:

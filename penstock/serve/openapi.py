@@ -107,8 +107,9 @@ def _content(endpoint: Endpoint, schemas: Schemas) -> dict[str, Any]:
     assert endpoint.gives is not None
     content = {JSON: {"schema": schemas[endpoint.gives, "serialization"]}}
     if endpoint.streams:
-        event = schemas[endpoint.streams, "serialization"]
-        data = {"type": "string", "contentMediaType": JSON, "contentSchema": event}
+        event = {"anyOf": [schemas[endpoint.streams, "serialization"], schemas[Error, "serialization"]]}
+        payload = {"type": "string", "contentMediaType": JSON, "contentSchema": event}
+        data = {"anyOf": [{"const": "[DONE]"}, payload]}
         content[EVENTS] = {"schema": {"type": "object", "properties": {"data": data}, "required": ["data"]}}
     return content
 

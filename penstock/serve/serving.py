@@ -35,7 +35,7 @@ _ASIDE: Final = 10_000
 
 class Answered(NamedTuple):
     """A request to the server as it ended. `route`: the path's template, empty for an unknown one. `status`: 0 where
-    the client left before there was one. `gone`: whether it left before the end."""
+    the client left before there was one. `gone`: whether it left before the end. `refused`: the error's code."""
 
     request_id: str
     method: str
@@ -44,6 +44,7 @@ class Answered(NamedTuple):
     started: float
     seconds: float
     gone: bool
+    refused: str | None = None
 
 
 class Watcher(Protocol):

@@ -59,6 +59,7 @@ class Watch:
             "status": record.status or None,
             "seconds": _rounded(record.seconds),
             "client_gone": record.gone or None,
+            "refused": record.refused,
             **(totals.fields() if totals else {}),
         }
         say("request", fields, logging.DEBUG if route in WATCHED and record.status in (200, 503) else logging.INFO)

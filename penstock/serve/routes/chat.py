@@ -63,7 +63,7 @@ def _held(body: ChatRequest, calls: str | None, thinks: bool) -> dict[str, Any]:
     if held:
         raise RequestError(
             400, "tool_choice requires a call, and the text is to have another form as well; ask for one of them",
-            None, "tool_choice",
+            "invalid_value", "tool_choice",
         )  # fmt: skip
     return {"structural_tag": calls}
 

@@ -49,11 +49,14 @@ def _check(body: EmbeddingRequest, serving: Serving) -> None:
         )
     if len(body.inputs) > config.max_prompts:
         raise RequestError(
-            400, f"input: {len(body.inputs)} texts, at most {config.max_prompts}; send fewer", None, "input"
+            400, f"input: {len(body.inputs)} texts, at most {config.max_prompts}; send fewer", "invalid_value", "input"
         )
     if body.dimensions is not None and body.dimensions > (size := int(facts["embedding_size"])):
         raise RequestError(
-            400, f"dimensions={body.dimensions}, but the model's vectors have {size}; ask for fewer", None, "dimensions"
+            400,
+            f"dimensions={body.dimensions}, but the model's vectors have {size}; ask for fewer",
+            "invalid_value",
+            "dimensions",
         )
 
 

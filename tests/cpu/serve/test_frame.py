@@ -14,14 +14,14 @@ from penstock.serve.serving import Answered
 from tests.cpu.serve.doubles import ECHO, app_of, client_of, raising
 
 ERRORS = [
-    (SamplingError("temperature=9 is too hot"), 400, None, "temperature"),
+    (SamplingError("temperature=9 is too hot"), 400, "invalid_value", "temperature"),
     (LengthError("the prompt has 9 tokens"), 400, "context_length_exceeded", None),
     (QueueFullError("request 'a' is refused: 3 wait"), 429, "queue_full", None),
     (UnsupportedError("suffix is not built yet"), 400, "unsupported", None),
     (EngineUnready("loading", 7.0), 503, "engine_unready", None),
     (EngineDied("killed, see /srv/secret/crash.json"), 500, "engine_died", None),
     (RuntimeError("/srv/secret"), 500, "internal_error", None),
-    (SamplingError("x" * 100_000), 400, None, None),
+    (SamplingError("x" * 100_000), 400, "invalid_value", None),
 ]
 
 

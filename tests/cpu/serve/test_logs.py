@@ -44,8 +44,10 @@ def logged(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Lines]]:
         logger.setLevel(at)
 
 
-def answer(hooks: Hooks, route: str = "/v1/completions", status: int = 200, gone: bool = False) -> None:
-    hooks.answered[0](Answered("req-1", "POST", route, status, time.monotonic(), 0.25, gone))
+def answer(
+    hooks: Hooks, route: str = "/v1/completions", status: int = 200, gone: bool = False, refused: str | None = None
+) -> None:
+    hooks.answered[0](Answered("req-1", "POST", route, status, time.monotonic(), 0.25, gone, refused))
 
 
 @pytest.fixture
@@ -85,7 +87,9 @@ def test_the_same_as_text(logged: Callable[[str], Lines], hooks: Hooks) -> None:
     lines = logged("text")
     request(hooks)
     answer(hooks, status=200, gone=True)
-    (line,) = lines()
+    answer(hooks, status=404, refused="model_not_found")
+    line, other = lines()
+    assert " status=404 " in other and other.endswith(" refused=model_not_found")
     assert " INFO request request_id=req-1 method=POST route=/v1/completions status=200 seconds=0.25 " in line
     assert " client_gone=true " in line
     assert line.endswith("finish=stop")
