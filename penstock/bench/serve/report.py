@@ -128,11 +128,12 @@ def _at_once(wish: Wish, work: Workload) -> int | None:
 
 
 def _name(wish: Wish, work: Workload, at_once: int | None) -> str:
-    """serve_512_128_c64, serve_chat_mixed_r10."""
+    """serve_512_128_c64, serve_chat_mixed_r10, serve_mixed_guided_json."""
     base = work.name.removeprefix("offline_").removeprefix("throughput_")
     chat = "chat_" if wish.endpoint == "chat" else ""
     rate = f"_r{work.given.rate:g}" if work.given.rate else ""
-    return f"serve_{chat}{base}{rate}" + (f"_c{at_once}" if at_once else "")
+    more = "".join(f"_{name}" for name in sorted(wish.more))
+    return f"serve_{chat}{base}{rate}" + (f"_c{at_once}" if at_once else "") + more
 
 
 @contextmanager

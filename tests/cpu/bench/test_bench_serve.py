@@ -127,7 +127,9 @@ def test_so_many_at_once_and_no_more(capsys: pytest.CaptureFixture[str]) -> None
     with serving(Fake(first=0.05, gap=0.0)) as fake:
         found = measured(capsys, fake, "--workload 4/2:12 --concurrency 3 --ignore_eos --extra_body '{\"seed\": 5}'")
     assert fake.peak == 3 == found["peak_concurrency"] and found["seconds"] >= 4 * 0.05
-    assert fake.bodies[-1]["ignore_eos"] is True and fake.bodies[-1]["seed"] == 5 and found["name"] == "serve_4_2_c3"
+    assert (
+        fake.bodies[-1]["ignore_eos"] is True and fake.bodies[-1]["seed"] == 5 and found["name"] == "serve_4_2_c3_seed"
+    )
 
 
 def test_requests_arrive_at_their_rate(capsys: pytest.CaptureFixture[str]) -> None:
