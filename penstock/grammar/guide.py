@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import threading
 import time
@@ -15,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from penstock.errors import SamplingError
+from penstock.grammar.compiled import Compiled
 from penstock.grammar.vocabulary import Vocabulary, xgrammar
 
 KEPT: Final = 64  # compiled grammars, each of at most `worker.MOST_BYTES` written out
@@ -35,12 +35,12 @@ class Grammars:
         self._info: Any = None
         self._kept: OrderedDict[bytes, Any] = OrderedDict()
 
-    def guide(self, compiled: bytes) -> Guide:
-        """A fresh one, at the beginning. Raises SamplingError where the bytes are none of this engine's."""
+    def guide(self, compiled: Compiled) -> Guide:
+        """A fresh one, at the beginning. Raises SamplingError where the grammar is none of this engine's."""
         with self._lock:
-            key = hashlib.sha256(compiled).digest()
+            key = compiled.key
             if key not in self._kept:
-                self._kept[key] = self._read(compiled)
+                self._kept[key] = self._read(compiled.body)
             self._kept.move_to_end(key)
             while len(self._kept) > KEPT:
                 self._kept.popitem(last=False)

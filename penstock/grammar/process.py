@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Final
 
 from penstock.errors import PenstockError, QueueFullError, SamplingError
+from penstock.grammar.compiled import Compiled
 from penstock.grammar.guided import GuidedDecoding
 from penstock.grammar.vocabulary import Vocabulary
 from penstock.grammar.worker import DONE, receive, send, write_vocabulary
@@ -21,7 +22,7 @@ SECONDS: Final = 5.0
 MEMORY: Final = 1 << 30
 AT_ONCE: Final = 4
 MOST_WAITING: Final = 64
-CACHED: Final = 64 << 20  # bytes
+CACHED: Final = 256 << 20  # bytes
 _START_SECONDS: Final = 60.0
 _REFUSAL: Final = 256  # bytes that a kept refusal counts as, beside its text
 
@@ -42,14 +43,14 @@ class Compiler:
         self._starting = threading.Lock()  # of the process, which takes seconds to start
         self._turn = threading.Semaphore(at_once)
         self._waiting = 0
-        self._cache: OrderedDict[tuple[str, str], bytes | str] = OrderedDict()
+        self._cache: OrderedDict[tuple[str, str], Compiled | str] = OrderedDict()
         self._cached = 0
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
         self._closed = False
 
-    def compile(self, guided: GuidedDecoding) -> bytes:
-        """As `guide.Grammars` reads it. Raises SamplingError where it cannot be had, QueueFullError where too many
+    def compile(self, guided: GuidedDecoding) -> Compiled:
+        """For `guide.Grammars`. Raises SamplingError where it cannot be had, QueueFullError where too many
         wait."""
         if (known := self.cached(guided)) is not None:
             return known
@@ -58,7 +59,7 @@ class Compiler:
         self._keep(key, found)
         return _given(key, found)
 
-    def cached(self, guided: GuidedDecoding) -> bytes | None:
+    def cached(self, guided: GuidedDecoding) -> Compiled | None:
         """At once, if it was compiled already; a refusal that is known is raised."""
         key = guided.kind, guided.text
         with self._lock:
@@ -74,7 +75,7 @@ class Compiler:
         with self._starting:
             self._end()
 
-    def _in_turn(self, key: tuple[str, str]) -> bytes | str:
+    def _in_turn(self, key: tuple[str, str]) -> Compiled | str:
         with self._lock:
             if self._waiting >= MOST_WAITING:
                 raise QueueFullError(f"{self._waiting} grammars wait to be compiled already; try again later")
@@ -86,7 +87,7 @@ class Compiler:
             with self._lock:
                 self._waiting -= 1
 
-    def _asked(self, key: tuple[str, str]) -> bytes | str:
+    def _asked(self, key: tuple[str, str]) -> Compiled | str:
         """The compiled grammar, or why there is none; once more where the process ended, not the fork."""
         process = self._process
         try:
@@ -96,7 +97,7 @@ class Compiler:
                 raise
         return self._once(key)
 
-    def _once(self, key: tuple[str, str]) -> bytes | str:
+    def _once(self, key: tuple[str, str]) -> Compiled | str:
         mine, its = socket.socketpair()
         with mine:
             with its:
@@ -113,7 +114,7 @@ class Compiler:
                     f"guided_decoding: compiling the {key[0]} took over {self._seconds:g} s or "
                     f"{self._memory >> 20} MiB, or failed; make it smaller"
                 ) from error
-        return body[1:] if body[:1] == DONE else body[1:].decode()
+        return Compiled(body[1:]) if body[:1] == DONE else body[1:].decode()
 
     def _hand_over(self, its: socket.socket) -> None:
         """Give a socket to the process, started if it is not there; once more where it has died since."""
@@ -167,7 +168,7 @@ class Compiler:
             self._process.wait()
         self._control = self._process = None
 
-    def _keep(self, key: tuple[str, str], found: bytes | str) -> None:
+    def _keep(self, key: tuple[str, str], found: Compiled | str) -> None:
         """The least recently used make room."""
         with self._lock:
             if key not in self._cache:
@@ -178,7 +179,7 @@ class Compiler:
                 self._cached -= _size(old, gone)
 
 
-def _given(key: tuple[str, str], found: bytes | str) -> bytes:
+def _given(key: tuple[str, str], found: Compiled | str) -> Compiled:
     if isinstance(found, str):
         raise SamplingError(f"guided_decoding: {key[0]} cannot be used: {found}")
     return found
@@ -191,5 +192,5 @@ def _has_ended(process: subprocess.Popen[bytes]) -> bool:
     return process.returncode is not None
 
 
-def _size(key: tuple[str, str], found: bytes | str) -> int:
-    return len(key[1]) + len(found) + _REFUSAL
+def _size(key: tuple[str, str], found: Compiled | str) -> int:
+    return len(key[1]) + len(found if isinstance(found, str) else found.body) + _REFUSAL

@@ -10,6 +10,7 @@ import numpy as np
 
 from penstock.engine.manifest import Engine
 from penstock.errors import OptionError, SamplingError
+from penstock.grammar.compiled import Compiled
 from penstock.grammar.guide import Grammars
 from penstock.grammar.process import Compiler
 from penstock.grammar.vocabulary import Vocabulary, vocabulary_of
@@ -58,7 +59,7 @@ class Submission:
     timeout: float | None = None
     arrival: float = field(default_factory=time.monotonic)
     hear: Callable[[TokenStream], None] | None = None
-    grammar: bytes | None = None
+    grammar: Compiled | None = None
 
     def __post_init__(self) -> None:
         priority = self.priority
@@ -131,7 +132,7 @@ class Intake:
             jobs.append(self._job(new, params, notes, numbers, f"{new.id}#{i}", several.sink(i), grammar, i, keys))
         return Order(new, tuple(jobs))
 
-    def _grammar(self, new: Submission) -> bytes | None:
+    def _grammar(self, new: Submission) -> Compiled | None:
         """Compiled, in a process of its own; this thread waits for it."""
         if new.grammar is not None:
             new.params.refuse_ends()
@@ -173,7 +174,7 @@ class Intake:
 
     def _job(
         self, new: Submission, params: SamplingParams, notes: tuple[str, ...], numbers: Numbers, id: str, sink: Sink,
-        grammar: bytes | None, index: int = 0, keys: Sequence[bytes] = (),
+        grammar: Compiled | None, index: int = 0, keys: Sequence[bytes] = (),
     ) -> Job:  # fmt: skip
         """One text, its blocks named by `keys`, where those are known."""
         request, freqs = self._request(new, params, id)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any, Final, cast
 
@@ -14,13 +15,17 @@ import msgspec
 
 from penstock import errors
 from penstock.errors import ExecutorError, OptionError, PenstockError, QueueFullError
+from penstock.grammar.compiled import Compiled
+from penstock.grammar.process import CACHED
 from penstock.serve.link import EngineDied, EngineUnready, State
 from penstock.serve.wire import (
     HEADER,
     Abort,
     Beat,
     Failed,
+    Forget,
     FromEngine,
+    Learn,
     Part,
     Parts,
     Progress,
@@ -153,24 +158,37 @@ class EngineClient:
         self.opening_error: Failed | None = None  # why the process has no engine
         self._replies: dict[str, EngineReply] = {}
         self._transport: asyncio.WriteTransport | None = None
+        self._taught: OrderedDict[bytes, int] = OrderedDict()  # grammars that the process knows, and their bytes
 
     @property
     def num_open(self) -> int:
         """Requests without an end."""
         return len(self._replies)
 
-    def submit(self, new: Submit) -> EngineReply:
+    def submit(self, new: Submit, grammar: Compiled | None = None) -> EngineReply:
         if self.state != "ready" or self._transport is None:
             raise self.refusal() if self.refusal else EngineUnready(f"the engine is {self.state}", 1.0)
         if new.id in self._replies:
             raise OptionError(f"request id {new.id!r} is taken by a request that has not finished; choose another")
         if (unread := self._transport.get_write_buffer_size()) > MOST_UNREAD:
             raise QueueFullError(f"{unread} bytes of requests wait for the engine to read them; try again later")
+        if grammar is not None:
+            self._teach(grammar)
         data = frame(new)
         reply = EngineReply(self, new.id, _num_texts(new.params))
         self._replies[new.id] = reply
         self._transport.write(data)
         return reply
+
+    def _teach(self, grammar: Compiled) -> None:
+        """The process knows it from now on; the least recently used make room."""
+        if grammar.key in self._taught:
+            self._taught.move_to_end(grammar.key)
+            return
+        self.send(Learn(grammar.key, grammar.body))
+        self._taught[grammar.key] = len(grammar.body)
+        while len(self._taught) > 1 and sum(self._taught.values()) > CACHED:
+            self.send(Forget(self._taught.popitem(last=False)[0]))
 
     def abort(self, id: str, index: int | None) -> None:
         """Of a request that has ended: nothing."""
@@ -189,6 +207,7 @@ class EngineClient:
 
     def connected(self, transport: asyncio.WriteTransport) -> None:
         self._transport, self.beat, self.opening_error, self.longest_step = transport, None, None, 0.0
+        self._taught.clear()
 
     def disconnected(self, transport: asyncio.WriteTransport | None) -> None:
         """Nothing can be written any more; what came before may still be read, and then comes `lost`."""

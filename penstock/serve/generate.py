@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from starlette.requests import Request
 
 from penstock.grammar import GuidedDecoding
+from penstock.grammar.compiled import Compiled
 from penstock.runtime.sampling.params import SamplingParams
 from penstock.serve.choices import Usage
 from penstock.serve.config import ServeConfig
@@ -54,7 +55,7 @@ def has_deadline(body: Sampling | EmbeddingRequest) -> bool:
     return body.timeout is not None or body.queue_timeout is not None
 
 
-async def grammar_of(asked: dict[str, Any], params: SamplingParams, serving: Serving) -> bytes | None:
+async def grammar_of(asked: dict[str, Any], params: SamplingParams, serving: Serving) -> Compiled | None:
     """The compiled grammar of GuidedDecoding's arguments; None where nothing is asked.
 
     Raises SamplingError for what cannot be compiled, or cannot be where the text may not end by itself.
@@ -86,7 +87,7 @@ class Generation:
 
     def __init__(
         self, serving: Serving, request: Request, body: Sampling, kind: str, model: str, prompts: Sequence[Prompt],
-        params: SamplingParams, tokenizer: Tokenizer, grammar: bytes | None = None,
+        params: SamplingParams, tokenizer: Tokenizer, grammar: Compiled | None = None,
         shown: Collection[int] = (),
     ) -> None:  # fmt: skip
         """`shown`: as for Answer."""
@@ -140,11 +141,12 @@ class Generation:
     def _submit(self, number: int, prompt: Prompt) -> Submit:
         id = self.id if len(self._prompts) == 1 else f"{self.id}-{number}"
         limits = admission(self._body, self._serving.config)
-        return Submit(id, prompt.tokens, wire_params(self.params), self._arrival, *limits, self._grammar)
+        key = self._grammar.key if self._grammar is not None else None
+        return Submit(id, prompt.tokens, wire_params(self.params), self._arrival, *limits, key)
 
     def _sent(self, number: int, prompt: Prompt) -> Answer:
         new, started = self._submit(number, prompt), self._serving.hooks.started
-        reply, request = self._serving.link.submit(new), self._request
+        reply, request = self._serving.link.submit(new, self._grammar), self._request
         watcher = None
         if started is not None:
             watcher = started(request.scope["state"]["request_id"], new, self.params.max_tokens, request.headers.raw)

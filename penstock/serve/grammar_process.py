@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from penstock.grammar import GuidedDecoding
+from penstock.grammar.compiled import Compiled
 from penstock.grammar.process import AT_ONCE, MOST_WAITING, SECONDS, Compiler
 from penstock.grammar.vocabulary import vocabulary_of
 from penstock.text import Tokenizer
@@ -23,8 +24,8 @@ class GrammarClient:
         # A thread waits on each; one that waits for its turn costs nothing else.
         self._threads = ThreadPoolExecutor(AT_ONCE + MOST_WAITING + 1, "grammar")
 
-    async def compile(self, guided: GuidedDecoding) -> bytes:
-        """What `Submit.grammar` carries. Raises SamplingError where it cannot be compiled, or not within time and
+    async def compile(self, guided: GuidedDecoding) -> Compiled:
+        """For `link.submit`. Raises SamplingError where it cannot be compiled, or not within time and
         memory; QueueFullError where too many wait already."""
         found = self._compiler.cached(guided)
         if found is None:

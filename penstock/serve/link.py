@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Literal, Protocol
 
 from penstock.errors import PenstockError
+from penstock.grammar.compiled import Compiled
 from penstock.serve.wire import Beat, Part, Submit
 
 State = Literal["loading", "ready", "restarting", "stopped"]
@@ -66,6 +67,8 @@ class EngineLink(Protocol):
     @property
     def restarts(self) -> int: ...
 
-    def submit(self, new: Submit) -> Reply:
-        """Send a request. Raises EngineUnready where there is no engine; its refusals come with `parts`."""
+    def submit(self, new: Submit, grammar: Compiled | None = None) -> Reply:
+        """Send a request; `grammar`: what its key stands for.
+
+        Raises EngineUnready where there is no engine; its refusals come with `parts`."""
         ...

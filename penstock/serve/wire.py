@@ -20,7 +20,7 @@ HEADER: Final = struct.Struct("<I")  # the length of what follows
 
 class Submit(Struct, tag="submit", array_like=True, frozen=True):
     """A request. `params`: the fields of SamplingParams that differ from their defaults, without `stop` and
-    `detokenize`, which are not the engine's. `grammar`: a compiled one, as the grammar process made it. `embed`: give
+    `detokenize`, which are not the engine's. `grammar`: the key of one that the engine knows. `embed`: give
     the prompt's vector instead of tokens. The rest as `runtime.intake.Submission`."""
 
     id: str
@@ -33,6 +33,19 @@ class Submit(Struct, tag="submit", array_like=True, frozen=True):
     timeout: float | None = None
     grammar: bytes | None = None
     embed: bool = False
+
+
+class Learn(Struct, tag="learn", array_like=True, frozen=True):
+    """A grammar that requests behind this may name. `body`: as the grammar process made it."""
+
+    key: bytes
+    body: bytes
+
+
+class Forget(Struct, tag="forget", array_like=True, frozen=True):
+    """No request behind this names that grammar."""
+
+    key: bytes
 
 
 class Abort(Struct, tag="abort", array_like=True, frozen=True):
@@ -125,7 +138,7 @@ class Beat(Struct, tag="beat", array_like=True, frozen=True):
     stats: dict[str, Any]
 
 
-ToEngine = Submit | Abort | Stop
+ToEngine = Submit | Learn | Forget | Abort | Stop
 FromEngine = Progress | Ready | Parts | Failed | Beat
 
 _ENCODER: Final = msgspec.msgpack.Encoder()

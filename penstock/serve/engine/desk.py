@@ -9,12 +9,13 @@ from dataclasses import asdict, fields
 from typing import Any, Final
 
 from penstock.errors import ExecutorError, PenstockError, SamplingError
+from penstock.grammar.compiled import Compiled
 from penstock.runtime.embedding import Pooled
 from penstock.runtime.intake import Order, Submission
 from penstock.runtime.loop import Loop
 from penstock.runtime.requests import CompletionOutput, RequestMetrics, RequestOutput, SamplingParams
 from penstock.runtime.tokens import TokenStream
-from penstock.serve.wire import Abort, Failed, Part, Submit, Times
+from penstock.serve.wire import Abort, Failed, Forget, Learn, Part, Submit, Times
 
 _NAMES: Final = frozenset(each.name for each in fields(SamplingParams)) - {"stop", "detokenize"}
 News = TokenStream | RequestOutput | Failed
@@ -27,6 +28,7 @@ class Desk:
         self._loop = loop
         self.closed = False  # behind the last `wait`
         self._news: queue.SimpleQueue[tuple[str, News] | None] = queue.SimpleQueue()
+        self._grammars: dict[bytes, Compiled] = {}
         self._num_posted = self._num_taken = 0
         self._posted_at = time.monotonic()  # or when it began
 
@@ -49,6 +51,13 @@ class Desk:
             self._loop.post(lambda: self._take(order), lambda error: self._fail(new.id, error))
         except Exception as error:  # the request's border
             self._fail(new.id, error)
+
+    def learn(self, said: Learn | Forget) -> None:
+        """The other process sees to it that these are not too many."""
+        if isinstance(said, Learn):
+            self._grammars[said.key] = Compiled(said.body)
+        else:
+            self._grammars.pop(said.key, None)
 
     def abort(self, gone: Abort) -> None:
         executor = self._loop.executor
@@ -80,8 +89,14 @@ class Desk:
             params = Pooled(self._loop.executor.engine).params
         return Submission(
             new.id, tuple(new.prompt), params, lambda news: self._hear_all(new.id, news), None, True, new.priority,
-            new.cache_salt, new.queue_timeout, new.timeout, new.arrival, self._hear, new.grammar,
+            new.cache_salt, new.queue_timeout, new.timeout, new.arrival, self._hear,
+            None if new.grammar is None else self._known(new.grammar),
         )  # fmt: skip
+
+    def _known(self, key: bytes) -> Compiled:
+        if key not in self._grammars:
+            raise SamplingError(f"no grammar has the key {key[:32].hex()}; send it with Learn, ahead of its requests")
+        return self._grammars[key]
 
     def _hear(self, text: TokenStream) -> None:
         if not text.noted:

@@ -121,8 +121,10 @@ class Process:
             self._desk.submit(message)
             if self._desk.busy:
                 time.sleep(PAUSE)
-        else:
+        elif isinstance(message, Abort):
             self._desk.abort(message)
+        else:
+            self._desk.learn(message)
 
     def _write_all(self, desk: Desk) -> None:
         with suppress(OSError):  # the reader sees to it

@@ -15,6 +15,7 @@ import pytest
 
 from penstock.errors import QueueFullError, SamplingError
 from penstock.grammar import GuidedDecoding, guided, process
+from penstock.grammar.compiled import Compiled
 from penstock.grammar.guide import FEW, FIRST_SECONDS, Filler, Guide
 from penstock.grammar.process import Compiler
 from penstock.text import Tokenizer
@@ -104,7 +105,7 @@ def test_every_walk_gives_a_text_of_the_grammar(walker: Walker, tokenizer: Token
 def test_the_hostile_are_served_or_refused_in_time(hasty: Compiler, name: str) -> None:
     start = time.monotonic()
     try:
-        assert len(hasty.compile(GuidedDecoding(**HOSTILE[name]))) <= 16 << 20
+        assert len(hasty.compile(GuidedDecoding(**HOSTILE[name])).body) <= 16 << 20
     except SamplingError as error:
         assert len(str(error)) < 500
     assert time.monotonic() - start < SECONDS + 2.5
@@ -174,10 +175,10 @@ def test_one_that_ends_or_hangs_under_a_request_is_started_again(hasty: Compiler
 
 
 def test_what_was_compiled_for_others_is_refused(walker: Walker) -> None:
-    compiled = walker.compiler.compile(GuidedDecoding(regex="a+"))
+    compiled = walker.compiler.compile(GuidedDecoding(regex="a+")).body
     for wrong in (b"", b"{}", b"\xff", compiled[: len(compiled) // 2], json.dumps([1]).encode()):
         with pytest.raises(SamplingError, match="not compiled for this engine"):
-            walker.grammars.guide(wrong)
+            walker.grammars.guide(Compiled(wrong))
 
 
 def test_a_guide_goes_back_and_says_what_is_not_of_the_grammar(walker: Walker) -> None:

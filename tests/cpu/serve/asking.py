@@ -8,6 +8,7 @@ from typing import Any
 
 import httpx
 
+from penstock.grammar.compiled import Compiled
 from penstock.serve.app import Application, create_app
 from penstock.serve.config import ServeConfig
 from penstock.serve.link import Reply
@@ -78,7 +79,7 @@ class Told(Noted):
         super().__init__(engine.supervisor)
         self.replies = [*replies]
 
-    def submit(self, new: Submit) -> Reply:
+    def submit(self, new: Submit, grammar: Compiled | None = None) -> Reply:
         self.submitted.append(new)
         reply: Any = self.replies.pop(0)
         if isinstance(reply, Exception):

@@ -15,6 +15,7 @@ from starlette.responses import Response
 
 from penstock import bundled
 from penstock.errors import PenstockError
+from penstock.grammar.compiled import Compiled
 from penstock.serve.answers import answer
 from penstock.serve.app import Application, create_app
 from penstock.serve.body import Body, read_json
@@ -40,7 +41,7 @@ class StillEngine:
     progress: tuple[str, int, int] = ("ready", 1, 1)
     restarts: int = 0
 
-    def submit(self, new: Submit) -> Reply:
+    def submit(self, new: Submit, grammar: Compiled | None = None) -> Reply:
         raise EngineUnready("this engine takes nothing", 3.0)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from penstock import bundled
+from penstock.grammar.compiled import Compiled
 from penstock.serve.grammar_process import GrammarClient
 from penstock.serve.link import Reply, State
 from penstock.serve.supervisor import Supervisor
@@ -49,9 +50,9 @@ class Noted:
     def healthy(self, now: float) -> tuple[bool, str]:
         return self._supervisor.healthy(now)
 
-    def submit(self, new: Submit) -> Reply:
+    def submit(self, new: Submit, grammar: Compiled | None = None) -> Reply:
         self.submitted.append(new)
-        reply = self._link.submit(new)
+        reply = self._link.submit(new, grammar)
         tell, aborted = reply.abort, self.aborted
 
         def abort(index: int | None = None) -> None:

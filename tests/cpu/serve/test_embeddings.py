@@ -20,6 +20,7 @@ from transformers import AutoModel, GPT2Config, GPT2LMHeadModel, LlamaForCausalL
 from penstock import LLM, SamplingParams
 from penstock.compiler.refit import refit
 from penstock.errors import ConfigError, OptionError, PenstockError, UnsupportedError
+from penstock.grammar.compiled import Compiled
 from penstock.models.pooling import open_for
 from penstock.serve import routes
 from penstock.serve.app import create_app
@@ -165,7 +166,7 @@ class DeskEngine(StillEngine):
         super().__init__(facts=facts_of(llm, {"model": None}))
         self.llm = llm
 
-    def submit(self, new: Submit) -> Reply:
+    def submit(self, new: Submit, grammar: Compiled | None = None) -> Reply:
         return DeskReply(Desk(self.llm._loop), new)
 
 

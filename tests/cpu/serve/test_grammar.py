@@ -15,6 +15,7 @@ from jsonschema import validate
 from penstock import LLM, SamplingParams, bundled
 from penstock.errors import PenstockError, SamplingError
 from penstock.grammar import GuidedDecoding
+from penstock.grammar.compiled import Compiled
 from penstock.grammar.guide import Guide
 from penstock.runtime.intake import Submission
 from penstock.runtime.loop import Gather, fresh_id, run_all
@@ -243,7 +244,7 @@ def test_what_does_not_go_with_a_grammar(llm: LLM, more: dict[str, Any], why: st
     with pytest.raises(SamplingError, match=why):
         ask(guided_decoding=GuidedDecoding(regex="a"), **more)
     with pytest.raises(SamplingError, match="does not go with guided_decoding"):
-        llm._loop.submit(Submission(fresh_id(), (5,), ask(**more), print, grammar=b"as compiled elsewhere"))
+        llm._loop.submit(Submission(fresh_id(), (5,), ask(**more), print, grammar=Compiled(b"as compiled elsewhere")))
 
 
 def test_what_the_client_compiled_holds_the_engines_text(llm: LLM) -> None:
@@ -251,7 +252,7 @@ def test_what_the_client_compiled_holds_the_engines_text(llm: LLM) -> None:
     tokenizer = Tokenizer.from_dir(bundled.target())
     client = GrammarClient(tokenizer, llm.engine.vocab_size, llm.engine.tokens["eos"])
 
-    async def compiled() -> list[bytes | PenstockError]:
+    async def compiled() -> list[Compiled | PenstockError]:
         asked = [GuidedDecoding(regex=REGEX), GuidedDecoding(regex="(?=a)b"), GuidedDecoding(choice=["x", "yz"])]
         return await asyncio.gather(*map(client.compile, asked), return_exceptions=True)  # type: ignore[arg-type]
 

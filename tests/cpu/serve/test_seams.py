@@ -12,6 +12,7 @@ import pytest
 from penstock import SamplingParams, bundled
 from penstock.errors import OptionError, QueueFullError
 from penstock.grammar import GuidedDecoding
+from penstock.grammar.compiled import Compiled
 from penstock.grammar.process import Compiler
 from penstock.grammar.vocabulary import vocabulary_of
 from penstock.runtime.requests import CompletionOutput, RequestMetrics, RequestOutput
@@ -20,7 +21,7 @@ from penstock.runtime.tokens import TokenStream
 from penstock.serve import client
 from penstock.serve.client import EngineClient, joined
 from penstock.serve.engine.desk import Desk
-from penstock.serve.wire import Failed, Part, Submit, Times
+from penstock.serve.wire import HEADER, Failed, Forget, Learn, Part, Submit, Times, read_to_engine
 from penstock.text import Tokenizer
 
 END = 7
@@ -83,6 +84,51 @@ def test_a_process_that_does_not_read_gets_no_more(monkeypatch: pytest.MonkeyPat
         assert link.num_open == 1
 
     asyncio.run(run())
+
+
+def test_a_process_is_taught_a_grammar_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compiled for a large vocabulary it has megabytes, which need not go with each request."""
+
+    async def run() -> None:
+        monkeypatch.setattr(client, "CACHED", 250)
+        link, told = EngineClient(), list[str]()
+
+        def connect() -> None:
+            def write(data: bytes) -> None:
+                message = read_to_engine(data[HEADER.size :])
+                key = message.key[:1].hex() if isinstance(message, Learn | Forget) else ""
+                told.append(type(message).__name__ + key)
+
+            transport: Any = SimpleNamespace(write=write, get_write_buffer_size=lambda: 0)
+            link.connected(transport)
+            link.state = "ready"
+
+        def ask(*grammars: Compiled) -> list[str]:
+            told.clear()
+            for each in grammars:
+                link.submit(Submit(f"{len(told)}{link.num_open}", [1], grammar=each.key), each)
+            return [word for word in told if word != "Submit"]
+
+        a, b, c = (Compiled(letter * 100) for letter in (b"a", b"b", b"c"))
+        names = {each: each.key[:1].hex() for each in (a, b, c)}
+        connect()
+        assert ask(a, a, b, a) == [f"Learn{names[a]}", f"Learn{names[b]}"]
+        assert ask(c) == [f"Learn{names[c]}", f"Forget{names[b]}"]
+        assert ask(a, c) == []
+        connect()
+        assert ask(c) == [f"Learn{names[c]}"]
+        assert ask(Compiled(b"d" * 1000))[-1] == f"Forget{names[c]}"
+
+    asyncio.run(run())
+
+
+def test_a_grammar_that_was_never_taught_is_refused() -> None:
+    desk = Desk(SimpleNamespace(executor=SimpleNamespace(busy=False, prepare=None)))  # type: ignore[arg-type]
+    for said in (Learn(b"known", b"a"), Forget(b"known")):
+        desk.learn(said)
+    desk.submit(Submit("a", [1], grammar=b"known"))
+    _, (failed,) = desk.wait()
+    assert failed.kind == "SamplingError" and b"known".hex() in failed.message
 
 
 def test_a_ctrl_c_at_the_terminal_is_not_for_the_process_of_grammars() -> None:
