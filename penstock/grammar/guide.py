@@ -21,8 +21,9 @@ KEPT: Final = 64  # compiled grammars, each of at most `worker.MOST_BYTES` writt
 FIRST_SECONDS: Final = 0.25  # CPU time that masks of a text may take in any case
 EACH_SECONDS: Final = 0.01  # and beyond that for each of its tokens
 MOST_THREADS: Final = 8
-FEW: Final = 4  # texts below which other threads cost more than they save
+SHARE: Final = 0.0005  # seconds of masks that are worth another thread: less than that goes into waking it
 Bits = npt.NDArray[np.int32]
+Asked = tuple["Guide", Sequence[int], Sequence[int]]  # and the arguments of `Guide.fill`
 
 
 class Grammars:
@@ -63,20 +64,20 @@ class Grammars:
 
 
 class Filler:
-    """Writes the masks of a step: of many texts on several threads, for the library works outside Python's lock."""
+    """Writes the masks of a step, on several threads where they take long: the library works outside Python's lock."""
 
     def __init__(self) -> None:
         self._count = min(MOST_THREADS, len(os.sched_getaffinity(0)))
         self._threads: ThreadPoolExecutor | None = None
 
-    def fill(self, asked: Sequence[tuple[Guide, Sequence[int]]], mask: Bits) -> list[Exception | None]:
-        """Row by row of the mask, a guide and the tokens of its text; what was raised for each, whose mask is anything
-        then."""
-        if len(asked) < FEW or self._count == 1:
+    def fill(self, asked: Sequence[Asked], mask: Bits) -> list[Exception | None]:
+        """Row by row of the mask; what was raised for each, whose mask is anything then."""
+        expected = sum(guide.took for guide, _, _ in asked)
+        count, found = min(self._count, len(asked), int(expected / SHARE)), dict[int, Exception | None]()
+        if count < 2:
             return [_filled(each, mask, row) for row, each in enumerate(asked)]
         if self._threads is None:
             self._threads = ThreadPoolExecutor(self._count, "masks")
-        count, found = min(self._count, len(asked)), dict[int, Exception | None]()
         parts = [range(first, len(asked), count) for first in range(count)]
         work = self._threads.map(lambda rows: [(row, _filled(asked[row], mask, row)) for row in rows], parts)
         for part in work:
@@ -88,10 +89,10 @@ class Filler:
             self._threads.shutdown()
 
 
-def _filled(asked: tuple[Guide, Sequence[int]], mask: Bits, row: int) -> Exception | None:
-    guide, tokens = asked
+def _filled(asked: Asked, mask: Bits, row: int) -> Exception | None:
+    guide, tokens, ahead = asked
     try:
-        guide.fill(tokens, mask, row)
+        guide.fill(tokens, ahead, mask, row)
     except Exception as error:  # the request's border
         mask[row] = -1
         return error
@@ -99,37 +100,46 @@ def _filled(asked: tuple[Guide, Sequence[int]], mask: Bits, row: int) -> Excepti
 
 
 class Guide:
-    """Of one text. Tokens that a text loses, since it is computed anew, are taken back."""
+    """Of one text. Tokens that a text loses, since it is computed anew, are taken back. `took`: seconds of the last
+    mask."""
 
     def __init__(self, matcher: Any) -> None:
         self._matcher = matcher
+        self._text: Sequence[int] = ()  # whose tokens these are
         self._tokens: list[int] = []
-        self._seconds = 0.0
+        self._seconds = self.took = 0.0
 
-    def fill(self, tokens: Sequence[int], mask: Bits, row: int) -> None:
-        """Write into that row of the mask what may come behind these tokens of the text: anything where it is over.
-        Raises SamplingError where the tokens are not of the grammar, or it takes too much time."""
+    def fill(self, text: Sequence[int], ahead: Sequence[int], mask: Bits, row: int) -> None:
+        """Write into that row of the mask what may come behind these tokens: anything where the text is over. `text`:
+        the same list from one time to the next, unless it loses tokens; `ahead`: what it will have got next.
+
+        Raises SamplingError where the tokens are not of the grammar, or it takes too much time.
+        """
         start = time.thread_time()
-        self._follow(tokens)
+        self._follow(text, ahead)
         if self._matcher.is_terminated():
             mask[row] = -1
         else:
             self._matcher.fill_next_token_bitmask(mask, row)
-        self._seconds += time.thread_time() - start
-        if self._seconds > FIRST_SECONDS + EACH_SECONDS * len(tokens):
+        self.took = time.thread_time() - start
+        self._seconds += self.took
+        if self._seconds > FIRST_SECONDS + EACH_SECONDS * len(self._tokens):
             raise SamplingError(
-                f"guided_decoding: checking {len(tokens)} tokens took {self._seconds:.2f} s, at most "
+                f"guided_decoding: checking {len(self._tokens)} tokens took {self._seconds:.2f} s, at most "
                 f"{FIRST_SECONDS} s and {EACH_SECONDS} s for each; give a simpler grammar"
             )
 
-    def _follow(self, tokens: Sequence[int]) -> None:
-        same = len(self._tokens)
-        if self._tokens != tokens[:same]:  # which is rare; to look token by token at each step would take long
-            same = next((i for i, (a, b) in enumerate(zip(self._tokens, tokens, strict=False)) if a != b), len(tokens))
-        if back := len(self._tokens) - same:
-            self._matcher.rollback(back)
-            del self._tokens[same:]
-        for token in tokens[same:]:
+    def _follow(self, text: Sequence[int], ahead: Sequence[int]) -> None:
+        known = len(self._tokens)
+        if text is not self._text or len(text) + len(ahead) < known:  # rare: a step must not look through long texts
+            self._text, tokens = text, [*text, *ahead]
+            pairs = enumerate(zip(self._tokens, tokens, strict=False))
+            same = next((i for i, (a, b) in pairs if a != b), min(known, len(tokens)))
+            if known > same:
+                self._matcher.rollback(known - same)
+                del self._tokens[same:]
+                known = same
+        for token in (*text[known:], *ahead[max(0, known - len(text)) :]):
             if not self._matcher.accept_token(token):
                 raise SamplingError(
                     f"guided_decoding: token {token}, the text's {len(self._tokens) + 1}th, is not of the grammar: "

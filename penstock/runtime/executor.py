@@ -224,7 +224,7 @@ class Executor:
     def _mask(self, held: Sequence[tuple[int, Job, Guide]], bits: Any) -> Masks:
         """Once the forward is launched: the host learns the tokens of the step before it, and so which may be next."""
         unread = self._read_ahead()
-        asked = [(guide, [*job.request.output, *unread.get(job.request, ())]) for _, job, guide in held]
+        asked = [(guide, job.request.output, unread.get(job.request, ())) for _, job, guide in held]
         for (_, job, _), error in zip(held, self._filler.fill(asked, bits.numpy()), strict=True):
             if error is not None:
                 told = SamplingError(f"the grammar of {job.order_id} failed: {_said(error)}")

@@ -29,7 +29,7 @@ class Walker:
 
     def allowed(self, guide: Guide, tokens: list[int]) -> list[int]:
         mask = np.zeros((1, -(-self.vocabulary.size // 32)), np.int32)
-        guide.fill(tokens, mask, 0)
+        guide.fill([*tokens], (), mask, 0)
         if (mask == -1).all():
             return []  # the text is over
         found: list[int] = np.flatnonzero(np.unpackbits(mask.view(np.uint8), bitorder="little")).tolist()

@@ -16,7 +16,7 @@ import pytest
 from penstock.errors import QueueFullError, SamplingError
 from penstock.grammar import GuidedDecoding, guided, process
 from penstock.grammar.compiled import Compiled
-from penstock.grammar.guide import FEW, FIRST_SECONDS, Filler, Guide
+from penstock.grammar.guide import FIRST_SECONDS, SHARE, Filler, Guide
 from penstock.grammar.process import Compiler
 from penstock.text import Tokenizer
 from tests.cpu.grammar.conftest import Walker
@@ -187,7 +187,25 @@ def test_a_guide_goes_back_and_says_what_is_not_of_the_grammar(walker: Walker) -
     behind = walker.allowed(guide, [a, b, a])
     assert walker.allowed(guide, [a]) == behind == walker.allowed(guide, [a, b, a])
     with pytest.raises(SamplingError, match=f"token {nine}, the text's 2th, is not of the grammar"):
-        guide.fill([a, nine], np.zeros((1, 200), np.int32), 0)
+        guide.fill([a, nine], (), np.zeros((1, 200), np.int32), 0)
+
+
+def test_a_guide_goes_on_with_a_list_that_grows(walker: Walker) -> None:
+    """It looks at what is new alone, and at all of it where tokens were lost."""
+    asked, words = GuidedDecoding(choice=["abcd", "abxy"]), -(-walker.vocabulary.size // 32)
+    a, b, c, x = (walker.vocabulary.tokens.index(each) for each in (b"a", b"b", b"c", b"x"))
+    guide, text, found, fresh = walker.guide(asked), [a], *np.zeros((2, 1, words), np.int32)
+    steps: list[tuple[list[int], list[int]]] = [
+        ([], []), ([], [b]), ([], [b, c]), ([], [b]), ([], [b, x]), ([b], [x]), ([x], []),
+    ]  # fmt: skip
+    for appended, ahead in steps:
+        text += appended
+        guide.fill(text, ahead, found, 0)
+        walker.guide(asked).fill([*text, *ahead], (), fresh, 0)
+        assert (found == fresh).all() and (found != -1).any(), (text, ahead)
+    guide.fill([a], (), found, 0)
+    walker.guide(asked).fill([a], (), fresh, 0)
+    assert (found == fresh).all()
 
 
 def test_masks_that_take_long_end_the_text() -> None:
@@ -199,7 +217,7 @@ def test_masks_that_take_long_end_the_text() -> None:
             return True
 
     with pytest.raises(SamplingError, match="checking 0 tokens took"):
-        Guide(Slow()).fill([], np.zeros((1, 4), np.int32), 0)
+        Guide(Slow()).fill([], (), np.zeros((1, 4), np.int32), 0)
 
 
 def test_masks_on_several_threads_are_those_of_one(walker: Walker) -> None:
@@ -207,13 +225,15 @@ def test_masks_on_several_threads_are_those_of_one(walker: Walker) -> None:
     filler, tokens = Filler(), walker.vocabulary.tokens
     filler._count = 3
     try:
-        for count in (1, FEW, 9):
-            asked = [(walker.guide(GuidedDecoding(**kinds[i % 4])), []) for i in range(count)]
-            wrong = (walker.guide(GuidedDecoding(regex="a+")), [tokens.index(b"b")])
+        for count in (1, 4, 9):
+            asked = [(walker.guide(GuidedDecoding(**kinds[i % 4])), [], []) for i in range(count)]
+            wrong = (walker.guide(GuidedDecoding(regex="a+")), [tokens.index(b"b")], [])
+            wrong[0].took = 2.2 * SHARE  # it took so long the last time
+            assert filler._threads is None or count > 1
             together, alone = np.zeros((2, count + 1, words), np.int32)
             told = filler.fill([*asked, wrong], together)
-            for row, (guide, text) in enumerate(asked):
-                guide.fill(text, alone, row)
+            for row, (guide, text, ahead) in enumerate(asked):
+                guide.fill(text, ahead, alone, row)
             assert (together[:count] == alone[:count]).all() and (together[count] == -1).all()
             assert told[:count] == [None] * count and isinstance(told[count], SamplingError)
     finally:

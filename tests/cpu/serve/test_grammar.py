@@ -208,10 +208,10 @@ def test_every_token_is_of_its_grammar_whatever_happens_beside_it(either: LLM) -
 def test_a_grammar_that_fails_ends_its_request_alone(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
     fill = Guide.fill
 
-    def failing(self: Guide, tokens: Any, mask: Any, row: int) -> None:
+    def failing(self: Guide, tokens: Any, ahead: Any, mask: Any, row: int) -> None:
         if len(tokens) == 3:
             raise RuntimeError("a defect of the library")
-        fill(self, tokens, mask, row)
+        fill(self, tokens, ahead, mask, row)
 
     good = texts(llm, ask(2, max_tokens=12))
     monkeypatch.setattr(Guide, "fill", failing)
