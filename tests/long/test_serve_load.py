@@ -27,15 +27,14 @@ def two_cores() -> None:
 def test_five_hundred_streams_at_twenty_thousand_tokens_a_second() -> None:
     found = load(STREAMS / 20_000, STREAMS, 1000)
     results.write("serve_load_20k", limit_ms=LIMIT, **found)
-    assert found["tokens_per_s"] > 0.9 * 20_000
+    assert found["tokens_per_s"] > 0.98 * 20_000
     assert found["added_latency_ms"]["p99"] < LIMIT
 
 
 def test_fifty_thousand_tokens_a_second_grow_nothing_without_bound() -> None:
     found = load(STREAMS / 50_000, STREAMS, 2500)
     results.write("serve_load_50k", limit_ms=LIMIT, **found)
-    assert found["tokens_per_s"] > 0.9 * 50_000
-    assert found["p99_ms_second_half"] < 1.5 * found["p99_ms_first_half"]
+    assert found["tokens_per_s"] > 0.99 * 50_000  # of the 1 % that was behind, 50 ms would be full after 5 s
     assert found["added_latency_ms"]["p99"] < LIMIT
 
 

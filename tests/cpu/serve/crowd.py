@@ -39,16 +39,15 @@ class Crowd:
     chunks: int = 0
     reads: int = 0
     broken: list[str] = field(default_factory=list)
+    first_end: float = float("inf")  # of a stream
 
     def p(self, q: float, since: float = 0.0, until: float = float("inf")) -> float:
         """A percentile, of tokens that came in that time."""
         return percentile([x for x, at in zip(self.latencies, self.times, strict=True) if since <= at < until], q)
 
-    def halves(self, since: float) -> tuple[tuple[float, float], tuple[float, float]]:
-        """Of the time from then on."""
-        end = max(self.times)
-        middle = (since + end) / 2
-        return (since, middle), (middle, end)
+    def rate(self, since: float, until: float) -> float:
+        """Tokens a second that came in that time."""
+        return sum(since <= at < until for at in self.times) / (until - since)
 
 
 class Stream(asyncio.Protocol):
@@ -92,6 +91,7 @@ class Stream(asyncio.Protocol):
 
     def end(self, good: bool) -> None:
         if not self.over.done():
+            self.crowd.first_end = min(self.crowd.first_end, time.monotonic())
             if not good:
                 self.crowd.broken.append(f"{self.status!r} {self.rest[-200:]!r} after {self.tokens} tokens")
             self.over.set_result(good)
@@ -174,7 +174,7 @@ class Server:
 
 
 def load(step: float, count: int, tokens: int) -> dict[str, Any]:
-    """A crowd at a server of its own, and what it saw. Latencies of the time in which all streams run."""
+    """A crowd at a server of its own, and what it saw. Rate and latencies are of the time in which all streams run."""
     with Server(step) as server, asyncio.Runner(loop_factory=uvloop.new_event_loop) as loop:
         loop.run(streams(server.port, 5, 20))  # what is made at a first request is made
         before, start, own = server.cpu, time.monotonic(), time.process_time()
@@ -184,15 +184,16 @@ def load(step: float, count: int, tokens: int) -> dict[str, Any]:
         finally:
             gc.enable()
         seconds = time.monotonic() - start
-        early, late = (crowd.p(99, *part) for part in crowd.halves(start + RAMP * seconds))
+        first, last = start + RAMP * seconds, crowd.first_end  # the time in which all of them run
+        middle = (first + last) / 2
         assert not crowd.broken, crowd.broken[:3]
         assert crowd.tokens == count * tokens
         return {
             "streams": count, "step_seconds": step, "wanted_tokens_per_s": round(count / step),
-            "tokens_per_s": crowd.tokens / seconds, "seconds": seconds, "tokens": crowd.tokens,
+            "tokens_per_s": crowd.rate(first, last), "seconds": seconds, "tokens": crowd.tokens,
             "tokens_per_chunk": crowd.tokens / crowd.chunks,
-            "added_latency_ms": {f"p{q}": crowd.p(q, start + RAMP * seconds) for q in (50, 90, 99, 100)},
-            "p99_ms_first_half": early, "p99_ms_second_half": late,
+            "added_latency_ms": {f"p{q}": crowd.p(q, first, last) for q in (50, 90, 99, 100)},
+            "p99_ms_first_half": crowd.p(99, first, middle), "p99_ms_second_half": crowd.p(99, middle, last),
             "server_cpu_share": (server.cpu - before) / seconds,
             "server_us_per_chunk": 1e6 * (server.cpu - before) / crowd.chunks,
             "client_cpu_share": (time.process_time() - own) / seconds, "server_resident": server.resident,
