@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -95,7 +96,9 @@ def write_model(name: str, folder: Path) -> Path:
     directory = folder / name
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "config.json").write_text(json.dumps(MODELS[name], indent=1))
-    _tokenizer(MODELS[name]["vocab_size"]).save(str(directory / TOKENIZER))
+    aside = directory / f"{TOKENIZER}.{os.getpid()}"  # another benchmark may be reading it
+    _tokenizer(MODELS[name]["vocab_size"]).save(str(aside))
+    aside.replace(directory / TOKENIZER)
     return directory
 
 
@@ -115,7 +118,7 @@ def _words() -> Iterator[str]:
     numbers, seen = random.Random(0), set[str]()
     while True:
         word, kind = "".join(numbers.choices(ascii_lowercase, k=numbers.randint(2, 8))), numbers.random()
-        word = f"Ġ{word}" if kind < 0.57 else f'{word}"' if kind < 0.574 else word
+        word = f"Ġ{word}" if kind < 0.57 else f'{word}"' if kind < 0.573 else word
         if word not in seen:
             seen.add(word)
             yield word

@@ -8,6 +8,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -21,6 +22,7 @@ KEPT: Final = 64  # compiled grammars, each of at most `worker.MOST_BYTES` writt
 FIRST_SECONDS: Final = 0.25  # CPU time that masks of a text may take in any case
 EACH_SECONDS: Final = 0.01  # and beyond that for each of its tokens
 MOST_THREADS: Final = 8
+KEEP: Final = 0.9  # of what a mask may take, from one to the next: dear and cheap ones come in turn
 SHARE: Final = 0.0005  # seconds of masks that are worth another thread: less than that goes into waking it
 Bits = npt.NDArray[np.int32]
 Asked = tuple["Guide", Sequence[int], Sequence[int]]  # and the arguments of `Guide.fill`
@@ -34,18 +36,19 @@ class Grammars:
         self._vocabulary = vocabulary
         self._lock = threading.Lock()
         self._info: Any = None
-        self._kept: OrderedDict[bytes, Any] = OrderedDict()
+        self._kept: OrderedDict[bytes, _Read] = OrderedDict()
 
     def guide(self, compiled: Compiled) -> Guide:
         """A fresh one, at the beginning. Raises SamplingError where the grammar is none of this engine's."""
         with self._lock:
             key = compiled.key
             if key not in self._kept:
-                self._kept[key] = self._read(compiled.body)
+                self._kept[key] = _Read(self._read(compiled.body))
             self._kept.move_to_end(key)
             while len(self._kept) > KEPT:
                 self._kept.popitem(last=False)
-            return Guide(xgrammar().GrammarMatcher(self._kept[key]))
+            read = self._kept[key]
+            return Guide(xgrammar().GrammarMatcher(read.grammar), read)
 
     def warm(self) -> None:
         """What the first grammar takes seconds for. Raises SamplingError where there can be none."""
@@ -63,6 +66,14 @@ class Grammars:
             raise SamplingError(f"the grammar was not compiled for this engine: {error}; compile it anew") from error
 
 
+@dataclass(eq=False)
+class _Read:
+    """A grammar as the library has it. `dearest`: seconds of the mask of all its texts that took longest."""
+
+    grammar: Any
+    dearest: float = 0.0
+
+
 class Filler:
     """Writes the masks of a step, on several threads where they take long: the library works outside Python's lock."""
 
@@ -72,7 +83,7 @@ class Filler:
 
     def fill(self, asked: Sequence[Asked], mask: Bits) -> list[Exception | None]:
         """Row by row of the mask; what was raised for each, whose mask is anything then."""
-        expected = sum(guide.took for guide, _, _ in asked)
+        expected = sum(guide.may_take for guide, _, _ in asked)
         count, found = min(self._count, len(asked), int(expected / SHARE)), dict[int, Exception | None]()
         if count < 2:
             return [_filled(each, mask, row) for row, each in enumerate(asked)]
@@ -100,14 +111,14 @@ def _filled(asked: Asked, mask: Bits, row: int) -> Exception | None:
 
 
 class Guide:
-    """Of one text. Tokens that a text loses, since it is computed anew, are taken back. `took`: seconds of the last
-    mask."""
+    """Of one text. Tokens that a text loses, since it is computed anew, are taken back. `may_take`: seconds of its next
+    mask, by its dearest so far, which is forgotten little by little; of a fresh one by its grammar's."""
 
-    def __init__(self, matcher: Any) -> None:
-        self._matcher = matcher
+    def __init__(self, matcher: Any, read: _Read) -> None:
+        self._matcher, self._read = matcher, read
         self._text: Sequence[int] = ()  # whose tokens these are
         self._tokens: list[int] = []
-        self._seconds = self.took = 0.0
+        self._seconds, self.may_take = 0.0, read.dearest
 
     def fill(self, text: Sequence[int], ahead: Sequence[int], mask: Bits, row: int) -> None:
         """Write into that row of the mask what may come behind these tokens: anything where the text is over. `text`:
@@ -121,8 +132,10 @@ class Guide:
             mask[row] = -1
         else:
             self._matcher.fill_next_token_bitmask(mask, row)
-        self.took = time.thread_time() - start
-        self._seconds += self.took
+        took = time.thread_time() - start
+        self._seconds += took
+        self._read.dearest = max(self._read.dearest, took)
+        self.may_take = max(took, KEEP * self.may_take)
         if self._seconds > FIRST_SECONDS + EACH_SECONDS * len(self._tokens):
             raise SamplingError(
                 f"guided_decoding: checking {len(self._tokens)} tokens took {self._seconds:.2f} s, at most "
@@ -131,7 +144,7 @@ class Guide:
 
     def _follow(self, text: Sequence[int], ahead: Sequence[int]) -> None:
         known = len(self._tokens)
-        if text is not self._text or len(text) + len(ahead) < known:  # rare: a step must not look through long texts
+        if text is not self._text or len(text) + len(ahead) < known:  # rare: no step may look through long texts
             self._text, tokens = text, [*text, *ahead]
             pairs = enumerate(zip(self._tokens, tokens, strict=False))
             same = next((i for i, (a, b) in pairs if a != b), min(known, len(tokens)))

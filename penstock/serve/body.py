@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import dataclass
 from typing import Any, Final, NoReturn, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 from starlette.requests import Request
 
 from penstock.serve.errors import RequestError, bounded, invalid
@@ -16,6 +17,11 @@ MOST_KEYS: Final = 10_000  # of one object
 _ASIDE: Final = 1 << 18  # bytes, above which another thread checks a body
 
 M = TypeVar("M", bound=BaseModel)
+
+
+@dataclass(frozen=True, slots=True)
+class Refused(BeforeValidator):
+    """Marks a field that is known, so that what to do instead can be said."""
 
 
 class Body(BaseModel):
@@ -45,7 +51,13 @@ def parse(body: bytes, model: type[M]) -> M:
     try:
         return model.model_validate_json(body)
     except ValidationError as error:
-        raise invalid(error, model.model_fields) from None
+        raise invalid(error, _taken(model)) from None
+
+
+def _taken(model: type[BaseModel]) -> list[str]:
+    """Fields that are not refused whatever they hold."""
+    every = model.model_fields.items()
+    return [name for name, field in every if not any(isinstance(each, Refused) for each in field.metadata)]
 
 
 def check_json(body: bytes) -> None:

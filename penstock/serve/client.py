@@ -16,6 +16,7 @@ import msgspec
 from penstock import errors
 from penstock.errors import ExecutorError, OptionError, PenstockError, QueueFullError
 from penstock.grammar.compiled import Compiled
+from penstock.grammar.guide import KEPT
 from penstock.grammar.process import CACHED
 from penstock.serve.link import EngineDied, EngineUnready, State
 from penstock.serve.wire import (
@@ -185,9 +186,9 @@ class EngineClient:
         if grammar.key in self._taught:
             self._taught.move_to_end(grammar.key)
             return
-        self.send(Learn(grammar.key, grammar.body))
+        self.send(Learn(grammar.body))
         self._taught[grammar.key] = len(grammar.body)
-        while len(self._taught) > 1 and sum(self._taught.values()) > CACHED:
+        while len(self._taught) > KEPT or (len(self._taught) > 1 and sum(self._taught.values()) > CACHED):
             self.send(Forget(self._taught.popitem(last=False)[0]))
 
     def abort(self, id: str, index: int | None) -> None:

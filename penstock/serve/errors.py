@@ -27,6 +27,7 @@ MOST_ERRORS: Final = 3  # of a body, told
 _COUNTED: Final = 1000  # errors of a body, above which none is looked at: making them takes time
 _PARAM: Final = re.compile(r"([a-z_]{1,40})=")  # how the package's messages begin where a parameter is wrong
 
+_FIELD: Final = re.compile(r"[a-z_]+")
 CODES: Final = {"extra_forbidden": "unknown_parameter", "missing": "missing_required_parameter"}  # by pydantic's type
 
 INVALID, SERVER = "invalid_request_error", "server_error"
@@ -138,7 +139,7 @@ def bounded(text: str, most: int = MOST_CHARACTERS) -> str:
 
 
 def invalid(error: ValidationError, fields: Collection[str]) -> RequestError:
-    """pydantic's errors in one sentence that names the fields. `fields`: what the body may hold."""
+    """pydantic's errors in one sentence that names the fields. `fields`: what the body may well hold."""
     count = error.error_count()
     if count > _COUNTED:
         said = f"the body has {count} errors against what this path takes; see /openapi.json"
@@ -146,7 +147,8 @@ def invalid(error: ValidationError, fields: Collection[str]) -> RequestError:
     found = error.errors(include_url=False, include_context=False)
     told = [_sentence(each["loc"], each["type"], each["msg"], each["input"], fields) for each in found[:MOST_ERRORS]]
     more = f"; and {count - MOST_ERRORS} more" if count > MOST_ERRORS else ""
-    first = (*found[0]["loc"], told[0].partition(":")[0])[0]  # of an error between fields, the one it begins with
+    named = _FIELD.match(told[0])  # of an error between fields, the one it begins with
+    first = found[0]["loc"][0] if found[0]["loc"] else named and named[0]
     param = bounded(str(first), MOST_SHOWN) if found[0]["loc"] or first in fields else None
     return RequestError(400, "; ".join(told) + more, CODES.get(found[0]["type"], "invalid_value"), param)
 
@@ -154,7 +156,7 @@ def invalid(error: ValidationError, fields: Collection[str]) -> RequestError:
 def _sentence(where: tuple[int | str, ...], kind: str, message: str, value: object, fields: Collection[str]) -> str:
     place = bounded(".".join(map(str, where)), MOST_SHOWN)
     if kind == "extra_forbidden":
-        near = get_close_matches(place, fields, 1) if len(where) == 1 else []
+        near = get_close_matches(place, fields, 1, 0.75) if len(where) == 1 else []
         return f"unknown field {place!r}" + "".join(f", did you mean {name!r}?" for name in near)
     if kind == "missing":
         return f"{place}: is required"

@@ -60,12 +60,12 @@ class Answering:
             gone = True
         except Exception as error:  # a border: whatever a request raises ends that request alone
             found = refusal(error)
-            refused = found.code
             if found.unexpected:
                 for failed in self._serving.hooks.failed:
                     failed(request_id, error)
             if status:
                 raise
+            refused = found.code
             await found.response()(scope, receive, tell)
         finally:
             seconds, route = time.monotonic() - started, scope["state"]["route"]

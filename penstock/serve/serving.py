@@ -35,7 +35,8 @@ _ASIDE: Final = 10_000
 
 class Answered(NamedTuple):
     """A request to the server as it ended. `route`: the path's template, empty for an unknown one. `status`: 0 where
-    the client left before there was one. `gone`: whether it left before the end. `refused`: the error's code."""
+    the client left before there was one. `gone`: whether it left before the end. `refused`: the code of an
+    error before the answer began."""
 
     request_id: str
     method: str

@@ -36,9 +36,8 @@ class Submit(Struct, tag="submit", array_like=True, frozen=True):
 
 
 class Learn(Struct, tag="learn", array_like=True, frozen=True):
-    """A grammar that requests behind this may name. `body`: as the grammar process made it."""
+    """A grammar that requests behind this may name by its key. `body`: as the grammar process made it."""
 
-    key: bytes
     body: bytes
 
 

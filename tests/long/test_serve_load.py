@@ -15,6 +15,7 @@ pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
 STREAMS = 500
 LIMIT = 50.0  # milliseconds of latency that the HTTP process may add, at P99
 SLOW_STREAMS, SLOW_TEXTS, SLOW_TOKENS, STEP = 100, 128, 400, 0.025
+MOST_RESIDENT = 192 << 20  # bytes of the HTTP process behind 1.25 million tokens; 92 MiB were seen
 MOST_GROWTH = 128 << 20  # bytes for one client that does not read
 
 
@@ -31,11 +32,12 @@ def test_five_hundred_streams_at_twenty_thousand_tokens_a_second() -> None:
     assert found["added_latency_ms"]["p99"] < LIMIT
 
 
-def test_fifty_thousand_tokens_a_second_grow_nothing_without_bound() -> None:
+def test_fifty_thousand_tokens_a_second_leave_nothing_behind() -> None:
     found = load(STREAMS / 50_000, STREAMS, 2500)
     results.write("serve_load_50k", limit_ms=LIMIT, **found)
     assert found["tokens_per_s"] > 0.99 * 50_000  # of the 1 % that was behind, 50 ms would be full after 5 s
-    assert found["added_latency_ms"]["p99"] < LIMIT
+    assert found["added_latency_ms"]["p99"] < LIMIT and found["p99_ms_second_half"] < LIMIT
+    assert found["server_resident"] < MOST_RESIDENT
 
 
 def beside(slow: bool) -> dict[str, float]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import json
 import platform
+import re
 import sys
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager
@@ -25,6 +27,7 @@ from penstock.bench.serve.local import served
 from penstock.errors import OptionError
 
 Say = Callable[[str], None]
+MOST_NOTE = 400  # characters of the further fields
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +135,7 @@ def _name(wish: Wish, work: Workload, at_once: int | None) -> str:
     base = work.name.removeprefix("offline_").removeprefix("throughput_")
     chat = "chat_" if wish.endpoint == "chat" else ""
     rate = f"_r{work.given.rate:g}" if work.given.rate else ""
-    more = "".join(f"_{name}" for name in sorted(wish.more))
+    more = "".join(f"_{re.sub('[^a-z0-9_]', '', name)}" for name in sorted(wish.more))
     return f"serve_{chat}{base}{rate}" + (f"_c{at_once}" if at_once else "") + more
 
 
@@ -180,6 +183,7 @@ def environment(server: Any) -> dict[str, Any]:
 def _told(wish: Wish, url: str, ran: Ran) -> Told:
     facts: dict[str, Any] = {"commit": commit(), "when": now(), "environment": environment(ran.server)}
     note = f"{ran.form}; {'ended by length alone' if wish.ignore_eos else 'texts may end early'}"
+    note += f"; {json.dumps(wish.more)[:MOST_NOTE]}" if wish.more else ""
     figure = Maker(ran.model, "")
     records = [replace(r, **facts) for each in ran.figures for r in each.records(figure, note)]
     data = {

@@ -55,7 +55,8 @@ class Desk:
     def learn(self, said: Learn | Forget) -> None:
         """The other process sees to it that these are not too many."""
         if isinstance(said, Learn):
-            self._grammars[said.key] = Compiled(said.body)
+            compiled = Compiled(said.body)
+            self._grammars[compiled.key] = compiled
         else:
             self._grammars.pop(said.key, None)
 
@@ -95,7 +96,7 @@ class Desk:
 
     def _known(self, key: bytes) -> Compiled:
         if key not in self._grammars:
-            raise SamplingError(f"no grammar has the key {key[:32].hex()}; send it with Learn, ahead of its requests")
+            raise ExecutorError(f"no grammar has the key {key[:32].hex()}; send it with Learn, ahead of its requests")
         return self._grammars[key]
 
     def _hear(self, text: TokenStream) -> None:

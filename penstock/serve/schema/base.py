@@ -8,7 +8,7 @@ from typing import Annotated, Any, Final, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from penstock.runtime.sampling.params import SamplingParams
-from penstock.serve.body import Body
+from penstock.serve.body import Body, Refused
 
 MOST_STOPS: Final = 128  # whatever max_stop says
 MOST_STOP_CHARACTERS: Final = 256  # of each: looking for them takes time with every token
@@ -38,7 +38,7 @@ TokenId = Annotated[int, Field(ge=0, le=2**31 - 1)]
 TokenKey = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
 
 
-def refused(remedy: str, *neutral: object) -> BeforeValidator:
+def refused(remedy: str, *neutral: object) -> Refused:
     """Of a field that is known, and asks for what is not done: what to do instead. Null and `neutral` ask for
     nothing."""
     known = [(type(each), each) for each in neutral]  # False is no 0
@@ -48,7 +48,7 @@ def refused(remedy: str, *neutral: object) -> BeforeValidator:
             raise ValueError(f"is not taken here; {remedy}")
         return value
 
-    return BeforeValidator(check)
+    return Refused(check)
 
 
 class StreamOptions(Body):

@@ -16,7 +16,7 @@ import pytest
 from penstock.errors import QueueFullError, SamplingError
 from penstock.grammar import GuidedDecoding, guided, process
 from penstock.grammar.compiled import Compiled
-from penstock.grammar.guide import FIRST_SECONDS, SHARE, Filler, Guide
+from penstock.grammar.guide import FIRST_SECONDS, SHARE, Filler, Guide, _Read
 from penstock.grammar.process import Compiler
 from penstock.text import Tokenizer
 from tests.cpu.grammar.conftest import Walker
@@ -217,7 +217,31 @@ def test_masks_that_take_long_end_the_text() -> None:
             return True
 
     with pytest.raises(SamplingError, match="checking 0 tokens took"):
-        Guide(Slow()).fill([], (), np.zeros((1, 4), np.int32), 0)
+        Guide(Slow(), _Read(None)).fill([], (), np.zeros((1, 4), np.int32), 0)
+
+
+def test_what_a_mask_may_take_is_its_dearest_for_a_while() -> None:
+    """Of texts that go through one schema side by side all are dear, or none."""
+
+    class Matcher:
+        dear = False
+
+        def is_terminated(self) -> bool:
+            end = time.thread_time() + 0.01 * self.dear
+            while time.thread_time() < end:
+                pass
+            return True
+
+    matcher, read, mask = Matcher(), _Read(None), np.zeros((1, 4), np.int32)
+    guide = Guide(matcher, read)
+    for dear in (True, False, False):
+        matcher.dear = dear
+        guide.fill([], (), mask, 0)
+        assert 0.008 < guide.may_take < 0.05
+    assert Guide(matcher, read).may_take == read.dearest >= 0.01
+    for _ in range(60):
+        guide.fill([], (), mask, 0)
+    assert guide.may_take < 0.001
 
 
 def test_masks_on_several_threads_are_those_of_one(walker: Walker) -> None:
@@ -228,10 +252,11 @@ def test_masks_on_several_threads_are_those_of_one(walker: Walker) -> None:
         for count in (1, 4, 9):
             asked = [(walker.guide(GuidedDecoding(**kinds[i % 4])), [], []) for i in range(count)]
             wrong = (walker.guide(GuidedDecoding(regex="a+")), [tokens.index(b"b")], [])
-            wrong[0].took = 2.2 * SHARE  # it took so long the last time
-            assert filler._threads is None or count > 1
+            if count > 1:
+                wrong[0].may_take = 2.2 * SHARE
             together, alone = np.zeros((2, count + 1, words), np.int32)
             told = filler.fill([*asked, wrong], together)
+            assert (filler._threads is None) == (count == 1)
             for row, (guide, text, ahead) in enumerate(asked):
                 guide.fill(text, ahead, alone, row)
             assert (together[:count] == alone[:count]).all() and (together[count] == -1).all()

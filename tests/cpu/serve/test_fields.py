@@ -74,6 +74,32 @@ def test_what_cannot_be_done_is_refused_by_name_with_what_to_do(name: str) -> No
     assert told.message.startswith(f"{name}: is not taken here; ") and len(told.message) < 200
 
 
+@pytest.mark.parametrize(
+    ("fields", "code", "param", "says"),
+    [
+        ({"top_q": 1}, "unknown_parameter", "top_q", "unknown field 'top_q', did you mean 'top_p'?"),
+        ({"return_token": 1}, "unknown_parameter", "return_token", "unknown field 'return_token'"),  # _ids is refused
+        ({"zzz": 1, "temperature": "a"}, "invalid_value", "temperature", "temperature: "),
+        ({"messages": None}, "invalid_value", "messages", "messages: "),
+        ({"stream_options": {"include_usage": True}}, "invalid_value", "stream_options", "stream_options goes with"),
+        ({"top_logprobs": 2}, "invalid_value", "top_logprobs", "top_logprobs goes with"),
+        ({"max_tokens": 1, "max_completion_tokens": 2}, "invalid_value", "max_tokens", "max_tokens and max_comp"),
+    ],
+)
+def test_what_is_wrong_has_a_code_and_a_field(fields: dict[str, Any], code: str, param: str, says: str) -> None:
+    with pytest.raises(RequestError) as error:
+        read(**fields)
+    told = refusal(error.value)
+    assert (told.status, told.code, told.param) == (400, code, param)
+    assert told.message.startswith(says) and ("did you mean" in says or "did you mean" not in told.message)
+
+
+def test_what_is_missing_has_a_code() -> None:
+    with pytest.raises(RequestError) as error:
+        parse(b"{}", ChatRequest)
+    assert (error.value.code, error.value.param) == ("missing_required_parameter", "messages")
+
+
 def test_the_servers_limits_rule_and_have_limits_themselves() -> None:
     found = read(stop=["a"] * 17, logprobs=True, top_logprobs=32).sampling(10)
     with pytest.raises(RequestError, match="stop: 17 of one request, at most 16"):

@@ -98,7 +98,10 @@ def test_a_request_id_is_taken_where_it_is_sane_and_told_to_the_hooks() -> None:
         given = [each.headers["x-request-id"] for each in answers]
         assert given[0] == "abc-1" and not set(given[1:]) & set(ids) and len(set(given)) == 4
         assert [each.request_id for each in heard] == given
-        assert {(each.route, each.status, each.gone) for each in heard} == {("/echo", 200, False)}
+        assert {(each.route, each.status, each.gone, each.refused) for each in heard} == {("/echo", 200, False, None)}
+        async with client_of(app) as client:
+            await client.post("/echo", json={"numbers": 1})
+        assert (heard[-1].status, heard[-1].refused) == (400, "missing_required_parameter")
 
     asyncio.run(run())
 

@@ -101,6 +101,18 @@ def test_the_document_describes_what_is_there() -> None:
     assert "401" in shut["/echo"]["post"]["responses"] and "401" not in shut["/health"]["get"]["responses"]
 
 
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+def test_the_document_describes_events_and_their_end(path: str) -> None:
+    made = document(ROUTES, False)
+    events = made["paths"][path]["post"]["responses"]["200"]["content"]["text/event-stream"]["schema"]
+    (end, payload) = events["properties"]["data"]["anyOf"]
+    jsonschema.validate("[DONE]", end)
+    schema = {**payload["contentSchema"], "components": made["components"]}
+    jsonschema.validate({"error": {"message": "a", "type": "b", "param": None, "code": None}}, schema)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({"choices": []}, schema)
+
+
 ANSWERS: list[tuple[str, str, Callable[[], Any]]] = [
     ("get", "/v1/models", lambda: None), ("get", "/version", lambda: None), ("get", "/health", lambda: None),
     ("post", "/tokenize", lambda: {"prompt": "a"}), ("post", "/detokenize", lambda: {"tokens": [5]}),
