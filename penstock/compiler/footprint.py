@@ -9,7 +9,7 @@ from penstock.compiler.backend import Unplanned
 from penstock.compiler.memory import plan_memory
 from penstock.engine.device import Device
 from penstock.engine.groups import groups_of
-from penstock.engine.memory import CONTEXT, LIBRARY, LIBRARY_CODE, bucket_keys, gib, graph_bytes, mask_bytes
+from penstock.engine.memory import CONTEXT, LIBRARY, LIBRARY_CODE, bucket_keys, gib, graph_bytes
 from penstock.engine.program import Phase, Plan, Site, Sizes
 from penstock.errors import ResourceError
 from penstock.ir.graph import Graph
@@ -27,8 +27,6 @@ def footprint(draft: Unplanned, device: Device) -> dict[str, Any]:
     groups = groups_of(draft.graphs["forward"].leaves("state"))
     weights = sum({n.name: n.types[0].nbytes() for graph in draft.every for n in graph.leaves("weight")}.values())
     buffers = _buffers(draft) + 4 * (profile.slots.size + profile.upload_size)
-    if device.kind == "cuda" and draft.spec.get("head", True):
-        buffers += mask_bytes(profile.max_batch_size, draft.spec["vocab_size"])
     request = sum(g.request_bytes(profile.max_seq_len, profile.block_size, profile.max_num_tokens) for g in groups)
     driver = _driver(draft) if device.kind == "cuda" else 0
     fixed, block = weights + buffers + driver, sum(g.unit_bytes for g in groups if not g.by_slot)

@@ -34,7 +34,6 @@ from penstock.ir.graph import Node
 ALIGN = 256  # bytes
 PAGE = 2 << 20  # bytes: what the driver gives memory out in
 Key = tuple[int, int]  # (T bucket, L bucket)
-MASKED_AT_ONCE = 32  # rows of logits whose masks are spread out together
 
 # Measured on an H200 with driver 580 and torch 2.11.
 CONTEXT = 690 << 20  # a CUDA context, with torch's streams and first kernel, as nvidia-smi counts it
@@ -57,9 +56,9 @@ class Limits(Protocol):
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Bytes. `slots`: with the upload, the zeroed memory and the masks; `workspace`: the library's; `graphs`: what the
-    driver keeps of captured graphs and binaries; `by_slot`: states with a place for each slot. `blocks`: of the pools
-    of `groups`, dummies included. `budget`: what may be used.
+    """Bytes. `slots`: with the upload and the zeroed memory; `workspace`: the library's; `graphs`: what the driver
+    keeps of captured graphs and binaries; `by_slot`: states with a place for each slot. `blocks`: of the pools of
+    `groups`, dummies included. `budget`: what may be used.
     """
 
     weights: int
@@ -263,16 +262,9 @@ def weight_offsets(engine: Engine) -> tuple[dict[str, int], int]:
 
 
 def slot_bytes(engine: Engine) -> int:
-    """Slots, upload, zeroed memory and masks."""
+    """Slots, upload and zeroed memory."""
     profile = engine.profile
-    known = aligned(4 * profile.slots.size) + aligned(4 * profile.upload_size) + aligned(engine.zeroed)
-    return known + aligned(mask_bytes(profile.max_batch_size, engine.vocab_size) if engine.model_spec.head else 0)
-
-
-def mask_bytes(rows: int, vocab_size: int) -> int:
-    """Of grammars' masks on the device: a bit a token for each row, and for some rows a byte, twice."""
-    words = -(-vocab_size // 32)
-    return 4 * words * rows + 2 * 32 * words * MASKED_AT_ONCE
+    return aligned(4 * profile.slots.size) + aligned(4 * profile.upload_size) + aligned(engine.zeroed)
 
 
 def calls_library(engine: Engine) -> bool:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from penstock.engine.manifest import Engine
-from penstock.engine.memory import Limits, MemoryPlan, aligned, calls_library, gib, mask_bytes, plan_run
+from penstock.engine.memory import Limits, MemoryPlan, aligned, calls_library, gib, plan_run
 from penstock.engine.program import CONTROLLED, FRONT, PLAIN, SCORES
 from penstock.engine.store import KERNELS
 from penstock.errors import ResourceError
@@ -88,6 +88,7 @@ class CudaBackend:
         self.uploads = 0  # copies to the device, for the test that there is at most one a step
         self._count = 0
         self._sent = b""  # the upload that the device holds
+        self._masker = cache(lambda: Masker("cuda", engine.profile.max_batch_size, engine.vocab_size))
         self._stream: int = torch.cuda.current_stream().cuda_stream  # that replays take too: all are of one thread
         with self._stage("memory"), _no_more_than(self.plan):
             region = _Region(self.plan.region)
@@ -114,9 +115,6 @@ class CudaBackend:
             arena, zeroed = region.take(self.plan.arena), region.take(engine.zeroed).zero_()
             slots, upload = region.numbers(profile.slots.size), region.numbers(profile.upload_size)
             rows = (limits or profile).max_batch_size
-            masked = profile.max_batch_size, engine.vocab_size
-            masks = region.take(mask_bytes(*masked)) if engine.model_spec.head else None
-            self._masker = cache(lambda: Masker("cuda", *masked, masks))
             own = pool.allocate(engine, self.num_blocks, rows, region.take)
             self.states: Mapping[str, Any] = {"slots": slots, **own}
             memory = Memory(arena, zeroed, upload, loading.weights, self.states, kernels)

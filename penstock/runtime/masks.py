@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
-from penstock.engine.memory import MASKED_AT_ONCE as AT_ONCE
-from penstock.engine.memory import mask_bytes
 from penstock.engine.program import SCORES
 from penstock.ir.lazy import torch
 from penstock.ir.ops.control import MOST_LOGPROBS
+
+AT_ONCE: Final = 32  # rows, whose bits are spread out to bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,19 +24,16 @@ class Masks:
 
 
 class Masker:
-    """Applies masks on one device, in memory that it has from the start."""
+    """Applies masks on one device. Its buffers are allocated once, so that masking allocates nothing."""
 
-    def __init__(self, device: str, rows: int, vocab_size: int, memory: Any = None) -> None:
-        """For at most so many rows of that vocabulary. `memory`: `mask_bytes` of the device's, u8; None: its own."""
+    def __init__(self, device: str, rows: int, vocab_size: int) -> None:
+        """For at most so many rows of that vocabulary."""
         words = -(-vocab_size // 32)
-        if memory is None:
-            memory = torch.empty(mask_bytes(rows, vocab_size), dtype=torch.uint8, device=device)
-        bits, spread, unset = memory.split([4 * words * rows, *2 * [32 * words * AT_ONCE]])
         # Filled by the host while no step is under way that may read it.
         self.bits = torch.zeros(rows, words, dtype=torch.int32, pin_memory=device == "cuda")
-        self._bytes = bits.view(rows, 4 * words)
-        self._each = spread.view(AT_ONCE, 4 * words, 8)
-        self._unset = unset.view(torch.bool).view(AT_ONCE, 32 * words)
+        self._bytes = torch.zeros(rows, 4 * words, dtype=torch.uint8, device=device)
+        self._each = torch.zeros(AT_ONCE, 4 * words, 8, dtype=torch.uint8, device=device)
+        self._unset = torch.zeros(AT_ONCE, 32 * words, dtype=torch.bool, device=device)
         self._powers = (1 << torch.arange(8)).to(torch.uint8).to(device)
 
     def apply(self, logits: Any, masks: Masks) -> Mapping[int, Any]:
