@@ -65,6 +65,7 @@ def _read_vocabulary(body: bytes) -> Vocabulary:
 
 def main(control: socket.socket) -> None:
     """Until the control socket closes."""
+    os.environ["OPENBLAS_NUM_THREADS"] = os.environ["OMP_NUM_THREADS"] = "1"  # a fork has no threads, but their locks
     try:
         info = _read_vocabulary(receive(control)).info()
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # whoever asked hears of a fork's end by its socket

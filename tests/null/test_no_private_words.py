@@ -15,8 +15,11 @@ SUFFIXES = {".py", ".toml", ".md", ".txt", ".sh", ".cfg", ".yml", ".yaml", ".cu"
 NAMES = {"Makefile", "run"}
 
 # They say where to look for files and whether to use the network; none changes a result.
-# The last two only refuse: more ranks than are built.
-ENVIRONMENT = ("HF_HUB_OFFLINE", "XDG_CACHE_HOME", "HF_TOKEN", "OMPI_COMM_WORLD_SIZE", "WORLD_SIZE")
+# Those of ranks only refuse: more than are built. Those of threads are set, by a process for itself.
+ENVIRONMENT = (
+    "HF_HUB_OFFLINE", "XDG_CACHE_HOME", "HF_TOKEN", "OMPI_COMM_WORLD_SIZE", "WORLD_SIZE", "OPENBLAS_NUM_THREADS",
+    "OMP_NUM_THREADS",
+)  # fmt: skip
 
 EVERYWHERE = {
     "pickle": re.compile(r"^\s*(?:import|from)\s+(?:pickle|cPickle|dill|cloudpickle|joblib|marshal|shelve)\b", re.M),
