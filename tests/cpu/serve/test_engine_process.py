@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 
 from penstock import LLM, SamplingParams
-from penstock.errors import OptionError, PenstockError, PromptError, QueueFullError, SamplingError
+from penstock.errors import ExecutorError, OptionError, PenstockError, PromptError, QueueFullError, SamplingError
+from penstock.grammar.compiled import Compiled
 from penstock.runtime.requests import CompletionOutput
 from penstock.serve.client import EngineReply
 from penstock.serve.link import EngineDied, EngineUnready
@@ -163,7 +164,7 @@ REFUSED: list[tuple[dict[str, Any], dict[str, Any], type[PenstockError], str]] =
     ({}, {"timeout": -1.0}, OptionError, "timeout"),
     ({}, {"priority": 2**40}, OptionError, "priority"),
     ({"guided_decoding": {"regex": "a"}}, {}, SamplingError, "guided_decoding"),
-    ({}, {"grammar": b"x"}, SamplingError, "not compiled for this engine"),
+    ({}, {"grammar": b"x"}, ExecutorError, "no grammar has the key 78"),
     ({}, {"embed": True}, OptionError, "embed"),
 ]
 
@@ -175,6 +176,13 @@ def test_a_refusal_is_the_request_s_own_error(
     with pytest.raises(error, match=said):
         runner.run(send(supervisor, params, **more).parts())
     assert not supervisor.link.num_open
+
+
+def test_a_grammar_of_another_engine_is_refused(runner: asyncio.Runner, supervisor: Supervisor) -> None:
+    other = Compiled(b"x")
+    new = Submit("other", PROMPT, {}, time.monotonic(), grammar=other.key)
+    with pytest.raises(SamplingError, match="not compiled for this engine"):
+        runner.run(supervisor.link.submit(new, other).parts())
 
 
 def test_an_id_is_taken_while_its_request_runs(runner: asyncio.Runner, supervisor: Supervisor) -> None:
