@@ -147,9 +147,8 @@ def invalid(error: ValidationError, fields: Collection[str]) -> RequestError:
     found = error.errors(include_url=False, include_context=False)
     told = [_sentence(each["loc"], each["type"], each["msg"], each["input"], fields) for each in found[:MOST_ERRORS]]
     more = f"; and {count - MOST_ERRORS} more" if count > MOST_ERRORS else ""
-    named = _FIELD.match(told[0])  # of an error between fields, the one it begins with
-    first = found[0]["loc"][0] if found[0]["loc"] else named and named[0]
-    param = bounded(str(first), MOST_SHOWN) if found[0]["loc"] or first in fields else None
+    where, begins = found[0]["loc"], _FIELD.match(told[0])  # an error between fields begins with one
+    param = bounded(str(where[0]), MOST_SHOWN) if where else begins[0] if begins and begins[0] in fields else None
     return RequestError(400, "; ".join(told) + more, CODES.get(found[0]["type"], "invalid_value"), param)
 
 

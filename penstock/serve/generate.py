@@ -145,11 +145,8 @@ class Generation:
         return Submit(id, prompt.tokens, wire_params(self.params), self._arrival, *limits, key)
 
     def _sent(self, number: int, prompt: Prompt) -> Answer:
-        new, started = self._submit(number, prompt), self._serving.hooks.started
-        reply, request = self._serving.link.submit(new, self._grammar), self._request
-        watcher = None
-        if started is not None:
-            watcher = started(request.scope["state"]["request_id"], new, self.params.max_tokens, request.headers.raw)
+        new = self._submit(number, prompt)
+        reply, watcher = self._serving.submit(self._request, new, self.params.max_tokens, self._grammar)
         return Answer(reply, prompt, self.params, self._tokenizer, watcher, self._shown, has_deadline(self._body))
 
 

@@ -15,7 +15,7 @@ from typing import Any, Final
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from penstock.serve.errors import RequestError, refusal
+from penstock.serve.errors import RequestError
 from penstock.serve.serving import Answered, Serving
 
 _SANE_ID: Final = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
@@ -59,10 +59,7 @@ class Answering:
         except (ClientGone, ClientDisconnect):
             gone = True
         except Exception as error:  # a border: whatever a request raises ends that request alone
-            found = refusal(error)
-            if found.unexpected:
-                for failed in self._serving.hooks.failed:
-                    failed(request_id, error)
+            found = self._serving.refusal(request_id, error)
             if status:
                 raise
             refused = found.code

@@ -18,10 +18,11 @@ from starlette.responses import Response
 
 from penstock.errors import PenstockError, TokenizerError
 from penstock.grammar import GuidedDecoding
+from penstock.grammar.compiled import Compiled
 from penstock.serve.config import ServeConfig
-from penstock.serve.errors import RequestError, bounded
+from penstock.serve.errors import Refusal, RequestError, bounded, refusal
 from penstock.serve.grammar_process import GrammarClient
-from penstock.serve.link import EngineLink, EngineUnready
+from penstock.serve.link import EngineLink, EngineUnready, Reply
 from penstock.serve.tools.manner import Manner
 from penstock.serve.wire import Part, Submit
 from penstock.text import ChatTemplate, Tokenizer
@@ -123,6 +124,23 @@ class Serving:
         if self.link.facts["embeds"]:
             said = "this engine gives vectors and no text; start one of a model with a head, without --task embed"
             raise RequestError(400, said, "unsupported")
+
+    def submit(
+        self, request: Request, new: Submit, max_tokens: int | None = None, grammar: Compiled | None = None
+    ) -> tuple[Reply, Watcher | None]:
+        """Send what an HTTP request asks of the engine, and tell who watches. Raises as `EngineLink.submit`."""
+        reply, started = self.link.submit(new, grammar), self.hooks.started
+        if started is None:
+            return reply, None
+        return reply, started(request.scope["state"]["request_id"], new, max_tokens, request.headers.raw)
+
+    def refusal(self, request_id: str, error: Exception) -> Refusal:
+        """What the caller is told of an error; of one that nobody expected the hooks hear."""
+        found = refusal(error)
+        if found.unexpected:
+            for hook in self.hooks.failed:
+                hook(request_id, error)
+        return found
 
     def unready(self) -> EngineUnready:
         """Why there is no engine just now."""

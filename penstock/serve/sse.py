@@ -11,7 +11,6 @@ from starlette.types import Receive, Scope, Send
 
 from penstock.serve.answers import to_json
 from penstock.serve.app import while_connected
-from penstock.serve.errors import refusal
 from penstock.serve.serving import Serving
 
 _DONE: Final = b"data: [DONE]\n\n"
@@ -55,11 +54,7 @@ class Stream(Response):
         except Exception as error:  # the border of a request: told to its client
             if not events.started:
                 raise
-            found = refusal(error)
-            if found.unexpected:
-                for hook in self._serving.hooks.failed:
-                    hook(request_id, error)
-            await events.write(event(found.body))
+            await events.write(event(self._serving.refusal(request_id, error).body))
         await events.end()
 
 

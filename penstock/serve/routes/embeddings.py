@@ -66,8 +66,7 @@ def _submits(ids: list[list[int]], body: EmbeddingRequest, serving: Serving) -> 
 
 
 async def _vector(new: Submit, serving: Serving, request: Request, own_deadline: bool) -> Vector:
-    reply, started = serving.link.submit(new), serving.hooks.started
-    watcher = started(request.scope["state"]["request_id"], new, None, request.headers.raw) if started else None
+    reply, watcher = serving.submit(request, new)
     error: BaseException | None = None
     try:
         return await _heard(reply, watcher, own_deadline)
